@@ -1,0 +1,140 @@
+/* The framed protocol between CLI, shim and agent: see native/PROTOCOL.md and docs/adr/0001-wire-protocol.md.
+ * rundctl/guest/wire.py and rundctl/guest/ops.py say the same in Python; tests/contract compares the two. */
+#ifndef RUNDCTL_WIRE_H
+#define RUNDCTL_WIRE_H
+
+#include <stdint.h>
+
+enum {
+	WIRE_VERSION = 1,
+	WIRE_HEADER_SIZE = 16,
+	WIRE_PAYLOAD_MAX = 32 * 1024,	      /* bytes of payload in one frame */
+	WIRE_MESSAGE_MAX = 4 * 1024 * 1024,   /* bytes of a message joined from frames with WIRE_MORE */
+	WIRE_WINDOW = 128 * 1024,	      /* bytes of unacknowledged DATA a stream may have */
+	WIRE_ENTROPY_SIZE = 64,		      /* bytes of entropy in an IDENTITY */
+};
+
+#define WIRE_MAGIC "RUND"
+
+/* All integers are little-endian; both ends are x86-64, so the struct is the wire format. */
+struct wire_header {
+	uint32_t size;	    /* bytes of payload that follow */
+	uint8_t type;	    /* enum wire_type */
+	uint8_t flags;	    /* WIRE_MORE, WIRE_STREAM_MASK */
+	uint16_t container; /* 0: the VM itself, 1: the first container */
+	uint32_t process;   /* 0: the container's init, others: exec */
+	uint32_t tag;	    /* != 0: a request (or the RESULT of one) */
+};
+_Static_assert(sizeof(struct wire_header) == WIRE_HEADER_SIZE, "wire header");
+
+enum wire_flag {
+	WIRE_STREAM_MASK = 0x03, /* DATA, CREDIT, CLOSE: which stream */
+	WIRE_MORE = 0x80,	 /* the message goes on in the next frame of this tag */
+};
+
+enum wire_stream { WIRE_STDIN = 0, WIRE_STDOUT = 1, WIRE_STDERR = 2, WIRE_STREAMS = 3 };
+
+enum wire_role { WIRE_ROLE_CLIENT = 1, WIRE_ROLE_SHIM = 2, WIRE_ROLE_AGENT = 3 };
+
+/* Types from 0x80 on may be ignored by a peer that does not know them. */
+enum wire_type {
+	WIRE_HELLO = 1,	   /* struct wire_hello; first frame in each direction */
+	WIRE_RESULT = 2,   /* struct wire_result, then `detail` text (no NUL); answers a request */
+	WIRE_IDENTITY = 3, /* struct wire_identity, then the hostname (no NUL); request to the agent */
+	WIRE_SETTLE = 4,   /* empty; request to the agent before a snapshot: flush, drop what a clone need not carry */
+	WIRE_PLAN = 5,	   /* struct wire_plan, then operations; request: RESULT comes at WAIT, or with the failure */
+	WIRE_START = 6,	   /* empty; request: RESULT comes when the exec is done or has failed */
+	WIRE_SIGNAL = 7,   /* struct wire_signal; request or (tag 0) notification */
+	WIRE_DATA = 8,	   /* bytes of a stream */
+	WIRE_CREDIT = 9,   /* uint32_t: bytes that left the receiver */
+	WIRE_CLOSE = 10,   /* empty; end of a stream, see ADR 1 for its two meanings */
+	WIRE_EXITED = 11,  /* struct wire_exited; the last frame about a process */
+	WIRE_PID = 12,	   /* uint32_t host pid of the shim; launcher -> creator, tag 0, before the shim's HELLO */
+	WIRE_COMMIT = 13,  /* empty; request creator -> shim: from now on the creator may go away */
+	WIRE_STOP = 14,	   /* empty; request client -> shim: end the VM now, without asking the guest */
+};
+
+struct wire_hello {
+	char magic[4];
+	uint16_t version;
+	uint16_t role;
+};
+_Static_assert(sizeof(struct wire_hello) == 8, "hello");
+
+struct wire_result {
+	int32_t error;	/* errno, 0 = success */
+	uint32_t index; /* operation of the plan that failed, else 0 */
+};
+_Static_assert(sizeof(struct wire_result) == 8, "result");
+
+struct wire_identity {
+	uint64_t realtime_ns; /* CLOCK_REALTIME of the host when sent */
+	uint8_t entropy[WIRE_ENTROPY_SIZE];
+};
+_Static_assert(sizeof(struct wire_identity) == 72, "identity");
+
+struct wire_plan {
+	uint64_t clone_flags; /* CLONE_NEW* for clone3 */
+	uint32_t operations;  /* how many follow */
+	uint32_t reserved;    /* 0 */
+};
+_Static_assert(sizeof(struct wire_plan) == 16, "plan");
+
+struct wire_signal {
+	uint32_t signal;
+	uint32_t all; /* 1: every process of the container, not just its init */
+};
+_Static_assert(sizeof(struct wire_signal) == 8, "signal");
+
+struct wire_exited {
+	int32_t status; /* as waitpid(2) stores it */
+	uint32_t flags; /* 0 */
+};
+_Static_assert(sizeof(struct wire_exited) == 8, "exited");
+
+/* Plan operations: docs/adr/0002-plan-operations.md. An operation is a struct wire_op and then its arguments, each
+ * {uint32_t length, bytes, NUL}; an integer argument is 8 bytes. `size` counts the arguments' encoding. */
+struct wire_op {
+	uint16_t opcode;
+	uint16_t arguments;
+	uint32_t size;
+};
+_Static_assert(sizeof(struct wire_op) == 8, "op");
+
+enum wire_opcode {
+	OP_MOUNT = 1,	      /* s source, s target, s fstype, u flags, s data, u mode of a directory to make */
+	OP_BIND = 2,	      /* s source, s target, u recursive, u kind (0 directory, 1 file) */
+	OP_REMOUNT = 3,	      /* s target, u set flags, u clear flags, u recursive */
+	OP_PROPAGATION = 4,   /* s target, u flags */
+	OP_ROOT = 5,	      /* s path */
+	OP_MKDIR = 6,	      /* s path, u mode, u uid, u gid */
+	OP_MKNOD = 7,	      /* s path, u mode with type, u major, u minor, u uid, u gid */
+	OP_SYMLINK = 8,	      /* s path, s text */
+	OP_WRITE = 9,	      /* s path, s text */
+	OP_HOSTNAME = 10,     /* s name */
+	OP_DOMAINNAME = 11,   /* s name */
+	OP_LINK_UP = 12,      /* s interface */
+	OP_UNSHARE = 13,      /* u flags */
+	OP_PIVOT = 14,	      /* u propagation flags for the new root, 0 = leave */
+	OP_MASK = 15,	      /* s path */
+	OP_READONLY = 16,     /* s path */
+	OP_RLIMIT = 17,	      /* u resource, u soft, u hard */
+	OP_MACHINE_ID = 18,   /* s path, s text */
+	OP_KEYRING = 19,      /* s name */
+	OP_UMASK = 20,	      /* u mask */
+	OP_NO_NEW_PRIVS = 21, /* */
+	OP_STDIO_OWNER = 22,  /* u uid, u gid */
+	OP_BOUNDING = 23,     /* u mask of the capabilities kept */
+	OP_IDS = 24,	      /* u uid, u gid, u gid... additional */
+	OP_CAPS = 25,	      /* u effective, u permitted, u inheritable, u ambient */
+	OP_SECCOMP = 26,      /* u SECCOMP_FILTER_FLAG_*, b struct sock_filter[] */
+	OP_CHDIR = 27,	      /* s path */
+	OP_ENV = 28,	      /* s name=value... */
+	OP_HOME = 29,	      /* u uid */
+	OP_FIND = 30,	      /* s argv0 */
+	OP_WAIT = 31,	      /* */
+	OP_EXEC = 32,	      /* s argv... */
+	OP_LAST = OP_EXEC,
+};
+
+#endif

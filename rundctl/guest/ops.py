@@ -1,0 +1,273 @@
+"""Plan operations: what Python compiles and the agent replays (docs/adr/0002-plan-operations.md).
+
+One function an opcode of ``native/include/wire.h``, its parameters in wire order. Plain functions and one small class, because this module
+is on the path of every start: the same table as 32 dataclasses took 30 ms to import.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+_OP = struct.Struct("<HHI")
+_LENGTH = struct.Struct("<I")
+_PLAN = struct.Struct("<QII")
+
+
+class Opcode(enum.IntEnum):
+    """Operation numbers, as in ``enum wire_opcode``."""
+
+    MOUNT = 1
+    BIND = 2
+    REMOUNT = 3
+    PROPAGATION = 4
+    ROOT = 5
+    MKDIR = 6
+    MKNOD = 7
+    SYMLINK = 8
+    WRITE = 9
+    HOSTNAME = 10
+    DOMAINNAME = 11
+    LINK_UP = 12
+    UNSHARE = 13
+    PIVOT = 14
+    MASK = 15
+    READONLY = 16
+    RLIMIT = 17
+    MACHINE_ID = 18
+    KEYRING = 19
+    UMASK = 20
+    NO_NEW_PRIVS = 21
+    STDIO_OWNER = 22
+    BOUNDING = 23
+    IDS = 24
+    CAPS = 25
+    SECCOMP = 26
+    CHDIR = 27
+    ENV = 28
+    HOME = 29
+    FIND = 30
+    WAIT = 31
+    EXEC = 32
+
+
+class Op:
+    """One operation of a plan: opcode, arguments in wire order, and the words for it when it fails."""
+
+    __slots__ = ("arguments", "opcode", "text")
+
+    def __init__(self, opcode: Opcode, arguments: tuple[str | int | bytes, ...], text: str = "") -> None:
+        self.opcode = opcode
+        self.arguments = arguments
+        self.text = text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Op) and (self.opcode, self.arguments) == (other.opcode, other.arguments)
+
+    def __hash__(self) -> int:
+        return hash((self.opcode, self.arguments))
+
+    def __repr__(self) -> str:
+        return f"<{self.describe()}>"
+
+    def encode(self) -> bytes:
+        """Bytes on the wire; ValueError if a string holds a NUL byte."""
+        body = b"".join(map(_encode_argument, self.arguments))
+        return _OP.pack(self.opcode, len(self.arguments), len(body)) + body
+
+    def describe(self) -> str:
+        """Operation and object, for error messages and ``--debug``."""
+        if self.text:
+            return self.text
+        shown = (str(value) for value in self.arguments if not isinstance(value, bytes))
+        return " ".join([self.opcode.name.lower().replace("_", " "), *shown])
+
+
+class Plan:
+    """A container as the agent sees it: namespaces to be born into (``CLONE_NEW*``), then operations in order."""
+
+    __slots__ = ("clone_flags", "ops")
+
+    def __init__(self, clone_flags: int, ops: tuple[Op, ...]) -> None:
+        self.clone_flags = clone_flags
+        self.ops = ops
+
+    def encode(self) -> bytes:
+        """Payload of a PLAN message."""
+        return _PLAN.pack(self.clone_flags, len(self.ops), 0) + b"".join(op.encode() for op in self.ops)
+
+    def describe(self) -> list[str]:
+        """One line an operation."""
+        return [f"{index}: {op.describe()}" for index, op in enumerate(self.ops)]
+
+
+def _encode_argument(value: str | int | bytes) -> bytes:
+    if isinstance(value, int):
+        data = struct.pack("<Q", value & 0xFFFF_FFFF_FFFF_FFFF)
+    elif isinstance(value, str):
+        data = value.encode("utf-8", "surrogateescape")
+        if b"\0" in data:
+            raise ValueError(f"NUL byte in {value!r}")
+    else:
+        data = value
+    return _LENGTH.pack(len(data)) + data + b"\0"
+
+
+def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "", mode: int = 0o755) -> Op:
+    """mount(2); ``data`` is for the file system; a missing target is made with ``mode``."""
+    return Op(Opcode.MOUNT, (source, target, fstype, flags, data, mode), f"mount {fstype} on {target}")
+
+
+def bind(source: str, target: str, *, recursive: bool = False, is_file: bool = False) -> Op:
+    """Bind a path of the guest onto a target, which is made if missing."""
+    return Op(Opcode.BIND, (source, target, int(recursive), int(is_file)), f"bind mount on {target}")
+
+
+def remount(target: str, set_flags: int = 0, clear_flags: int = 0, *, recursive: bool = False) -> Op:
+    """Bind-remount that keeps the flags the mount has, but for those set and cleared."""
+    return Op(Opcode.REMOUNT, (target, set_flags, clear_flags, int(recursive)), f"remount {target}")
+
+
+def propagation(target: str, flags: int) -> Op:
+    """MS_SHARED, MS_PRIVATE, MS_SLAVE or MS_UNBINDABLE, with or without MS_REC."""
+    return Op(Opcode.PROPAGATION, (target, flags), f"set the propagation of {target}")
+
+
+def root(path: str) -> Op:
+    """Name the container's root: from here on targets resolve below it."""
+    return Op(Opcode.ROOT, (path,))
+
+
+def mkdir(path: str, mode: int = 0o755, uid: int = 0, gid: int = 0) -> Op:
+    """Make a directory and its parents; an existing one is kept."""
+    return Op(Opcode.MKDIR, (path, mode, uid, gid), f"make directory {path}")
+
+
+def mknod(path: str, mode: int, major: int = 0, minor: int = 0, uid: int = 0, gid: int = 0) -> Op:
+    """Make a device node or FIFO; ``mode`` has the type bits."""
+    return Op(Opcode.MKNOD, (path, mode, major, minor, uid, gid), f"make device {path} ({major}:{minor})")
+
+
+def symlink(path: str, text: str) -> Op:
+    """Make a symbolic link; an existing path is kept."""
+    return Op(Opcode.SYMLINK, (path, text), f"make symlink {path}")
+
+
+def write(path: str, text: str) -> Op:
+    """Open an existing file and write once: sysctls, cgroup files, the oom score."""
+    return Op(Opcode.WRITE, (path, text), f"write {text!r} to {path}")
+
+
+def hostname(name: str) -> Op:
+    """sethostname(2)."""
+    return Op(Opcode.HOSTNAME, (name,), f"set hostname {name!r}")
+
+
+def domainname(name: str) -> Op:
+    """setdomainname(2)."""
+    return Op(Opcode.DOMAINNAME, (name,), f"set domainname {name!r}")
+
+
+def link_up(interface: str) -> Op:
+    """Set IFF_UP."""
+    return Op(Opcode.LINK_UP, (interface,), f"bring up {interface}")
+
+
+def unshare(flags: int) -> Op:
+    """unshare(2), for namespaces left after joining something."""
+    return Op(Opcode.UNSHARE, (flags,), f"unshare namespaces {flags:#x}")
+
+
+def pivot(propagation_flags: int = 0) -> Op:
+    """pivot_root onto ROOT, detach the guest's root, set the new root's propagation."""
+    return Op(Opcode.PIVOT, (propagation_flags,), "pivot onto the rootfs")
+
+
+def mask(path: str) -> Op:
+    """Hide a path; a missing one is skipped."""
+    return Op(Opcode.MASK, (path,), f"mask {path}")
+
+
+def readonly(path: str) -> Op:
+    """Make a path read-only, recursively; a missing one is skipped."""
+    return Op(Opcode.READONLY, (path,), f"make {path} read-only")
+
+
+def rlimit(resource: int, soft: int, hard: int) -> Op:
+    """setrlimit(2)."""
+    return Op(Opcode.RLIMIT, (resource, soft, hard), f"set rlimit {resource} to {soft}:{hard}")
+
+
+def machine_id(path: str, text: str) -> Op:
+    """Fill an empty or ``uninitialized`` machine-id(5) file, and only that."""
+    return Op(Opcode.MACHINE_ID, (path, text))
+
+
+def keyring(name: str) -> Op:
+    """Join a new session keyring."""
+    return Op(Opcode.KEYRING, (name,))
+
+
+def umask(value: int) -> Op:
+    """umask(2)."""
+    return Op(Opcode.UMASK, (value,), f"set umask {value:04o}")
+
+
+def no_new_privs() -> Op:
+    """PR_SET_NO_NEW_PRIVS."""
+    return Op(Opcode.NO_NEW_PRIVS, ())
+
+
+def stdio_owner(uid: int, gid: int) -> Op:
+    """fchown of the stdio pipes, so that /dev/stdout can be reopened."""
+    return Op(Opcode.STDIO_OWNER, (uid, gid))
+
+
+def bounding(kept: int) -> Op:
+    """Drop every capability not in the mask from the bounding set."""
+    return Op(Opcode.BOUNDING, (kept,), "set the bounding capabilities")
+
+
+def ids(uid: int, gid: int, additional_gids: tuple[int, ...] = ()) -> Op:
+    """setgroups, setresgid, setresuid, keeping capabilities."""
+    return Op(Opcode.IDS, (uid, gid, *additional_gids), f"become user {uid}:{gid}")
+
+
+def caps(effective: int, permitted: int, inheritable: int, ambient: int) -> Op:
+    """Four capability sets as masks."""
+    return Op(Opcode.CAPS, (effective, permitted, inheritable, ambient), "set the capabilities")
+
+
+def seccomp(flags: int, bpf: bytes) -> Op:
+    """seccomp(SECCOMP_SET_MODE_FILTER)."""
+    return Op(Opcode.SECCOMP, (flags, bpf), f"load the seccomp filter ({len(bpf) // 8} instructions)")
+
+
+def chdir(path: str) -> Op:
+    """chdir(2)."""
+    return Op(Opcode.CHDIR, (path,), f"chdir to cwd {path!r}")
+
+
+def env(variables: tuple[str, ...]) -> Op:
+    """Replace the environment."""
+    return Op(Opcode.ENV, variables, "set the environment")
+
+
+def home(uid: int) -> Op:
+    """Set HOME, if unset, from the container's passwd(5)."""
+    return Op(Opcode.HOME, (uid,))
+
+
+def find(argv0: str) -> Op:
+    """Look argv0 up as execvp(3) does, in the container's PATH."""
+    return Op(Opcode.FIND, (argv0,), f'exec: "{argv0}"')
+
+
+def wait() -> Op:
+    """Report ready and wait for START."""
+    return Op(Opcode.WAIT, ())
+
+
+def exec_(argv: tuple[str, ...]) -> Op:
+    """execve(2) of what FIND kept; nothing follows."""
+    return Op(Opcode.EXEC, argv, f'exec: "{argv[0]}"')
