@@ -74,11 +74,13 @@ struct wire_identity {
 _Static_assert(sizeof(struct wire_identity) == 72, "identity");
 
 struct wire_plan {
-	uint64_t clone_flags; /* CLONE_NEW* for clone3 */
-	uint32_t operations;  /* how many follow */
-	uint32_t reserved;    /* 0 */
+	uint64_t clone_flags;	      /* CLONE_NEW* for clone3; CLONE_NEWTIME with the offsets below */
+	uint32_t operations;	      /* how many follow */
+	uint32_t reserved;	      /* 0 */
+	int64_t monotonic_offset_ns;  /* of the time namespace, 0 without one */
+	int64_t boottime_offset_ns;
 };
-_Static_assert(sizeof(struct wire_plan) == 16, "plan");
+_Static_assert(sizeof(struct wire_plan) == 32, "plan");
 
 struct wire_signal {
 	uint32_t signal;
@@ -102,7 +104,7 @@ struct wire_op {
 _Static_assert(sizeof(struct wire_op) == 8, "op");
 
 enum wire_opcode {
-	OP_MOUNT = 1,	      /* s source, s target, s fstype, u flags, s data, u mode of a directory to make */
+	OP_MOUNT = 1,	      /* s source, s target, s fstype, u flags, s data, u mode of a directory to make, u copy up (tmpcopyup) */
 	OP_BIND = 2,	      /* s source, s target, u recursive, u kind (0 directory, 1 file) */
 	OP_REMOUNT = 3,	      /* s target, u set flags, u clear flags, u recursive */
 	OP_PROPAGATION = 4,   /* s target, u flags */
@@ -114,7 +116,7 @@ enum wire_opcode {
 	OP_HOSTNAME = 10,     /* s name */
 	OP_DOMAINNAME = 11,   /* s name */
 	OP_LINK_UP = 12,      /* s interface */
-	OP_UNSHARE = 13,      /* u flags */
+	/* 13 is kept for terminals */
 	OP_PIVOT = 14,	      /* u propagation flags for the new root, 0 = leave */
 	OP_MASK = 15,	      /* s path */
 	OP_READONLY = 16,     /* s path */
@@ -128,7 +130,7 @@ enum wire_opcode {
 	OP_IDS = 24,	      /* u uid, u gid, u gid... additional */
 	OP_CAPS = 25,	      /* u effective, u permitted, u inheritable, u ambient */
 	OP_SECCOMP = 26,      /* u SECCOMP_FILTER_FLAG_*, b struct sock_filter[] */
-	OP_CHDIR = 27,	      /* s path */
+	OP_CHDIR = 27,	      /* s path, u last: 0 = EACCES is forgiven, 1 = done only if it has not succeeded before */
 	OP_ENV = 28,	      /* s name=value... */
 	OP_HOME = 29,	      /* u uid */
 	OP_FIND = 30,	      /* s argv0 */

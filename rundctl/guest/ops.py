@@ -11,7 +11,7 @@ import struct
 
 _OP = struct.Struct("<HHI")
 _LENGTH = struct.Struct("<I")
-_PLAN = struct.Struct("<QII")
+_PLAN = struct.Struct("<QIIqq")
 
 
 class Opcode(enum.IntEnum):
@@ -29,7 +29,6 @@ class Opcode(enum.IntEnum):
     HOSTNAME = 10
     DOMAINNAME = 11
     LINK_UP = 12
-    UNSHARE = 13
     PIVOT = 14
     MASK = 15
     READONLY = 16
@@ -84,17 +83,25 @@ class Op:
 
 
 class Plan:
-    """A container as the agent sees it: namespaces to be born into (``CLONE_NEW*``), then operations in order."""
+    """A container as the agent sees it: namespaces to be born into (``CLONE_NEW*``), then operations in order.
 
-    __slots__ = ("clone_flags", "ops")
+    The offsets are those of the time namespace, in nanoseconds (time_namespaces(7)).
+    """
 
-    def __init__(self, clone_flags: int, ops: tuple[Op, ...]) -> None:
+    __slots__ = ("boottime_offset_ns", "clone_flags", "monotonic_offset_ns", "ops")
+
+    def __init__(
+        self, clone_flags: int, ops: tuple[Op, ...], *, monotonic_offset_ns: int = 0, boottime_offset_ns: int = 0
+    ) -> None:
         self.clone_flags = clone_flags
         self.ops = ops
+        self.monotonic_offset_ns = monotonic_offset_ns
+        self.boottime_offset_ns = boottime_offset_ns
 
     def encode(self) -> bytes:
         """Payload of a PLAN message."""
-        return _PLAN.pack(self.clone_flags, len(self.ops), 0) + b"".join(op.encode() for op in self.ops)
+        head = _PLAN.pack(self.clone_flags, len(self.ops), 0, self.monotonic_offset_ns, self.boottime_offset_ns)
+        return head + b"".join(op.encode() for op in self.ops)
 
     def describe(self) -> list[str]:
         """One line an operation."""
@@ -113,9 +120,15 @@ def _encode_argument(value: str | int | bytes) -> bytes:
     return _LENGTH.pack(len(data)) + data + b"\0"
 
 
-def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "", mode: int = 0o755) -> Op:
-    """mount(2); ``data`` is for the file system; a missing target is made with ``mode``."""
-    return Op(Opcode.MOUNT, (source, target, fstype, flags, data, mode), f"mount {fstype} on {target}")
+def mount(
+    source: str, target: str, fstype: str, flags: int = 0, data: str = "", mode: int = 0o755, *, copy_up: bool = False
+) -> Op:
+    """mount(2); ``data`` is for the file system; a missing target is made with ``mode``.
+
+    ``copy_up`` (tmpcopyup) fills the new file system with what the target held.
+    """
+    arguments = (source, target, fstype, flags, data, mode, int(copy_up))
+    return Op(Opcode.MOUNT, arguments, f"mount {fstype} on {target}")
 
 
 def bind(source: str, target: str, *, recursive: bool = False, is_file: bool = False) -> Op:
@@ -171,11 +184,6 @@ def domainname(name: str) -> Op:
 def link_up(interface: str) -> Op:
     """Set IFF_UP."""
     return Op(Opcode.LINK_UP, (interface,), f"bring up {interface}")
-
-
-def unshare(flags: int) -> Op:
-    """unshare(2), for namespaces left after joining something."""
-    return Op(Opcode.UNSHARE, (flags,), f"unshare namespaces {flags:#x}")
 
 
 def pivot(propagation_flags: int = 0) -> Op:
@@ -243,9 +251,9 @@ def seccomp(flags: int, bpf: bytes) -> Op:
     return Op(Opcode.SECCOMP, (flags, bpf), f"load the seccomp filter ({len(bpf) // 8} instructions)")
 
 
-def chdir(path: str) -> Op:
-    """chdir(2)."""
-    return Op(Opcode.CHDIR, (path,), f"chdir to cwd {path!r}")
+def chdir(path: str, *, last: bool) -> Op:
+    """chdir(2), twice as in runc: as root, where EACCES is forgiven, and ``last`` as the user, if it did not succeed before."""
+    return Op(Opcode.CHDIR, (path, int(last)), f"chdir to cwd {path!r}")
 
 
 def env(variables: tuple[str, ...]) -> Op:
