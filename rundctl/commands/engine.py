@@ -1,0 +1,55 @@
+"""What verbs share on their way into the engine."""
+
+from __future__ import annotations
+
+from rundctl.commands.declare import ID, Flag
+from rundctl.engine import lifecycle
+from rundctl.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rundctl.commands.declare import Options
+
+ARGUMENTS = (ID,)
+
+CREATE_FLAGS = (
+    Flag("--bundle", "Directory of the bundle (default: the current one).", short="-b", value="DIR"),
+    Flag("--console-socket", "Refused: terminals are not supported yet.", value="PATH"),
+    Flag("--pid-file", "Write the container's host pid to a file.", value="FILE"),
+    Flag("--no-pivot", "Accepted, no effect: the guest's root is never a host directory, so pivot_root works."),
+    Flag("--no-new-keyring", "Leave the container in the guest's session keyring."),
+    Flag("--preserve-fds", "Only 0: descriptors of the host cannot enter a VM.", value="N", default="0"),
+    Flag(
+        "--template", "Clone the template, or boot cold.", value="WHEN", default="on", choices=("on", "off")
+    ),
+    Flag("--timings", "Show on stderr how long each stage took."),
+)
+
+
+def context(options: Options) -> lifecycle.Context:
+    """The engine's context for a call."""
+    return lifecycle.Context(options.text("root"), options.debug)
+
+
+def create_options(options: Options, *, detach: bool = True, keep: bool = False) -> lifecycle.CreateOptions:
+    """What ``create`` and ``run`` ask of the engine; UsageError for what is refused."""
+    _refuse(options)
+    if options.on("no-pivot"):
+        options.debug("--no-pivot has no effect: the guest's root is never a host directory")
+    return lifecycle.CreateOptions(
+        id=options.text("ID"),
+        bundle=options.text("bundle"),
+        pid_file=options.text("pid-file"),
+        template=options.text("template") == "on",
+        timings=options.on("timings"),
+        no_new_keyring=options.on("no-new-keyring"),
+        keep=keep,
+        detach=detach,
+    )
+
+
+def _refuse(options: Options) -> None:
+    if options.text("console-socket"):
+        raise UsageError("--console-socket is not supported yet: terminals come later")
+    if options.number("preserve-fds"):
+        raise UsageError("--preserve-fds is not supported: descriptors of the host cannot enter a VM")

@@ -1,0 +1,47 @@
+"""``rundctl kill``."""
+
+from __future__ import annotations
+
+import signal
+
+from rundctl.commands import engine
+from rundctl.commands.declare import ID, Argument, Flag, Options, Verb
+from rundctl.engine import lifecycle
+from rundctl.errors import UsageError
+
+_LAST = 64  # SIGRTMAX of the guest: the same ABI as the host's
+
+
+def run(options: Options) -> int:
+    """Send a signal to the container's first process."""
+    number = signal_number(options.text("SIGNAL"))
+    lifecycle.kill(engine.context(options), options.text("ID"), number, all=options.on("all"))
+    return 0
+
+
+def signal_number(text: str) -> int:
+    """``15``, ``TERM``, ``SIGTERM``, ``sigterm``, ``RTMIN+3``; UsageError for anything else."""
+    if text.isascii() and text.isdigit():
+        number = int(text)
+    else:
+        number = _by_name(text.upper().removeprefix("SIG"))
+    if not 1 <= number <= _LAST:
+        raise UsageError(f"unknown signal {text!r}")
+    return number
+
+
+def _by_name(name: str) -> int:
+    base, plus, offset = name.partition("+")
+    if plus and base == "RTMIN" and offset.isascii() and offset.isdigit():
+        return int(signal.SIGRTMIN) + int(offset)
+    number = getattr(signal, f"SIG{name}", 0)
+    return int(number) if isinstance(number, signal.Signals) else 0
+
+
+VERB = Verb(
+    "kill",
+    "Send a signal to a container.",
+    run,
+    arguments=(ID, Argument("SIGNAL", "Name or number of the signal.", required=False, default="SIGTERM")),
+    flags=(Flag("--all", "Send it to every process of the container.", short="-a"),),
+)

@@ -1,0 +1,76 @@
+"""The two places words go to: stderr for people, the ``--log`` file for callers.
+
+podman and containerd read the last line of the file as ``{"level", "msg", "time"}``; as text it has logrus' shape, as runc's has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+from rundctl.errors import HostError
+
+
+class Log:
+    """Says errors, and with ``debug`` on also what is done."""
+
+    __slots__ = ("_as_json", "_fd", "verbose")
+
+    def __init__(self, path: str, format_: str, *, verbose: bool) -> None:
+        """HostError if the file cannot be opened."""
+        self._fd = _open(path) if path else -1
+        self._as_json = format_ == "json"
+        self.verbose = verbose
+
+    def error(self, message: str) -> None:
+        """One line on stderr, one in the file. A full disk must not hide the error itself: stderr comes first."""
+        _say(f"rundctl: {message}")
+        if self._fd >= 0:
+            self._append("error", message)
+
+    def debug(self, message: str) -> None:
+        """One line in the file, or on stderr if there is none; nothing without ``--debug``."""
+        if not self.verbose:
+            return
+        if self._fd >= 0:
+            self._append("debug", message)
+        else:
+            _say(f"rundctl: debug: {message}")
+
+    def _append(self, level: str, message: str) -> None:
+        line = _json_line(level, message) if self._as_json else _text_line(level, message)
+        try:
+            os.write(self._fd, line.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            _say(f"rundctl: cannot write the log: {(error.strerror or str(error)).lower()}")
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise HostError(f"open log {path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _now() -> str:
+    """RFC 3339 in UTC, which every reader of the log parses."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _json_line(level: str, message: str) -> str:
+    return json.dumps({"level": level, "msg": message, "time": _now()}) + "\n"
+
+
+def _text_line(level: str, message: str) -> str:
+    return f'time="{_now()}" level={level} msg={json.dumps(message, ensure_ascii=False)}\n'
+
+
+def _say(line: str) -> None:
+    """One line: newlines inside would break callers that take the first or the last."""
+    try:
+        sys.stderr.write(line.rstrip().replace("\n", "; ") + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return  # stderr is closed or full: there is nobody left to tell

@@ -1,0 +1,16 @@
+"""``rundctl start``."""
+
+from __future__ import annotations
+
+from rundctl.commands import engine
+from rundctl.commands.declare import Options, Verb
+from rundctl.engine import lifecycle
+
+
+def run(options: Options) -> int:
+    """Let a created container's process run."""
+    lifecycle.start(engine.context(options), options.text("ID"))
+    return 0
+
+
+VERB = Verb("start", "Run the process of a created container.", run, arguments=engine.ARGUMENTS)

@@ -1,0 +1,19 @@
+"""``rundctl state``."""
+
+from __future__ import annotations
+
+import json
+
+from rundctl.commands import engine
+from rundctl.commands.declare import Options, Verb
+from rundctl.commands.output import write
+from rundctl.engine import lifecycle
+
+
+def run(options: Options) -> int:
+    """Print the state as the runtime-spec defines it, indented by two as runc prints it."""
+    write(json.dumps(lifecycle.state(engine.context(options), options.text("ID")), indent=2) + "\n")
+    return 0
+
+
+VERB = Verb("state", "Print the state of a container as JSON.", run, arguments=engine.ARGUMENTS)

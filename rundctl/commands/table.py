@@ -1,0 +1,46 @@
+"""The one table of verbs. A verb's declaration is in the module of its name; only the one that is called gets loaded."""
+
+from __future__ import annotations
+
+from rundctl.commands.declare import Flag, Verb
+from rundctl.errors import RundctlError, UsageError
+
+VERBS = (
+    "create",
+    "start",
+    "state",
+    "kill",
+    "delete",
+    "run",
+    "list",
+    "spec",
+    "features",
+    "template",
+    "kernel",
+)
+
+# Verbs of runc that are still to come. They are refused by name, `--help` included: podman probes `checkpoint --help`.
+REFUSED = ("exec", "pause", "resume", "update", "ps", "events", "checkpoint", "restore")
+
+GLOBAL_FLAGS = (
+    Flag("--root", "Directory of the containers' state.", value="DIR", default="/run/rundctl"),
+    Flag("--log", "Append errors (and with --debug more) to a file.", value="FILE"),
+    Flag("--log-format", "Format of the log.", value="FORMAT", default="text", choices=("text", "json")),
+    Flag("--debug", "Say what is done, to the log or else to stderr; show tracebacks."),
+    Flag("--systemd-cgroup", "Accepted for callers that pass it; has no effect yet."),
+    Flag("--cgroup-manager", "Accepted for callers that pass it; has no effect yet.", value="NAME"),
+    Flag("--rootless", "Accepted for callers that pass it; rundctl needs root.", value="WHEN"),
+    Flag("--criu", "Accepted for callers that pass it; there is no checkpoint.", value="PATH"),
+    Flag("--version", "Show the version and exit.", short="-v"),
+)
+
+
+def load(name: str) -> Verb:
+    """Declaration of a verb; UsageError if there is none of that name, RundctlError if it is still to come."""
+    if name in REFUSED:
+        raise RundctlError(f"{name} is not supported yet")
+    if name not in VERBS:
+        raise UsageError(f'no such command "{name}"')
+    module = __import__(f"rundctl.commands.{name}", fromlist=["VERB"])  # importlib would be one more module to load
+    verb: Verb = module.VERB
+    return verb
