@@ -1,0 +1,132 @@
+"""Compile ``process``: who it is and what it may do. Pure. ``exec`` will use it too, so nothing here reads more than ``process``."""
+
+from __future__ import annotations
+
+import posixpath
+
+from rundctl.guest import ops
+from rundctl.oci.linux import CAPABILITIES, RLIMITS
+from rundctl.oci.support import invalid
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_DEFAULT_UMASK = 0o022  # runc's
+_UMASK_BITS = 0o777
+_OOM_SCORE = range(-1000, 1001)
+
+
+class Seccomp:
+    """A compiled filter: SECCOMP_FILTER_FLAG_* and ``struct sock_filter[]``."""
+
+    __slots__ = ("bpf", "flags")
+
+    def __init__(self, flags: int, bpf: bytes) -> None:
+        self.flags = flags
+        self.bpf = bpf
+
+
+def compile_process(process: dict[str, Any], seccomp: Seccomp | None, warnings: list[str]) -> list[ops.Op]:
+    """Operations after the root is in place, WAIT and EXEC included; the order is that of docs/adr/0002."""
+    user = process.get("user", {})
+    uid, gid = user.get("uid", 0), user.get("gid", 0)
+    masks = _capabilities(process.get("capabilities", {}), warnings)
+    cwd = working_directory(process)
+    filter_ops = [ops.seccomp(seccomp.flags, seccomp.bpf)] if seccomp else []
+    confined = bool(process.get("noNewPrivileges", False))
+    argv = _arguments(process)
+    return [
+        *_rlimits(process.get("rlimits", ())),
+        ops.umask(user.get("umask", _DEFAULT_UMASK) & _UMASK_BITS),
+        *([ops.no_new_privs()] if confined else []),
+        ops.stdio_owner(uid, gid),
+        # Loading a filter takes CAP_SYS_ADMIN, which the next operations drop, or no_new_privs; with that it waits until the end,
+        # so that the profile need not allow what set-up does (as in runc).
+        *([] if confined else filter_ops),
+        ops.bounding(masks["bounding"]),
+        ops.chdir(cwd, last=False),
+        ops.ids(uid, gid, tuple(user.get("additionalGids", ()))),
+        ops.caps(masks["effective"], masks["permitted"], masks["inheritable"], masks["ambient"]),
+        ops.chdir(cwd, last=True),
+        ops.env(_environment(process.get("env", ()))),
+        ops.home(uid),
+        ops.find(argv[0]),
+        ops.wait(),
+        *(filter_ops if confined else []),
+        ops.exec_(argv),
+    ]
+
+
+def working_directory(process: dict[str, Any]) -> str:
+    """``process.cwd``, clean; ConfigError unless absolute."""
+    cwd: str = process["cwd"]
+    if not cwd.startswith("/"):
+        raise invalid("process.cwd", f"expected an absolute path, got {cwd!r}")
+    return posixpath.normpath("/" + cwd.lstrip("/"))
+
+
+def oom_score(process: dict[str, Any]) -> list[ops.Op]:
+    """Set in the guest, through the guest's own /proc: the container's may be missing or read-only."""
+    if "oomScoreAdj" not in process:
+        return []
+    score = process["oomScoreAdj"]
+    if score not in _OOM_SCORE:
+        raise invalid("process.oomScoreAdj", f"expected a number from {_OOM_SCORE[0]} to {_OOM_SCORE[-1]}, got {score}")
+    return [ops.write("/proc/self/oom_score_adj", str(score))]
+
+
+def _arguments(process: dict[str, Any]) -> tuple[str, ...]:
+    argv = tuple(process.get("args", ()))
+    if not argv:
+        raise invalid("process.args", "must not be empty")
+    return argv
+
+
+def _environment(variables: list[str]) -> tuple[str, ...]:
+    """The environment, a name once: the last of several wins, as in runc."""
+    last: dict[str, str] = {}
+    for index, variable in enumerate(variables):
+        name, separator, _ = variable.partition("=")
+        if not separator or not name:
+            raise invalid(f"process.env[{index}]", f"expected NAME=VALUE, got {variable!r}")
+        last[name] = variable
+    return tuple(last.values())
+
+
+def _rlimits(entries: list[dict[str, Any]]) -> list[ops.Op]:
+    result = []
+    seen = set()
+    for index, entry in enumerate(entries):
+        where = f"process.rlimits[{index}]"
+        name, soft, hard = entry["type"], entry["soft"], entry["hard"]
+        if name not in RLIMITS:
+            raise invalid(f"{where}.type", f"unknown limit {name!r}")
+        if name in seen:
+            raise invalid(f"{where}.type", f"{name} is given twice")
+        if soft > hard:
+            raise invalid(f"{where}.soft", f"{soft} is above the hard limit {hard}")
+        seen.add(name)
+        result.append(ops.rlimit(RLIMITS[name], soft, hard))
+    return result
+
+
+def _capabilities(sets: dict[str, list[str]], warnings: list[str]) -> dict[str, int]:
+    """The five sets as masks. Unknown names and ambient ones that cannot be raised are warnings, as in runc."""
+    masks = {}
+    for kind in ("bounding", "permitted", "effective", "inheritable", "ambient"):
+        mask = 0
+        for name in sets.get(kind, ()):
+            if name in CAPABILITIES:
+                mask |= 1 << CAPABILITIES[name]
+            else:
+                warnings.append(f"process.capabilities.{kind}: ignored: unknown capability {name!r}")
+        masks[kind] = mask
+    possible = masks["permitted"] & masks["inheritable"]
+    if masks["ambient"] & ~possible:
+        names = [name for name, number in CAPABILITIES.items() if masks["ambient"] & ~possible & 1 << number]
+        warnings.append(
+            f"process.capabilities.ambient: ignored: {', '.join(names)}: not both permitted and inheritable"
+        )
+    masks["ambient"] &= possible
+    return masks

@@ -1,0 +1,118 @@
+"""A bundle: the directory with config.json and the root file system. Parsed and checked once, here."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+from rundctl.errors import ConfigError, UsageError
+from rundctl.oci import options, validate
+from rundctl.types import ContainerId
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
+_ID_LENGTH = 255  # NAME_MAX: the id names a directory
+
+
+class Bundle:
+    """A checked bundle: absolute paths of it and its rootfs, the valid configuration, what annotations ask of rundctl."""
+
+    __slots__ = ("options", "path", "rootfs", "spec")
+
+    def __init__(self, path: str, spec: dict[str, Any], rootfs: str, asked: options.Options | None = None) -> None:
+        self.path = path
+        self.spec = spec
+        self.rootfs = rootfs
+        self.options = asked or options.Options()
+
+
+def load(path: str, config: str = "config.json") -> Bundle:
+    """Read and check a bundle; ``config`` is relative to it. ConfigError says in one line what is wrong."""
+    bundle = os.path.abspath(path)
+    if not os.path.isdir(bundle):
+        raise ConfigError(f"bundle {bundle}: {'not a directory' if os.path.lexists(bundle) else 'does not exist'}")
+    spec = parse(_read(os.path.join(bundle, config)))
+    validate.validate(spec)
+    _check_process(spec)
+    return Bundle(bundle, spec, _rootfs(bundle, spec), options.parse(spec.get("annotations", {})))
+
+
+def parse(text: bytes) -> dict[str, Any]:
+    """Parse config.json: null means absent, as in Go, and 1.0 is the integer 1. ConfigError names line and column."""
+    try:
+        document: Any = json.loads(text, parse_float=_number, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"config.json: line {error.lineno} column {error.colno}: malformed JSON: {error.msg}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config.json: byte {error.start}: not UTF-8") from None
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"config.json: malformed JSON: {error}") from None
+    if b"null" in text:
+        document = _without_nulls(document)
+    return document  # type: ignore[no-any-return] # validate() refuses what is no object
+
+
+def container_id(text: str) -> ContainerId:
+    """Check an id by runc's rule; UsageError if it breaks it."""
+    if not text:
+        raise UsageError("container id cannot be empty")
+    if text in (".", "..") or not _ID_CHARACTERS.issuperset(text):
+        raise UsageError(f"invalid container ID format: {text!r}", hint="letters, digits and _ + - . are allowed")
+    if len(text) > _ID_LENGTH:
+        raise UsageError(f"container ID is longer than {_ID_LENGTH} characters: {text[:20]}...")
+    return ContainerId(text)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise ConfigError(f"JSON specification file {path} not found", hint="rundctl spec writes one") from None
+    except OSError as error:
+        raise ConfigError(f"read {path}: {error.strerror}") from None
+
+
+def _number(text: str) -> int | float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def _check_process(spec: dict[str, Any]) -> None:
+    """What ``create`` needs though the schema leaves it open (the specification asks for it "when start is called")."""
+    if "process" not in spec:
+        raise ConfigError("config.json: process: expected object, but it is missing")
+    if not spec["process"].get("args"):
+        raise ConfigError("config.json: process.args: must not be empty")
+
+
+def _rootfs(bundle: str, spec: dict[str, Any]) -> str:
+    if not spec.get("root", {}).get("path"):
+        raise ConfigError("config.json: root.path: expected the root file system's directory, but it is missing")
+    rootfs = os.path.normpath(os.path.join(bundle, spec["root"]["path"]))
+    try:
+        mode = os.stat(rootfs).st_mode
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"config.json: root.path: rootfs {rootfs}: {reason}") from None
+    if not stat.S_ISDIR(mode):
+        raise ConfigError(f"config.json: root.path: rootfs {rootfs}: not a directory")
+    return rootfs

@@ -1,0 +1,162 @@
+"""What becomes of every field of the runtime specification: the one table behind the checks, ``docs/support.md`` and the tests.
+
+A row is (field, status, words[, harmless values]). A row that is refused or meaningless speaks for all below it. Values that ask for
+nothing (false, 0, -1, "", empty, null) are never refused, nor are the harmless ones named in a row.
+"""
+# ruff: noqa: E501 - a table, one line a row
+
+from __future__ import annotations
+
+HONOURED = "honoured"
+REFUSED = "refused"
+MEANINGLESS = "meaningless"
+
+_LIMITS = "limits of the VM and inside the guest come with resource support"
+_OTHER_SYSTEM = "a section for another operating system; the specification wants it ignored"
+_VM = "kernel and hypervisor are chosen by rundctl's own settings for now"
+_HOOK = "hooks that run in the container's namespaces would have to run inside the VM"
+_IDMAP = "idmapped mounts come with user namespaces"
+_LABEL = "the guest's kernel is the container's own, without this security module; the VM's boundary takes its place"
+
+ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...] = (
+    ("ociVersion", "honoured", "any 1.x; other versions are refused"),
+    ("annotations", "honoured", "given back by `state`; `io.rundctl.*` are read, unknown ones of these refused"),
+    ("hostname", "honoured", ""),
+    ("domainname", "honoured", ""),
+    ("root", "honoured", ""),
+    ("root.path", "honoured", "relative to the bundle"),
+    ("root.readonly", "honoured", ""),
+    ("process", "honoured", "required"),
+    ("process.args", "honoured", "looked up in the container's PATH"),
+    ("process.commandLine", "meaningless", "for Windows"),
+    ("process.consoleSize", "meaningless", "without a terminal there is no console"),
+    ("process.cwd", "honoured", "absolute; made if missing"),
+    ("process.env", "honoured", "HOME is set from the container's /etc/passwd if missing"),
+    ("process.terminal", "refused", "terminals come with the next issues; leave out -t"),
+    ("process.user", "honoured", ""),
+    ("process.user.uid", "honoured", ""),
+    ("process.user.gid", "honoured", ""),
+    ("process.user.umask", "honoured", "0022 by default"),
+    ("process.user.additionalGids", "honoured", ""),
+    ("process.user.username", "meaningless", "for Windows"),
+    ("process.capabilities", "honoured", "without it the process has none; names the kernel does not know are listed and left out, as in runc"),
+    ("process.capabilities.bounding", "honoured", ""),
+    ("process.capabilities.permitted", "honoured", ""),
+    ("process.capabilities.effective", "honoured", ""),
+    ("process.capabilities.inheritable", "honoured", ""),
+    ("process.capabilities.ambient", "honoured", "those not permitted and inheritable too are listed and left out, as in runc"),
+    ("process.apparmorProfile", "meaningless", _LABEL),
+    ("process.selinuxLabel", "meaningless", _LABEL),
+    ("process.oomScoreAdj", "honoured", "inside the guest"),
+    ("process.noNewPrivileges", "honoured", ""),
+    ("process.rlimits", "honoured", ""),
+    ("process.rlimits[].type", "honoured", "each at most once"),
+    ("process.rlimits[].soft", "honoured", ""),
+    ("process.rlimits[].hard", "honoured", ""),
+    ("process.ioPriority", "refused", "I/O priorities inside the VM come with resource support"),
+    ("process.scheduler", "refused", "scheduling policies inside the VM come with resource support"),
+    ("process.execCPUAffinity", "refused", "CPU affinity comes with resource support and `exec`"),
+    ("mounts", "honoured", "in their order"),
+    ("mounts[].destination", "honoured", "a relative one counts from /; into / and into /proc are refused, as in runc"),
+    ("mounts[].type", "honoured", "`cgroup` mounts cgroup v2; `overlay` and host block devices are refused; others are passed to the guest's kernel"),
+    ("mounts[].source", "honoured", "of a bind mount: a path of the host, relative to the bundle, shared with the VM"),
+    ("mounts[].options", "honoured", "all names that runc knows; `idmap`, `ridmap` and shared propagation with the host are refused"),
+    ("mounts[].uidMappings", "refused", _IDMAP),
+    ("mounts[].gidMappings", "refused", _IDMAP),
+    ("hooks", "honoured", ""),
+    *(
+        (f"hooks.{hook}{suffix}", "honoured", words)
+        for hook, words in (
+            ("prestart", "on the host, before the container's process exists; a failure ends `create`"),
+            ("createRuntime", "on the host, after prestart; a failure ends `create`"),
+            ("poststart", "on the host; a failure ends the container, as in runc"),
+            ("poststop", "on the host; failures are reported, and `delete` goes on"),
+        )
+        for suffix in ("", "[].path", "[].args", "[].env", "[].timeout")
+    ),
+    ("hooks.createContainer", "refused", _HOOK),
+    ("hooks.startContainer", "refused", _HOOK),
+    ("linux", "honoured", "required"),
+    ("linux.namespaces", "honoured", "pid, mount, uts, ipc and network are required: sharing the host's is what a VM cannot do"),
+    ("linux.namespaces[].type", "honoured", "cgroup is always made, time when asked for; user is refused until its issue comes"),
+    ("linux.namespaces[].path", "refused", "an existing namespace belongs to the host's kernel, and the container runs on another"),
+    ("linux.uidMappings", "refused", "user namespaces come with their own issue"),
+    ("linux.gidMappings", "refused", "user namespaces come with their own issue"),
+    ("linux.timeOffsets", "honoured", "with a time namespace"),
+    ("linux.timeOffsets.boottime", "honoured", ""),
+    ("linux.timeOffsets.boottime.secs", "honoured", ""),
+    ("linux.timeOffsets.boottime.nanosecs", "honoured", ""),
+    ("linux.timeOffsets.monotonic", "honoured", ""),
+    ("linux.timeOffsets.monotonic.secs", "honoured", ""),
+    ("linux.timeOffsets.monotonic.nanosecs", "honoured", ""),
+    ("linux.devices", "honoured", "FIFOs and the devices every Linux has: null, zero, full, random, urandom, tty, console, ptmx, fuse, tun; a host's device is refused"),
+    ("linux.devices[].type", "honoured", ""),
+    ("linux.devices[].path", "honoured", ""),
+    ("linux.devices[].major", "honoured", ""),
+    ("linux.devices[].minor", "honoured", ""),
+    ("linux.devices[].fileMode", "honoured", "0666 by default"),
+    ("linux.devices[].uid", "honoured", ""),
+    ("linux.devices[].gid", "honoured", ""),
+    ("linux.cgroupsPath", "honoured", "on the host, for the VM as a whole"),
+    ("linux.resources", "honoured", ""),
+    ("linux.resources.devices", "meaningless", "it guards the host's devices, and none of them exists in the VM"),
+    ("linux.resources.pids", "honoured", ""),
+    ("linux.resources.pids.limit", "honoured", "inside the guest"),
+    ("linux.resources.memory", "honoured", "as far as its fields are"),
+    ("linux.resources.memory.kernel", "refused", _LIMITS),
+    ("linux.resources.memory.kernelTCP", "refused", _LIMITS),
+    ("linux.resources.memory.limit", "refused", _LIMITS),
+    ("linux.resources.memory.reservation", "refused", _LIMITS),
+    ("linux.resources.memory.swap", "refused", _LIMITS),
+    ("linux.resources.memory.swappiness", "refused", _LIMITS),
+    ("linux.resources.memory.disableOOMKiller", "refused", _LIMITS),
+    ("linux.resources.memory.useHierarchy", "meaningless", "the guest has cgroup v2, which always is hierarchical"),
+    ("linux.resources.memory.checkBeforeUpdate", "meaningless", "for `update`"),
+    ("linux.resources.cpu", "refused", _LIMITS),
+    ("linux.resources.blockIO", "refused", _LIMITS),
+    ("linux.resources.hugepageLimits", "honoured", "a limit of 0: the guest has no huge pages to hand out"),
+    ("linux.resources.hugepageLimits[].pageSize", "honoured", ""),
+    ("linux.resources.hugepageLimits[].limit", "refused", _LIMITS),
+    ("linux.resources.network", "refused", "network classes and priorities are the host's; the container's network is its own"),
+    ("linux.resources.rdma", "refused", "the VM has no RDMA device"),
+    ("linux.resources.unified", "refused", _LIMITS),
+    ("linux.rootfsPropagation", "honoured", "inside the guest; sharing mounts with the host is impossible"),
+    ("linux.seccomp", "honoured", "compiled on the host, loaded in the guest"),
+    ("linux.seccomp.defaultAction", "honoured", "SCMP_ACT_NOTIFY is refused: its descriptor would have to leave the VM"),
+    ("linux.seccomp.defaultErrnoRet", "honoured", ""),
+    ("linux.seccomp.flags", "honoured", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, which needs SCMP_ACT_NOTIFY, is refused"),
+    ("linux.seccomp.listenerPath", "refused", "a notify descriptor would have to leave the VM"),
+    ("linux.seccomp.listenerMetadata", "refused", "a notify descriptor would have to leave the VM"),
+    ("linux.seccomp.architectures", "honoured", ""),
+    ("linux.seccomp.syscalls", "honoured", "names that libseccomp does not know are left out, as in runc"),
+    ("linux.seccomp.syscalls[].names", "honoured", ""),
+    ("linux.seccomp.syscalls[].action", "honoured", "but SCMP_ACT_NOTIFY"),
+    ("linux.seccomp.syscalls[].errnoRet", "honoured", ""),
+    ("linux.seccomp.syscalls[].args", "honoured", ""),
+    ("linux.seccomp.syscalls[].args[].index", "honoured", ""),
+    ("linux.seccomp.syscalls[].args[].value", "honoured", ""),
+    ("linux.seccomp.syscalls[].args[].valueTwo", "honoured", ""),
+    ("linux.seccomp.syscalls[].args[].op", "honoured", ""),
+    ("linux.sysctl", "honoured", "those that belong to a namespace, as in runc"),
+    ("linux.maskedPaths", "honoured", ""),
+    ("linux.readonlyPaths", "honoured", ""),
+    ("linux.mountLabel", "meaningless", _LABEL),
+    ("linux.intelRdt", "refused", "cache and bandwidth allocation of the host come with resource support"),
+    ("linux.personality", "honoured", "LINUX, which is the default"),
+    ("linux.personality.domain", "refused", "execution domains other than LINUX come later", ("LINUX",)),
+    ("linux.personality.flags", "refused", "the specification defines none"),
+    ("vm", "honoured", "as far as its fields are"),
+    ("vm.hypervisor", "refused", _VM),
+    ("vm.kernel", "refused", _VM),
+    ("vm.image", "refused", "the root file system is the bundle's"),
+    ("solaris", "meaningless", _OTHER_SYSTEM),
+    ("windows", "meaningless", _OTHER_SYSTEM),
+    ("zos", "meaningless", _OTHER_SYSTEM),
+)
+
+# Fields of specification 1.3, which the vendored schemas do not have yet.
+NEWER: tuple[tuple[str, str, str], ...] = (
+    ("linux.netDevices", "refused", "network devices of the host come with network support"),
+    ("linux.memoryPolicy", "refused", "NUMA policies come with resource support"),
+    ("vm.hwConfig", "refused", _VM),
+)
