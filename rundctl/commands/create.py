@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from rundctl.commands import engine
 from rundctl.commands.declare import Options, Verb
-from rundctl.engine import lifecycle
 
 
 def run(options: Options) -> int:
     """Create a container; it waits for ``start``."""
+    from rundctl.engine import lifecycle
+
     lifecycle.create(engine.context(options), engine.create_options(options))
     return 0
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from rundctl.commands import engine
 from rundctl.commands.declare import Flag, Options, Verb
-from rundctl.engine import lifecycle
 
 
 def run(options: Options) -> int:
     """Remove what is left of a container."""
+    from rundctl.engine import lifecycle
+
     lifecycle.delete(engine.context(options), options.text("ID"), force=options.on("force"))
     return 0
 

@@ -1,16 +1,22 @@
-"""What verbs share on their way into the engine."""
+"""What verbs share on their way into the engine.
+
+Verbs import the engine when they run, not when they are declared: help, completion and a wrong command line need only declarations.
+"""
 
 from __future__ import annotations
 
+import sys
+
 from rundctl.commands.declare import ID, Flag
-from rundctl.engine import lifecycle
 from rundctl.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.commands.declare import Options
+    from rundctl.engine.lifecycle import Context, CreateOptions
 
 ARGUMENTS = (ID,)
+_TEMPLATE = {"": None, "on": True, "off": False}
 
 CREATE_FLAGS = (
     Flag("--bundle", "Directory of the bundle (default: the current one).", short="-b", value="DIR"),
@@ -19,33 +25,39 @@ CREATE_FLAGS = (
     Flag("--no-pivot", "Accepted, no effect: the guest's root is never a host directory, so pivot_root works."),
     Flag("--no-new-keyring", "Leave the container in the guest's session keyring."),
     Flag("--preserve-fds", "Only 0: descriptors of the host cannot enter a VM.", value="N", default="0"),
-    Flag(
-        "--template", "Clone the template, or boot cold.", value="WHEN", default="on", choices=("on", "off")
-    ),
+    Flag("--template", "Clone the template, or boot cold (default: as annotated, else on).", value="WHEN", choices=("on", "off")),
     Flag("--timings", "Show on stderr how long each stage took."),
 )
 
 
-def context(options: Options) -> lifecycle.Context:
+def context(options: Options) -> Context:
     """The engine's context for a call."""
-    return lifecycle.Context(options.text("root"), options.debug)
+    from rundctl.engine import lifecycle, settings
+
+    return lifecycle.Context(options.text("root") or None, options.debug, settings.load())
 
 
-def create_options(options: Options, *, detach: bool = True, keep: bool = False) -> lifecycle.CreateOptions:
+def create_options(options: Options, *, detach: bool = True, keep: bool = False) -> CreateOptions:
     """What ``create`` and ``run`` ask of the engine; UsageError for what is refused."""
     _refuse(options)
+    from rundctl.engine import lifecycle
+
     if options.on("no-pivot"):
         options.debug("--no-pivot has no effect: the guest's root is never a host directory")
     return lifecycle.CreateOptions(
-        id=options.text("ID"),
-        bundle=options.text("bundle"),
+        options.text("ID"),
+        options.text("bundle") or ".",
         pid_file=options.text("pid-file"),
-        template=options.text("template") == "on",
-        timings=options.on("timings"),
+        template=_TEMPLATE[options.text("template")],
+        timings=_say if options.on("timings") else None,
         no_new_keyring=options.on("no-new-keyring"),
         keep=keep,
         detach=detach,
     )
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"rundctl: {line}\n")
 
 
 def _refuse(options: Options) -> None:

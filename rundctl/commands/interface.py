@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PROGRAM = "rundctl"
 _SETTINGS: dict[str, Any] = {"help_option_names": ["--help", "-h"]}
+_PYDANTIC = "Value error, "  # what Typer's checks begin with; says nothing
 _ABOUT = "An OCI runtime that gives every container its own microVM, cloned from a template."
 
 
@@ -53,7 +54,7 @@ def application() -> typer.Typer:
     )
     app.callback()(_function(_PROGRAM, _ABOUT, (), table.GLOBAL_FLAGS))
     for name in table.VERBS:
-        _add(app, table.load(name))
+        add(app, table.load(name))
     return app
 
 
@@ -66,18 +67,17 @@ def _markup() -> Literal["rich"] | None:
     return "rich" if sys.stdout.isatty() else None
 
 
-def _add(app: typer.Typer, verb: Verb) -> None:
+def add(app: typer.Typer, verb: Verb) -> None:
+    """Declare a verb, or a group of verbs, to Typer."""
     if not verb.verbs:
         name = verb.name.rpartition(" ")[2]
         app.command(name, help=verb.help, context_settings=_SETTINGS)(
             _function(name, verb.help, verb.arguments, verb.flags)
         )
         return
-    group = typer.Typer(
-        name=verb.name, help=verb.help, context_settings=_SETTINGS, no_args_is_help=True, rich_markup_mode=_markup()
-    )
+    group = typer.Typer(name=verb.name, help=verb.help, context_settings=_SETTINGS, rich_markup_mode=_markup())
     for inner in verb.verbs:
-        _add(group, inner)
+        add(group, inner)
     app.add_typer(group)
 
 
@@ -107,10 +107,8 @@ def _flag(flag: Flag) -> inspect.Parameter:
         return _parameter(flag.key, typer.Option(False, *declarations, help=flag.help, show_default=False), bool)
     kind: Any = Literal[flag.choices] if flag.choices else str
     metavar = None if flag.choices else flag.value
-    info = typer.Option(
-        flag.default, *declarations, help=flag.help, metavar=metavar, show_default=bool(flag.default)
-    )
-    return _parameter(flag.key, info, kind)
+    info = typer.Option(flag.default or None, *declarations, help=flag.help, metavar=metavar)
+    return _parameter(flag.key, info, kind | None)
 
 
 def _parameter(key: str, info: object, kind: object) -> inspect.Parameter:
@@ -121,7 +119,7 @@ def _parameter(key: str, info: object, kind: object) -> inspect.Parameter:
 
 def _sentence(message: str) -> str:
     """As the other errors read: no capital, no full stop, one line."""
-    text = " ".join(message.split()).rstrip(".")
+    text = " ".join(message.split()).rstrip(".").replace(_PYDANTIC, "")
     return text[:1].lower() + text[1:]
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-
 from rundctl.commands import engine
 from rundctl.commands.declare import ID, Argument, Flag, Options, Verb
-from rundctl.engine import lifecycle
 from rundctl.errors import UsageError
 
 _LAST = 64  # SIGRTMAX of the guest: the same ABI as the host's
@@ -14,8 +11,10 @@ _LAST = 64  # SIGRTMAX of the guest: the same ABI as the host's
 
 def run(options: Options) -> int:
     """Send a signal to the container's first process."""
+    from rundctl.engine import lifecycle
+
     number = signal_number(options.text("SIGNAL"))
-    lifecycle.kill(engine.context(options), options.text("ID"), number, all=options.on("all"))
+    lifecycle.kill(engine.context(options), options.text("ID"), number, everyone=options.on("all"))
     return 0
 
 
@@ -31,6 +30,8 @@ def signal_number(text: str) -> int:
 
 
 def _by_name(name: str) -> int:
+    import signal
+
     base, plus, offset = name.partition("+")
     if plus and base == "RTMIN" and offset.isascii() and offset.isdigit():
         return int(signal.SIGRTMIN) + int(offset)

@@ -7,7 +7,6 @@ import json
 from rundctl.commands import engine
 from rundctl.commands.declare import Flag, Options, Verb
 from rundctl.commands.output import write
-from rundctl.engine import lifecycle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +19,8 @@ _NARROWEST = 12
 
 def run(options: Options) -> int:
     """Print the containers of a root."""
+    from rundctl.engine import lifecycle
+
     containers = lifecycle.list_(engine.context(options))
     if options.on("quiet"):
         write("".join(f"{container['id']}\n" for container in containers))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from rundctl.commands import engine
 from rundctl.commands.declare import Flag, Options, Verb
-from rundctl.engine import lifecycle
 
 
 def run(options: Options) -> int:
     """Create and start a container; in the foreground, exit as it exits."""
+    from rundctl.engine import lifecycle
+
     asked = engine.create_options(options, detach=options.on("detach"), keep=options.on("keep"))
     return lifecycle.run(engine.context(options), asked)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from rundctl.commands import engine
 from rundctl.commands.declare import Options, Verb
-from rundctl.engine import lifecycle
 
 
 def run(options: Options) -> int:
     """Let a created container's process run."""
+    from rundctl.engine import lifecycle
+
     lifecycle.start(engine.context(options), options.text("ID"))
     return 0
 

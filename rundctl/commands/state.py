@@ -7,11 +7,12 @@ import json
 from rundctl.commands import engine
 from rundctl.commands.declare import Options, Verb
 from rundctl.commands.output import write
-from rundctl.engine import lifecycle
 
 
 def run(options: Options) -> int:
     """Print the state as the runtime-spec defines it, indented by two as runc prints it."""
+    from rundctl.engine import lifecycle
+
     write(json.dumps(lifecycle.state(engine.context(options), options.text("ID")), indent=2) + "\n")
     return 0
 

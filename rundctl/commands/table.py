@@ -23,7 +23,7 @@ VERBS = (
 REFUSED = ("exec", "pause", "resume", "update", "ps", "events", "checkpoint", "restore")
 
 GLOBAL_FLAGS = (
-    Flag("--root", "Directory of the containers' state.", value="DIR", default="/run/rundctl"),
+    Flag("--root", "Directory of the containers' state (default: /run/rundctl).", value="DIR"),
     Flag("--log", "Append errors (and with --debug more) to a file.", value="FILE"),
     Flag("--log-format", "Format of the log.", value="FORMAT", default="text", choices=("text", "json")),
     Flag("--debug", "Say what is done, to the log or else to stderr; show tracebacks."),
