@@ -44,7 +44,8 @@ class Facts:
     """What the compiler needs beside the bundle.
 
     ``rootfs_ops`` mount the root at ``root`` (engine/hybrid_rootfs.py); ``volumes`` and ``shm`` (sizes in bytes) are by
-    index of ``mounts``; ``container`` is the number the wire knows it by; empty ``hostname``, ``machine_id`` and ``keyring`` leave these alone.
+    index of ``mounts``; ``container`` is the number the wire knows it by; empty ``hostname``, ``machine_id`` and
+    ``keyring`` leave these alone.
     """
 
     __slots__ = (

@@ -1,4 +1,4 @@
-"""Compile ``linux.devices`` and the devices and links that every container has (spec, "Default Devices", "Dev symbolic links"). Pure."""
+"""Compile ``linux.devices`` and the devices and links that every container has (spec, "Default Devices"). Pure."""
 
 from __future__ import annotations
 

@@ -25,10 +25,23 @@ if TYPE_CHECKING:
 
     from rundctl.oci.bundle import Bundle
 
-# What may be mounted inside /proc: files that a tool such as lxcfs replaces (runc's list). Anything else could fool who trusts procfs.
+# What may be mounted inside /proc: files that a tool such as lxcfs replaces (runc's list). Anything else could fool
+# who trusts procfs.
 _PROC_FILES = frozenset(
     f"/proc/{name}"
-    for name in ["cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "net/dev", "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled"]
+    for name in [
+        "cpuinfo",
+        "diskstats",
+        "meminfo",
+        "stat",
+        "swaps",
+        "uptime",
+        "loadavg",
+        "slabinfo",
+        "net/dev",
+        "sys/kernel/ns_last_pid",
+        "sys/crypto/fips_enabled",
+    ]
 )
 
 
@@ -155,7 +168,7 @@ def _check_source(mount: Mount, where: str) -> None:
 def compile_mounts(
     mounts: list[Mount], volumes: Mapping[int, Volume], shm: Mapping[int, int], warnings: list[str]
 ) -> list[ops.Op]:
-    """Operations between ROOT and PIVOT. ``shm``: indexes of host tmpfs to be replaced by one in the guest, with their size in bytes."""
+    """Operations between ROOT and PIVOT. ``shm``: host tmpfs that one of the guest replaces, with their size in bytes."""
     result: list[ops.Op] = []
     for mount in mounts:
         if mount.index in shm:
@@ -169,7 +182,7 @@ def compile_mounts(
 
 
 def compile_late_readonly(mounts: list[Mount]) -> list[ops.Op]:
-    """After PIVOT: what had to stay writable while the container was set up (mount points, device nodes) becomes read-only."""
+    """After PIVOT: what had to stay writable during set-up (mount points, device nodes) becomes read-only."""
     return [ops.remount(mount.destination, MS_RDONLY) for mount in mounts if _is_late(mount)]
 
 

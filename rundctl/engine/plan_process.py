@@ -1,4 +1,4 @@
-"""Compile ``process``: who it is and what it may do. Pure. ``exec`` will use it too, so nothing here reads more than ``process``."""
+"""Compile ``process``: who it is and what it may do. Pure. Reads nothing else, since ``exec`` will use it too."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def compile_process(process: dict[str, Any], seccomp: Seccomp | None, warnings: 
         ops.umask(user.get("umask", _DEFAULT_UMASK) & _UMASK_BITS),
         *([ops.no_new_privs()] if confined else []),
         ops.stdio_owner(uid, gid),
-        # Loading a filter takes CAP_SYS_ADMIN, which the next operations drop, or no_new_privs; with that it waits until the end,
+        # Loading a filter takes CAP_SYS_ADMIN, which the next operations drop, or no_new_privs; with that it waits
+        # until the end,
         # so that the profile need not allow what set-up does (as in runc).
         *([] if confined else filter_ops),
         ops.bounding(masks["bounding"]),

@@ -19,7 +19,7 @@ _ID_LENGTH = 255  # NAME_MAX: the id names a directory
 
 
 class Bundle:
-    """A checked bundle: absolute paths of it and its rootfs, the valid configuration, what annotations ask of rundctl."""
+    """A checked bundle: absolute paths of it and its rootfs, the valid configuration, what annotations ask for."""
 
     __slots__ = ("options", "path", "rootfs", "spec")
 

@@ -1,7 +1,9 @@
 """Turn the schema of config.json into Python code, once, at build time.
 
-Validating a podman config takes jsonschema 74 ms of imports and 4 ms of work; generated code takes about a millisecond for both. The
-packaging hook and ``make`` call ``generate``; ``python -m rundctl.oci.generate`` does it by hand. Needs fastjsonschema, which the
+Validating a podman config takes jsonschema 74 ms of imports and 4 ms of work; generated code takes about a
+millisecond for both. The
+packaging hook and ``make`` call ``generate``; ``python -m rundctl.oci.generate`` does it by hand. Needs
+fastjsonschema, which the
 result does not.
 """
 
@@ -28,7 +30,7 @@ JsonSchemaValuesException = JsonSchemaValueException  # of anyOf and oneOf
 
 
 class _Patterns(dict):
-    """Regular expressions, compiled when first met: most configurations meet none. The schemas' final ``$`` must not match before a newline."""
+    """Regular expressions, compiled when first met: most configurations meet none. A final ``$`` is the very end."""
 
     def __missing__(self, pattern):
         import re
@@ -58,7 +60,7 @@ def generate(schema_dir: str, out_file: str) -> None:
 
 
 def _functions(code: str) -> str:
-    """The functions of the generated module: all from the first ``def``, its prologue of imports and patterns left out."""
+    """The functions of the generated module: all from the first ``def``, without imports and patterns."""
     start = code.find("\ndef ")
     if start < 0 or "def validate(" not in code or "import" in code[start:]:
         raise ValueError("fastjsonschema generates code of an unknown form")

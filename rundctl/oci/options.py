@@ -25,7 +25,7 @@ class Options:
 
 
 def parse(annotations: Mapping[str, str]) -> Options:
-    """Read the annotations; ConfigError for an unknown ``io.rundctl.*`` or a value it cannot have: both are typing errors."""
+    """Read the annotations; ConfigError for an unknown ``io.rundctl.*`` or value: these are typing errors."""
     for name, value in annotations.items():
         if not name.startswith(PREFIX):
             continue

@@ -1,7 +1,9 @@
 """The vendored JSON schemas, as one document.
 
-The specification's schemas are draft-04 without ids and refer to each other by file name. Here they become one schema whose
-``definitions`` hold what the files define, so that the code generator and jsonschema need no resolver. Cold: only the build and the
+The specification's schemas are draft-04 without ids and refer to each other by file name. Here they become one schema
+whose
+``definitions`` hold what the files define, so that the code generator and jsonschema need no resolver. Cold: only the
+build and the
 explanation of a failure come here.
 """
 
@@ -17,10 +19,12 @@ if TYPE_CHECKING:
 
 VERSION = "1.2.1"
 
-# Sections for other systems: the specification wants them ignored here, so their schemas would be dead weight at every start.
+# Sections for other systems: the specification wants them ignored here, so their schemas would be dead weight at
+# every start.
 _OTHER_SYSTEMS = ("solaris", "windows", "zos")
 
-# Where callers emit more than the released schemas allow, and runc takes it: (file, path to the keyword's holder, keyword, new value or None).
+# Where callers emit more than the released schemas allow, and runc takes it: (file, path to the keyword's holder,
+# keyword, new value or None).
 _RELAXATIONS: tuple[tuple[str, tuple[str, ...], str, object], ...] = (
     # 0o1000 as maximum refuses setuid bits and the type bits that Go's and stat(2)'s modes carry.
     ("defs-linux.json", ("definitions", "FileMode"), "maximum", 0xFFFFFFFF),

@@ -1,4 +1,4 @@
-"""Check config.json against the vendored schemas: generated code says yes or no, jsonschema is loaded only to explain a no."""
+"""Check config.json against the vendored schemas: generated code decides, jsonschema explains a refusal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN_LENGTH = 60  # characters of a wrong value or an enumeration that fit a o
 
 
 def validate(config: object) -> None:
-    """Raise ConfigError, with path and expectation, unless the configuration follows the schema and is of version 1.x."""
+    """Raise ConfigError, with path and expectation, unless it follows the schema and is of version 1.x."""
     if not isinstance(config, dict):
         raise ConfigError(f"config.json: expected object, got {_kind(config)}")
     if not _is_valid(config):
