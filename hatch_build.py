@@ -20,7 +20,7 @@ GIT_HEAD_LENGTH = 40
 class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg,misc,unused-ignore]
     """What hatchling calls before it packs the wheel."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 (hatchling's interface)
         """Fill ``rundctl/_native`` and ``rundctl/oci/_generated``; add what .gitignore hides."""
         root = Path(self.root)
         native = root / "rundctl/_native"
@@ -42,7 +42,7 @@ def _generate(root: Path) -> Path:
     """Write the validator of config.json from the vendored schemas; the directory it is in."""
     sys.path.insert(0, str(root))
     try:
-        from rundctl.oci import generate, schema  # noqa: PLC0415 (only found with the line above)
+        from rundctl.oci import generate, schema
 
         out = root / "rundctl/oci/_generated"
         generate.generate(schema.directory(), str(out / "config_validator.py"))

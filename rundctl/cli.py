@@ -64,7 +64,7 @@ def entry() -> NoReturn:
 
 def _dispatch(parser: Parser, log: Log) -> int:
     if "version" in parser.on:
-        from rundctl.commands import version  # noqa: PLC0415 (not on the path of the other calls)
+        from rundctl.commands import version
 
         write(version.text())
         return 0
@@ -94,7 +94,7 @@ def _find(parser: Parser) -> Verb:
 
 
 def _interface(words: list[str]) -> int:
-    from rundctl.commands import interface  # noqa: PLC0415 (loads Typer)
+    from rundctl.commands import interface
 
     return interface.show(words)
 
@@ -111,7 +111,7 @@ def _report(error: BaseException, words: list[str], log: Log) -> int:
 def _explain(error: UsageError, words: list[str]) -> UsageError:
     """Typer's words for the same mistake, with its suggestions; ours where Typer knows nothing better or cannot be loaded."""
     try:
-        from rundctl.commands import interface  # noqa: PLC0415 (loads Typer)
+        from rundctl.commands import interface
 
         better = interface.explain(words)
     except ImportError:
@@ -134,7 +134,7 @@ def _describe_oserror(error: OSError) -> str:
 
 
 def _trace(error: BaseException, log: Log) -> None:
-    import traceback  # noqa: PLC0415 (only with --debug)
+    import traceback
 
     for line in "".join(traceback.format_exception(error)).splitlines():
         log.debug(line)

@@ -17,7 +17,7 @@ class Flag:
 
     __slots__ = ("choices", "default", "help", "name", "short", "value")
 
-    def __init__(  # noqa: PLR0913 (a row of a table: one parameter a column)
+    def __init__(
         self,
         name: str,
         help: str,  # noqa: A002 (the column's name in every such table)
@@ -91,7 +91,7 @@ class Verb:
 
     __slots__ = ("arguments", "flags", "help", "name", "run", "verbs")
 
-    def __init__(  # noqa: PLR0913 (a row of a table: one parameter a column)
+    def __init__(
         self,
         name: str,
         help: str,  # noqa: A002 (as Flag)

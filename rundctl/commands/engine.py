@@ -25,7 +25,12 @@ CREATE_FLAGS = (
     Flag("--no-pivot", "Accepted, no effect: the guest's root is never a host directory, so pivot_root works."),
     Flag("--no-new-keyring", "Leave the container in the guest's session keyring."),
     Flag("--preserve-fds", "Only 0: descriptors of the host cannot enter a VM.", value="N", default="0"),
-    Flag("--template", "Clone the template, or boot cold (default: as annotated, else on).", value="WHEN", choices=("on", "off")),
+    Flag(
+        "--template",
+        "Clone the template, or boot cold (default: as annotated, else on).",
+        value="WHEN",
+        choices=("on", "off"),
+    ),
     Flag("--timings", "Show on stderr how long each stage took."),
 )
 

@@ -50,7 +50,11 @@ def explain(words: list[str]) -> UsageError | None:
 def application() -> typer.Typer:
     """All verbs that the table declares."""
     app = typer.Typer(
-        name=_PROGRAM, help=_ABOUT, context_settings=_SETTINGS, pretty_exceptions_enable=False, rich_markup_mode=_markup()
+        name=_PROGRAM,
+        help=_ABOUT,
+        context_settings=_SETTINGS,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=_markup(),
     )
     app.callback()(_function(_PROGRAM, _ABOUT, (), table.GLOBAL_FLAGS))
     for name in table.VERBS:
@@ -81,9 +85,7 @@ def add(app: typer.Typer, verb: Verb) -> None:
     app.add_typer(group)
 
 
-def _function(
-    name: str, about: str, arguments: tuple[Argument, ...], flags: tuple[Flag, ...]
-) -> Callable[..., None]:
+def _function(name: str, about: str, arguments: tuple[Argument, ...], flags: tuple[Flag, ...]) -> Callable[..., None]:
     def nothing(**_values: object) -> None:
         """Parsing was all that was wanted."""
 
@@ -112,9 +114,7 @@ def _flag(flag: Flag) -> inspect.Parameter:
 
 
 def _parameter(key: str, info: object, kind: object) -> inspect.Parameter:
-    return inspect.Parameter(
-        key.replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default=info, annotation=kind
-    )
+    return inspect.Parameter(key.replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default=info, annotation=kind)
 
 
 def _sentence(message: str) -> str:

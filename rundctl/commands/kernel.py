@@ -10,11 +10,11 @@ def fetch(options: Options) -> int:
     """Download and unpack Debian's kernel package; where the kernel is gets printed."""
     from rundctl.commands.progress import Progress
     from rundctl.engine import settings
-    from rundctl.guest import kernel
+    from rundctl.guest import kernel_fetch
 
     del options
     with Progress() as progress:
-        found = kernel.fetch(settings.load().home, progress.say)
+        found = kernel_fetch.fetch(settings.load().home, progress.say)
     write(f"{found.vmlinux}\n")
     return 0
 
@@ -25,8 +25,8 @@ def list_(options: Options) -> int:
     from rundctl.guest import kernel
 
     del options
-    for found in kernel.list_(settings.load().home):
-        write(f"{found.release}  {found.vmlinux}\n")
+    for name in kernel.names(settings.load().home):
+        write(f"{name}\n")
     return 0
 
 

@@ -20,10 +20,7 @@ def run(options: Options) -> int:
 
 def signal_number(text: str) -> int:
     """``15``, ``TERM``, ``SIGTERM``, ``sigterm``, ``RTMIN+3``; UsageError for anything else."""
-    if text.isascii() and text.isdigit():
-        number = int(text)
-    else:
-        number = _by_name(text.upper().removeprefix("SIG"))
+    number = int(text) if text.isascii() and text.isdigit() else _by_name(text.upper().removeprefix("SIG"))
     if not 1 <= number <= _LAST:
         raise UsageError(f"unknown signal {text!r}")
     return number

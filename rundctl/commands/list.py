@@ -6,15 +6,13 @@ import json
 
 from rundctl.commands import engine
 from rundctl.commands.declare import Flag, Options, Verb
-from rundctl.commands.output import write
+from rundctl.commands.output import columns, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _COLUMNS = ("id", "pid", "status", "bundle", "created", "owner")
-_GAP = 3  # spaces between columns; at least this wide is a column, as in runc's table
-_NARROWEST = 12
 
 
 def run(options: Options) -> int:
@@ -32,12 +30,9 @@ def run(options: Options) -> int:
 
 
 def table(containers: Sequence[Mapping[str, object]]) -> str:
-    """Columns under a headline, as wide as their widest entry."""
-    rows = [tuple(column.upper() for column in _COLUMNS)]
-    rows += [tuple(str(container[column]) for column in _COLUMNS) for container in containers]
-    widths = [max(_NARROWEST, *(len(row[column]) + _GAP for row in rows)) for column in range(len(_COLUMNS))]
-    lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "".join(f"{line}\n" for line in lines)
+    """Columns under a headline."""
+    headline = tuple(column.upper() for column in _COLUMNS)
+    return columns([headline, *(tuple(str(container[column]) for column in _COLUMNS) for container in containers)])
 
 
 VERB = Verb(

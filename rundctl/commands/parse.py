@@ -37,6 +37,7 @@ class Parser:
         known = _index(flags)
         while self.rest and _is_flag(self.rest[0]):
             self._flag(self.rest.pop(0), known)
+        self._check(flags)
 
     def whole(self, verb: Verb) -> None:
         """Take all that is left as a verb's flags and arguments; UsageError, HelpAsked."""
@@ -52,6 +53,7 @@ class Parser:
                 self._flag(word, known)
             else:
                 words.append(word)
+        self._check(verb.flags)
         self._arguments(verb, words)
 
     def options(self, debug: Callable[[str], None]) -> Options:
@@ -69,7 +71,7 @@ class Parser:
         if flag is None:
             raise UsageError(f"no such option: {name}")
         if flag.value:
-            self._valued(flag, value if equals else self._next(name))
+            self.text[flag.key] = value if equals else self._next(name)
         else:
             self._switch(flag, value if equals else "true")
 
@@ -78,10 +80,12 @@ class Parser:
             raise UsageError(f"option {name} requires a value")
         return self.rest.pop(0)
 
-    def _valued(self, flag: Flag, value: str) -> None:
-        if flag.choices and value not in flag.choices:
-            raise UsageError(f"{flag.name} takes {' or '.join(flag.choices)}, not {value!r}")
-        self.text[flag.key] = value
+    def _check(self, flags: tuple[Flag, ...]) -> None:
+        """Choices are looked at when all is read: the last of a repeated flag counts."""
+        for flag in flags:
+            value = self.text.get(flag.key, "")
+            if flag.choices and value != flag.default and value not in flag.choices:
+                raise UsageError(f"{flag.name} takes {' or '.join(flag.choices)}, not {value!r}")
 
     def _switch(self, flag: Flag, value: str) -> None:
         if value not in _SWITCH_VALUES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from rundctl.commands.declare import Argument, Options, Verb
-from rundctl.commands.output import write
+from rundctl.commands.output import columns, write
 
 
 def build(options: Options) -> int:
@@ -25,8 +25,9 @@ def list_(options: Options) -> int:
     from rundctl.engine import kernel_template, settings
 
     del options
-    for template in kernel_template.list_(settings.load()):
-        write(f"{template.key}  {template.directory}\n")
+    entries = kernel_template.list_(settings.load())
+    rows = [(entry.key, f"{entry.size_mib} MiB", "ok" if entry.intact else "damaged") for entry in entries]
+    write(columns([("KEY", "SIZE", "STATE"), *rows]))
     return 0
 
 
@@ -34,8 +35,8 @@ def show(options: Options) -> int:
     """A template's manifest."""
     from rundctl.engine import kernel_template, settings
 
-    template = kernel_template.show(settings.load(), options.text("KEY"))
-    write(json.dumps(template, indent=2) + "\n")
+    entry = kernel_template.show(settings.load(), options.text("KEY"))
+    write(json.dumps(entry.manifest, indent=2) + "\n")
     return 0
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from rundctl import cli
-from rundctl.commands import kill, list as list_verb, spec, table
+from rundctl.commands import kill, spec, table
+from rundctl.commands import list as list_verb
 from rundctl.commands.declare import Options, Verb
 from rundctl.errors import ConfigError, HostError, RundctlError, UsageError
 
@@ -87,7 +88,9 @@ def test_foreign_errors(
     assert capsys.readouterr().err == f"rundctl: {line}\n"
 
 
-def test_traceback_only_with_debug(failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_traceback_only_with_debug(
+    failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
     failing(ValueError("odd"))
     assert cli.main(["--debug", "features"]) == 1
     assert "rundctl: debug: Traceback" in capsys.readouterr().err
@@ -99,7 +102,9 @@ def test_interrupt(failing: Callable[[BaseException], None], capsys: pytest.Capt
     assert capsys.readouterr().err == ""
 
 
-def test_verb_s_own_usage_error_is_kept(failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_verb_s_own_usage_error_is_kept(
+    failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
     failing(UsageError("unknown signal 'X'"))
     assert cli.main(["features"]) == 1
     assert capsys.readouterr().err == "rundctl: unknown signal 'X'\n"
@@ -145,7 +150,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("15", 15), ("TERM", 15), ("SIGTERM", 15), ("sigterm", 15), ("kill", 9), ("RTMIN+3", 37), ("SIGRTMIN", 34), ("64", 64), ("RTMAX", 64)],
+    [
+        ("15", 15),
+        ("TERM", 15),
+        ("SIGTERM", 15),
+        ("sigterm", 15),
+        ("kill", 9),
+        ("RTMIN+3", 37),
+        ("SIGRTMIN", 34),
+        ("64", 64),
+        ("RTMAX", 64),
+    ],
 )
 def test_signal_names(text: str, number: int) -> None:
     assert kill.signal_number(text) == number

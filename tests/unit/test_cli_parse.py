@@ -101,7 +101,9 @@ def test_verbs_to_come_are_refused_by_name(name: str) -> None:
 
 def _words() -> st.SearchStrategy[list[str]]:
     flags = [name for flag in VERB.flags for name in (flag.name, flag.short)]
-    word = st.sampled_from([*flags, "--format=json", "--bundle=x", "--bundle=", "json", "table", "c1", "15", "--", "--nope", "-"])
+    word = st.sampled_from(
+        [*flags, "--format=json", "--bundle=x", "--bundle=", "json", "table", "c1", "15", "--", "--nope", "-"]
+    )
     return st.lists(word, max_size=6)
 
 
@@ -132,4 +134,8 @@ def _typer(words: list[str]) -> dict[str, Any] | None:
     except typer.TyperException:
         return None
     keys = {"id": "ID", "extra": "EXTRA"}
-    return {keys.get(key, key): value or (False if key == "all" else None) for key, value in found.items() if key in {*keys, "bundle", "format", "all"}}
+    return {
+        keys.get(key, key): value or (False if key == "all" else None)
+        for key, value in found.items()
+        if key in {*keys, "bundle", "format", "all"}
+    }

@@ -1,0 +1,49 @@
+"""The checkers, as tests: one command runs them all and a failure shows their words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+LINES_MOST = 450
+SOURCES = ("rundctl", "native", "tests", "tools", "bench", "hatch_build.py")
+SUFFIXES = (".py", ".c", ".h")
+GENERATED = ("_generated", "_native", "__pycache__")
+
+
+def run(checkout: Path, *argv: str) -> None:
+    done = subprocess.run(argv, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(argv)}\n{done.stdout}"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",), ("lint-imports",)],
+    ids=["ruff", "format", "mypy", "layers"],
+)
+def test_checker(checkout: Path, argv: tuple[str, ...]) -> None:
+    run(checkout, str(BIN / argv[0]), *argv[1:])
+
+
+def sources(checkout: Path) -> list[Path]:
+    tops = [checkout / top for top in SOURCES]
+    files = [path for top in tops for path in ([top] if top.is_file() else sorted(top.rglob("*")))]
+    found = [path for path in files if path.suffix in SUFFIXES and not set(path.parts) & set(GENERATED)]
+    assert len(found) > len(SOURCES)
+    return found
+
+
+def test_files_are_short(checkout: Path) -> None:
+    long = {
+        str(path): count for path in sources(checkout) if (count := len(path.read_text().splitlines())) > LINES_MOST
+    }
+    assert long == {}
+
+
+def test_shell_scripts_parse(checkout: Path) -> None:
+    for script in ("tools/setup", ".ci/run", "docs/examples/ci-job.sh"):
+        run(checkout, "/bin/sh", "-n", script)
