@@ -1,0 +1,75 @@
+#include "machine.h"
+
+#include <fcntl.h>
+#include <linux/random.h>
+#include <malloc.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+
+#include "cleanup.h"
+#include "plan.h"
+#include "wire.h"
+
+enum { NS_PER_S = 1000000000, BITS_PER_BYTE = 8 };
+
+/* struct rand_pool_info with its buffer. */
+struct entropy {
+	int entropy_count; /* bits */
+	int buf_size;	   /* bytes */
+	uint8_t bytes[WIRE_ENTROPY_SIZE];
+};
+
+/* Two clones of one template would draw the same random numbers: mixing in is not enough, the generator must reseed now. */
+static int mix_entropy(const uint8_t *bytes)
+{
+	struct entropy entropy = {.entropy_count = WIRE_ENTROPY_SIZE * BITS_PER_BYTE, .buf_size = WIRE_ENTROPY_SIZE};
+	cleanup_close int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	memcpy(entropy.bytes, bytes, sizeof entropy.bytes);
+	int error = check(ioctl(fd, RNDADDENTROPY, &entropy));
+	explicit_bzero(&entropy, sizeof entropy);
+	return error ? error : check(ioctl(fd, RNDRESEEDCRNG));
+}
+
+static int set_clock(uint64_t realtime_ns)
+{
+	struct timespec now = {.tv_sec = (time_t)(realtime_ns / NS_PER_S), .tv_nsec = (long)(realtime_ns % NS_PER_S)};
+
+	return check(clock_settime(CLOCK_REALTIME, &now));
+}
+
+int machine_identity(uint8_t *payload, size_t size, const char **what)
+{
+	struct wire_identity *identity = (struct wire_identity *)(void *)payload;
+	uint64_t realtime_ns;
+
+	*what = "identity";
+	if (size < sizeof *identity)
+		return -EPROTO;
+	*what = "mix in entropy";
+	int error = mix_entropy(payload + offsetof(struct wire_identity, entropy));
+	explicit_bzero(payload + offsetof(struct wire_identity, entropy), WIRE_ENTROPY_SIZE);
+	if (error)
+		return error;
+	*what = "set the clock";
+	memcpy(&realtime_ns, payload, sizeof realtime_ns);
+	error = set_clock(realtime_ns);
+	if (error || size == sizeof *identity)
+		return error;
+	*what = "set the hostname";
+	return check(sethostname((const char *)payload + sizeof *identity, size - sizeof *identity));
+}
+
+int machine_settle(const char **what)
+{
+	*what = "drop caches";
+	cleanup_close int fd = open("/proc/sys/vm/drop_caches", O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	sync();
+	malloc_trim(0);
+	return check(write(fd, "3", 1));
+}

@@ -1,0 +1,14 @@
+/* Requests about the VM itself. */
+#ifndef RUNDCTL_AGENT_MACHINE_H
+#define RUNDCTL_AGENT_MACHINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Makes this clone a machine of its own: entropy, clock, hostname. 0 or -errno; `*what` names the step that failed.
+ * The entropy is wiped from `payload`, so that it does not stay in memory that the container's child inherits. */
+int machine_identity(uint8_t *payload, size_t size, const char **what);
+/* Before a snapshot: what is dirty is written, what a clone need not carry is dropped. */
+int machine_settle(const char **what);
+
+#endif

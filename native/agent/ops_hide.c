@@ -1,0 +1,73 @@
+/* MASK and READONLY: what an image may have is hidden or protected; what it does not have is skipped. */
+#include <fcntl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+
+#include "cleanup.h"
+#include "path.h"
+#include "plan.h"
+
+/* The container's /dev/null may be anything, so the guest's is kept as a detached mount from before PIVOT. */
+int hold_null_mount(struct plan_context *context)
+{
+	if (context->null_mount < 0)
+		context->null_mount = copy_mount(AT_FDCWD, "/dev/null", 0);
+	return context->null_mount < 0 ? context->null_mount : 0;
+}
+
+/* The held mount can be moved into the tree once; from its place there it can be copied. */
+static int mask_file(struct plan_context *context, int target)
+{
+	int error = hold_null_mount(context);
+
+	if (error)
+		return error;
+	if (!context->null_placed) {
+		error = place_mount(context->null_mount, target);
+		context->null_placed = !error;
+		return error;
+	}
+	cleanup_close int copy = copy_mount(context->null_mount, "", AT_EMPTY_PATH);
+	return copy < 0 ? copy : place_mount(copy, target);
+}
+
+static int mask_directory(int target)
+{
+	int error = check(fchdir(target));
+
+	if (!error)
+		error = check(mount("tmpfs", ".", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL));
+	return check(chdir("/")) ? -errno : error;
+}
+
+static bool is_missing(int error)
+{
+	return error == -ENOENT || error == -ENOTDIR;
+}
+
+int op_mask(struct plan_context *context, struct plan_arguments *arguments)
+{
+	struct stat status;
+	cleanup_close int fd = path_open(context, next_string(arguments), O_PATH);
+
+	if (fd < 0)
+		return is_missing(fd) ? 0 : fd;
+	if (fstat(fd, &status) < 0)
+		return -errno;
+	return S_ISDIR(status.st_mode) ? mask_directory(fd) : mask_file(context, fd);
+}
+
+int op_readonly(struct plan_context *context, struct plan_arguments *arguments)
+{
+	struct mount_attr attr = {.attr_set = MOUNT_ATTR_RDONLY};
+	cleanup_close int fd = path_open(context, next_string(arguments), O_PATH);
+
+	if (fd < 0)
+		return is_missing(fd) ? 0 : fd;
+	cleanup_close int copy = copy_mount(fd, "", AT_EMPTY_PATH | AT_RECURSIVE);
+	if (copy < 0)
+		return copy;
+	if (mount_setattr(copy, "", AT_EMPTY_PATH | AT_RECURSIVE, &attr, sizeof attr) < 0)
+		return -errno;
+	return place_mount(copy, fd);
+}
