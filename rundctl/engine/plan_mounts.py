@@ -155,6 +155,8 @@ def _check_source(mount: Mount, where: str) -> None:
     if mount.is_bind:
         if not mount.source:
             raise invalid(f"{where}.source", "expected the path to bind, but it is missing")
+        if "\0" in mount.source:
+            raise invalid(f"{where}.source", "a path cannot hold a NUL")
         if any(flags & MS_SHARED for flags in mount.options.propagation):
             raise refused(f"{where}.options", "mounts of the VM cannot propagate to the host: use private")
     elif not mount.fstype or mount.fstype == "none":

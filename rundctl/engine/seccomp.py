@@ -10,6 +10,7 @@ import os
 from _blake2 import blake2b  # the C module itself: hashlib loads OpenSSL, for 5 ms
 
 from rundctl.errors import HostError
+from rundctl.host import files
 from rundctl.oci.linux import SECCOMP_ACTIONS
 from rundctl.oci.support import invalid, refused
 
@@ -25,12 +26,12 @@ _SYSCALL_ARGUMENTS = 6
 _UNKNOWN_SYSCALL = -1  # __NR_SCMP_ERROR; other negative numbers stand for calls of other architectures
 
 
-def filter_for(profile: dict[str, Any], cache: str) -> bytes:
-    """The filter, ``struct sock_filter[]``, from ``cache`` (a directory, made if missing) or compiled into it.
+def compile_filter(profile: dict[str, Any], home: str) -> bytes:
+    """The filter, ``struct sock_filter[]``, from the cache below ``home`` or compiled into it.
 
     ConfigError for what is refused or means nothing, HostError without libseccomp.
     """
-    path = os.path.join(cache, _digest(profile))
+    path = os.path.join(home, "seccomp", _digest(profile))
     cached = _read(path)
     if cached is not None:
         return cached
@@ -75,14 +76,9 @@ def _read(path: str) -> bytes | None:
 
 
 def _write(path: str, bpf: bytes) -> None:
-    temporary = f"{path}.{os.getpid()}"
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(bpf)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        files.replace(path, bpf)
     except OSError as error:
         raise HostError(f"write {path}: {error.strerror}") from error
 

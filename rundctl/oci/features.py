@@ -13,7 +13,7 @@ _ARCHITECTURES = ("SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64")  # those
 _OFF = {"enabled": False}
 
 
-def features() -> dict[str, Any]:
+def document() -> dict[str, Any]:
     """The features document."""
     mount_options = {*linux.MOUNT_OPTIONS, *linux.RECURSIVE_OPTIONS, *linux.PROPAGATIONS, "tmpcopyup"}
     return {

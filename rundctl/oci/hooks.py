@@ -18,20 +18,20 @@ _OUTPUT_SHOWN = 2048  # bytes of a failed hook's output that go into the error
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
-def run(spec: dict[str, Any], kind: str, state: dict[str, Any]) -> None:
-    """Run the hooks of a kind, in order; the first that fails raises HostError: all kinds but poststop."""
-    for index, hook in enumerate(spec.get("hooks", {}).get(kind, ())):
+def run(kind: str, hooks: list[dict[str, Any]], state: dict[str, Any]) -> None:
+    """Run hooks of a kind, in order; the first that fails raises HostError: prestart and createRuntime."""
+    for index, hook in enumerate(hooks):
         _run_one(hook, f"{kind} hook #{index} {hook['path']}", state)
 
 
-def run_all(spec: dict[str, Any], kind: str, state: dict[str, Any]) -> list[HostError]:
-    """Run all the hooks of a kind and return what failed: poststop, which must not prevent a deletion."""
+def run_all(hooks: list[dict[str, Any]], state: dict[str, Any], kind: str) -> list[str]:
+    """Run all hooks of a kind whatever fails, and return a line for each failure: poststart and poststop."""
     failures = []
-    for index, hook in enumerate(spec.get("hooks", {}).get(kind, ())):
+    for index, hook in enumerate(hooks):
         try:
             _run_one(hook, f"{kind} hook #{index} {hook['path']}", state)
         except HostError as error:
-            failures.append(error)
+            failures.append(str(error))
     return failures
 
 

@@ -9,50 +9,30 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from rundctl.types import ContainerId, HostPid, Status
+    from rundctl.types import Status
 
-# What `state` reports: the newest version whose state we write, whatever version the bundle is of (as runc does).
-OCI_VERSION = "1.2.1"
+OCI_VERSION = "1.2.1"  # the newest version this code knows
 _NANOSECONDS = 1_000_000_000
 
 
-def oci_state(
-    container: ContainerId, status: Status, pid: HostPid | int, bundle: str, annotations: Mapping[str, str]
-) -> dict[str, Any]:
-    """What hooks read on their standard input; ``pid`` 0 means that there is none."""
-    state: dict[str, Any] = {"ociVersion": OCI_VERSION, "id": container, "status": status.value}
-    if pid:
-        state["pid"] = pid
-    state["bundle"] = bundle
-    if annotations:
-        state["annotations"] = dict(annotations)
-    return state
+def state_json(record: Mapping[str, Any], status: Status, pid: int) -> dict[str, Any]:
+    """What ``state`` prints and hooks read: runc's fields in runc's order; ``pid`` is 0 for what is stopped.
 
-
-def runc_state(  # noqa: PLR0913 - one a field
-    container: ContainerId,
-    status: Status,
-    pid: HostPid | int,
-    bundle: str,
-    annotations: Mapping[str, str],
-    *,
-    rootfs: str,
-    created_ns: int,
-    owner: str,
-) -> dict[str, Any]:
-    """What ``state`` prints: runc's fields in runc's order, ``pid`` even if 0. ``created_ns`` counts from the epoch."""
+    Of the record: ``id``, ``oci_version``, ``bundle``, ``rootfs``, ``created`` (seconds since the epoch), ``annotations``,
+    ``owner_uid``.
+    """
     state: dict[str, Any] = {
-        "ociVersion": OCI_VERSION,
-        "id": container,
+        "ociVersion": record["oci_version"],
+        "id": record["id"],
         "pid": pid,
         "status": status.value,
-        "bundle": bundle,
-        "rootfs": rootfs,
-        "created": timestamp(created_ns),
+        "bundle": record["bundle"],
+        "rootfs": record["rootfs"],
+        "created": timestamp(round(record["created"] * _NANOSECONDS)),
     }
-    if annotations:
-        state["annotations"] = dict(annotations)
-    state["owner"] = owner
+    if record["annotations"]:
+        state["annotations"] = record["annotations"]
+    state["owner"] = _user_name(record["owner_uid"])
     return state
 
 
@@ -61,3 +41,15 @@ def timestamp(time_ns: int) -> str:
     seconds, nanoseconds = divmod(time_ns, _NANOSECONDS)
     fraction = f".{nanoseconds:09d}".rstrip("0") if nanoseconds else ""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + fraction + "Z"
+
+
+def _user_name(uid: int) -> str:
+    """Name of a host's user; empty if it has none, as in runc."""
+    if uid == 0:  # spares the name service
+        return "root"
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return ""
