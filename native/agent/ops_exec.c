@@ -137,9 +137,9 @@ static int find_by_path(struct plan_context *context, const char *name)
 	int error = executable(name);
 
 	if (error == -EISDIR)
-		snprintf(context->detail, sizeof context->detail, "is a directory: permission denied");
-	else if (error)
-		snprintf(context->detail, sizeof context->detail, "stat %.120s: %s", name, strerror(-error));
+		snprintf(context->detail, sizeof context->detail, "is a directory");
+	else if (error == -ENOENT)
+		snprintf(context->detail, sizeof context->detail, "stat %.120s", name);
 	if (error)
 		return error == -EISDIR ? -EACCES : error;
 	context->executable = strdup(name);
