@@ -1,0 +1,154 @@
+"""Kernel template: boot a lean guest once, save it after boot, start every container as a copy-on-write clone of it.
+
+Problem
+    Booting a kernel takes from half a second to seconds, and every VM that boots has its own copy of the same kernel in memory.
+Mechanism
+    The guest boots with its memory in a shared file and is stopped once it has all that any container needs: agent listening, upper layer mounted,
+    cgroups there, clocks calibrated. QEMU writes the device state (x-ignore-shared leaves the memory out: it is in its file). A clone is a QEMU with the
+    same machine, the memory file mapped privately, and the state loaded. The key is a digest of everything the guest and its machine are made of,
+    and both command lines come from the same MachineShape: a difference is a missing template, never a corrupt restore.
+Cost
+    Building: a boot and about a second. Disk: the memory pages the guest touched, 0.5 MiB of state, 1 MiB of upper. Finding: two JSON
+    files and a stat for each ingredient. A clone: QEMU's start and some 10 ms.
+Invariants
+    A template is complete or not there (built aside, renamed). Its files never change: one that was touched or truncated is rebuilt, not used.
+    Concurrent builders build once. Clones of one template are the same machine until IDENTITY told them apart.
+Measured by
+    tests/system/test_template.py (build, find, damage, concurrency), tests/system/test_template_clone.py (clone), bench/.
+"""
+
+from __future__ import annotations
+
+import os
+
+from rundctl.engine import template_inputs, template_store
+from rundctl.engine.template_inputs import Request
+from rundctl.errors import GuestError
+from rundctl.host import files
+from rundctl.types import Accelerator
+from rundctl.vmm import accelerator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rundctl.engine.hybrid_rootfs import Upper
+    from rundctl.engine.settings import Settings
+    from rundctl.engine.template_inputs import Ingredients
+    from rundctl.engine.template_store import Template
+    from rundctl.guest.ops import Plan
+    from rundctl.host.memo import Memo
+    from rundctl.vmm.shape import MachineShape
+
+    Progress = Callable[[str], None]
+
+_DEFAULT = Request()
+
+
+def find(settings: Settings, request: Request = _DEFAULT) -> Template | None:
+    """The template for this machine, if it is there and all about it is remembered. The path of every start: no subprocess, no hashing.
+
+    HostError or ConfigError for what `ensure` could not mend either: no QEMU, no kernel.
+    """
+    wanted = template_inputs.known(settings, request, template_inputs.open_memo(settings))
+    return None if wanted is None else template_store.open_template(settings.home, wanted[1], wanted[0])
+
+
+def ensure(settings: Settings, progress: Progress, request: Request = _DEFAULT) -> Template:
+    """The template for this machine, built if need be; who comes second waits and finds it."""
+    os.makedirs(template_store.root(settings.home), exist_ok=True)
+    memo = template_inputs.open_memo(settings)
+    ingredients = template_inputs.discover(settings, request, memo)
+    memo.save()
+    with files.Lock(f"{template_store.root(settings.home)}/.lock"):
+        found = find(settings, request)
+        return found if found is not None else _choose_and_build(ingredients, progress)
+
+
+def _choose_and_build(ingredients: Ingredients, progress: Progress) -> Template:
+    """Build with the accelerator that works; which one that is may only come out by trying."""
+    memo = template_inputs.open_memo(ingredients.settings)
+    verdict = template_inputs.verdict_of(ingredients, memo)
+    if verdict is None:
+        verdict = accelerator.Verdict(Accelerator.KVM, "a guest booted with it")
+        try:
+            return _build(ingredients, verdict, memo, progress)
+        except GuestError as error:
+            verdict = accelerator.Verdict(Accelerator.TCG, f"KVM does not work here: {error}")
+            progress(f"KVM does not work here, trying emulation: {error}")
+    return _build(ingredients, verdict, memo, progress)
+
+
+def _build(ingredients: Ingredients, verdict: accelerator.Verdict, memo: Memo, progress: Progress) -> Template:
+    from rundctl.engine import template_build
+
+    shape = ingredients.shape(verdict.accelerator)
+    key = template_inputs.key_of(shape, memo)
+    home = ingredients.settings.home
+    found = template_store.open_template(home, key, shape)
+    if found is None:
+        recipe = template_build.Recipe(shape, ingredients.kernel, template_inputs.AGENT, verdict.reason)
+        template_build.build(home, key, recipe, progress)
+        found = template_store.open_template(home, key, shape)
+    if found is None:
+        raise GuestError(f"template {key}: changed while it was being built")
+    accelerator.remember(memo, ingredients.circumstances(), verdict)
+    memo.save()
+    return found
+
+
+def prune(settings: Settings, *, everything: bool = False) -> list[str]:
+    """Remove templates, but for the one the settings now lead to unless ``everything``; keys of those removed. Running clones are not disturbed."""
+    import shutil
+
+    root = template_store.root(settings.home)
+    if not os.path.isdir(root):
+        return []
+    with files.Lock(f"{root}/.lock"):
+        current = None if everything else find(settings)
+        doomed = [item.key for item in template_store.entries(settings.home) if current is None or item.key != current.key]
+        for name in [*doomed, *(name for name in os.listdir(root) if name.endswith(".tmp"))]:
+            shutil.rmtree(f"{root}/{name}", ignore_errors=True)
+    return doomed
+
+
+class Cold:
+    """What a boot without a template needs: shape, descriptors of kernel and initramfs, a fresh upper, and the plan that a template has behind it."""
+
+    __slots__ = ("empty", "initrd", "kernel", "plan", "shape", "upper")
+
+    def __init__(self, shape: MachineShape, kernel: int, initrd: int, upper: Upper, empty: str, plan: Plan) -> None:
+        self.shape = shape
+        self.kernel = kernel
+        self.initrd = initrd
+        self.upper = upper
+        self.empty = empty
+        self.plan = plan
+
+
+def prepare_cold(settings: Settings, progress: Progress, request: Request = _DEFAULT) -> Cold:
+    """Everything for `qemu.cold_argv`; the caller sends ``plan`` to container 0 before any other. Uses the accelerator a template was proven with."""
+    from rundctl.engine import hybrid_rootfs, template_build
+
+    memo = template_inputs.open_memo(settings)
+    ingredients = template_inputs.discover(settings, request, memo)
+    memo.save()
+    verdict = template_inputs.verdict_of(ingredients, memo)
+    chosen = ensure(settings, progress, request).shape.accelerator if verdict is None else verdict.accelerator
+    shape = ingredients.shape(chosen)
+    directory = f"{settings.home}/cold"
+    os.makedirs(f"{directory}/empty", exist_ok=True)
+    image = f"{directory}/upper-{shape.upper_mib}"
+    with files.Lock(f"{directory}/.lock"):
+        if not os.path.exists(image):
+            hybrid_rootfs.format_image(f"{image}.tmp", shape.upper_mib)
+            os.rename(f"{image}.tmp", image)
+    recipe = template_build.Recipe(shape, ingredients.kernel, template_inputs.AGENT, "")
+    return Cold(
+        shape,
+        os.open(ingredients.kernel.vmlinux, os.O_RDONLY | os.O_CLOEXEC),
+        template_build.initramfs_fd(recipe),
+        hybrid_rootfs.Upper(image, directory),
+        f"{directory}/empty",
+        template_build.setup_plan(ingredients.kernel),
+    )

@@ -1,0 +1,92 @@
+"""Settings of the host's administrator: ``/etc/rundctl/config.toml`` and ``RUNDCTL_HOME``.
+
+They say where things are and how large a VM is, never what a container is: that is its bundle's business.
+"""
+
+from __future__ import annotations
+
+import os
+
+from rundctl.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CONFIG_PATH = "/etc/rundctl/config.toml"
+HOME = "/var/lib/rundctl"
+_LIMITS = {"memory_mib": (64, 1 << 20), "vcpus": (1, 255), "upper_mib": (64, 16 << 20)}
+_PATHS = ("home", "kernel_modules", "qemu")
+_CHOICES = {"accelerator": ("auto", "kvm", "tcg"), "template": ("on", "off")}
+
+
+class Settings:
+    """Every setting with its default.
+
+    home            kernels, templates and caches             memory_mib, vcpus, upper_mib   size of a VM
+    kernel          name of a fetched kernel, or path of a vmlinux or bzImage; "": the newest fetched
+    kernel_modules  directory (lib/modules/VERSION) of a kernel given as a path; "": all it needs is built in
+    qemu            path of the QEMU binary; "": Debian's     accelerator                    auto, kvm, tcg
+    template        on, off: whether VMs are cloned or booted
+    """
+
+    __slots__ = ("accelerator", "home", "kernel", "kernel_modules", "memory_mib", "qemu", "template", "upper_mib", "vcpus")
+
+    def __init__(self) -> None:
+        self.home = HOME
+        self.memory_mib = 128
+        self.vcpus = 1
+        self.upper_mib = 2048
+        self.kernel = ""
+        self.kernel_modules = ""
+        self.qemu = ""
+        self.accelerator = "auto"
+        self.template = "on"
+
+    def set(self, key: str, value: object, where: str) -> None:
+        """Set one, after a check. ConfigError naming the key, and ``where`` it was found."""
+        if key not in self.__slots__:
+            raise ConfigError(f"{where}: {key}: no such setting", hint=f"known: {', '.join(sorted(self.__slots__))}")
+        setattr(self, key, _checked(key, value, where))
+
+
+def load(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Defaults, then the file (``RUNDCTL_CONFIG``, else the usual one, which may be missing), then ``RUNDCTL_HOME``."""
+    settings = Settings()
+    asked = environment.get("RUNDCTL_CONFIG", "")
+    path = asked or CONFIG_PATH
+    for key, value in _read(path, must_exist=bool(asked)).items():
+        settings.set(key, value, path)
+    home = environment.get("RUNDCTL_HOME", "")
+    if home:
+        settings.set("home", home, "RUNDCTL_HOME")
+    return settings
+
+
+def _read(path: str, *, must_exist: bool) -> dict[str, object]:
+    if not must_exist and not os.path.exists(path):
+        return {}
+    import tomllib  # 5 ms, paid only by those who have such a file
+
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _checked(key: str, value: object, where: str) -> str | int:
+    if key in _LIMITS:
+        low, high = _LIMITS[key]
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        raise ConfigError(f"{where}: {key}: expected an integer from {low} to {high}, got {value!r}")
+    if not isinstance(value, str):
+        raise ConfigError(f"{where}: {key}: expected a string, got {value!r}")
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise ConfigError(f"{where}: {key}: expected one of {', '.join(_CHOICES[key])}, got {value!r}")
+    if key in _PATHS and value and not value.startswith("/"):
+        raise ConfigError(f"{where}: {key}: expected an absolute path, got {value!r}")
+    return value

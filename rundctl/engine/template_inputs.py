@@ -1,0 +1,133 @@
+"""What the wanted machine is: from settings to MachineShape and key.
+
+Every answer is remembered beside the identity of the file it came from. `known` only recalls (a few stats, no subprocess, no hashing: it is on
+the path of every start); `discover` finds out what is not remembered, and remembers it.
+"""
+
+from __future__ import annotations
+
+import os
+
+import rundctl
+from rundctl.errors import HostError
+from rundctl.guest import kernel as kernels
+from rundctl.host import machine
+from rundctl.host.memo import Memo
+from rundctl.types import TemplateKey
+from rundctl.vmm import accelerator, binary, qemu
+from rundctl.vmm.shape import MachineShape
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rundctl.engine.settings import Settings
+    from rundctl.types import Accelerator
+
+AGENT = os.path.join(os.path.dirname(rundctl.__file__), "_native", "agent")
+
+
+class Request:
+    """What a container may ask of its machine; None leaves it to the settings."""
+
+    __slots__ = ("memory_mib", "vcpus")
+
+    def __init__(self, memory_mib: int | None = None, vcpus: int | None = None) -> None:
+        self.memory_mib = memory_mib
+        self.vcpus = vcpus
+
+
+class Ingredients:
+    """All of a machine but its accelerator, which may have to be found by booting."""
+
+    __slots__ = ("binary", "digests", "host", "kernel", "request", "settings")
+
+    def __init__(
+        self, settings: Settings, request: Request, kernel: kernels.Kernel, found: binary.Binary, digests: dict[str, str], host: str
+    ) -> None:
+        self.settings = settings
+        self.request = request
+        self.kernel = kernel
+        self.binary = found
+        self.digests = digests
+        self.host = host
+
+    def circumstances(self) -> str:
+        """What a verdict about the accelerator depends on."""
+        return accelerator.circumstances(self.digests["qemu"], self.host)
+
+    def shape(self, chosen: Accelerator) -> MachineShape:
+        """The machine with this accelerator."""
+        return MachineShape(
+            qemu=self.binary.path,
+            qemu_version=self.binary.version,
+            machine=self.binary.machine,
+            accelerator=chosen,
+            memory_mib=self.request.memory_mib or self.settings.memory_mib,
+            vcpus=self.request.vcpus or self.settings.vcpus,
+            upper_mib=self.settings.upper_mib,
+            digests=self.digests,
+            host=self.host,
+        )
+
+
+def open_memo(settings: Settings) -> Memo:
+    """The host's remembered answers."""
+    return Memo(f"{settings.home}/digests.json")
+
+
+def known(settings: Settings, request: Request, memo: Memo) -> tuple[MachineShape, TemplateKey] | None:
+    """Shape and key if all about them is remembered. HostError or ConfigError for what no finding out can mend (no QEMU, no kernel)."""
+    found = binary.known(binary.find(settings.qemu), memo)
+    kernel = kernels.find(_choice(settings), memo)
+    host = machine.known(memo)
+    if found is None or kernel is None or host is None:
+        return None
+    digests = {name: memo.known_digest(path) or "" for name, path in _files(found, kernel).items()}
+    if not all(digests.values()):
+        return None
+    ingredients = Ingredients(settings, request, kernel, found, digests, host)
+    verdict = verdict_of(ingredients, memo)
+    if verdict is None:
+        return None
+    shape = ingredients.shape(verdict.accelerator)
+    key = memo.recall(_key_name(shape))
+    return (shape, TemplateKey(key)) if key is not None else None
+
+
+def discover(settings: Settings, request: Request, memo: Memo) -> Ingredients:
+    """Find out what is not remembered. HostError if a file cannot be read."""
+    path = binary.find(settings.qemu)
+    found = binary.known(path, memo) or binary.examine(path, memo)
+    choice = _choice(settings)
+    kernel = kernels.find(choice, memo) or kernels.adopt(choice, memo)
+    host = machine.known(memo) or machine.examine(memo)
+    try:
+        digests = {name: memo.digest(path) for name, path in _files(found, kernel).items()}
+    except OSError as error:
+        raise HostError(f"read {error.filename}: {error.strerror}", hint="python native/build.py" if error.filename == AGENT else "") from error
+    return Ingredients(settings, request, kernel, found, digests, host)
+
+
+def verdict_of(ingredients: Ingredients, memo: Memo) -> accelerator.Verdict | None:
+    """The accelerator, if no boot is needed to tell."""
+    return accelerator.given(ingredients.settings.accelerator) or accelerator.recall(memo, ingredients.circumstances())
+
+
+def key_of(shape: MachineShape, memo: Memo) -> TemplateKey:
+    """The key of a shape, remembered for `known`."""
+    key = shape.key(qemu.ARGV_FORMAT)
+    memo.remember(_key_name(shape), key)
+    return key
+
+
+def _key_name(shape: MachineShape) -> str:
+    return f"key {qemu.ARGV_FORMAT} {shape.canonical()}"
+
+
+def _choice(settings: Settings) -> kernels.Choice:
+    return kernels.Choice(settings.home, settings.kernel, settings.kernel_modules)
+
+
+def _files(found: binary.Binary, kernel: kernels.Kernel) -> dict[str, str]:
+    """Name in the shape → path of all files the machine is made of."""
+    firmware = {os.path.basename(path): path for path in found.firmware}
+    return {"qemu": found.path, "agent": AGENT, "kernel": kernel.manifest_path, **firmware}

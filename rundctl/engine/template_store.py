@@ -1,0 +1,138 @@
+"""Templates on disk: ``HOME/templates/KEY/{memory,state,upper,empty/,manifest.json}``, complete or not there at all.
+
+A clone maps ``memory`` privately, loads ``state`` and reflinks ``upper``: a template whose files are not those that were written is never used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from rundctl.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from rundctl.types import TemplateKey
+    from rundctl.vmm.shape import MachineShape
+
+FORMAT = 1
+FILES = ("memory", "state", "upper")
+MANIFEST = "manifest.json"
+
+
+class Template:
+    """A template that is ready to be cloned."""
+
+    __slots__ = ("directory", "key", "manifest", "shape")
+
+    def __init__(self, directory: str, key: TemplateKey, shape: MachineShape, manifest: dict[str, Any]) -> None:
+        self.directory = directory
+        self.key = key
+        self.shape = shape
+        self.manifest = manifest
+
+    @property
+    def memory(self) -> str:
+        """Path of the guest's memory."""
+        return f"{self.directory}/memory"
+
+    @property
+    def upper(self) -> str:
+        """Path of the storage image as it was at the snapshot."""
+        return f"{self.directory}/upper"
+
+    @property
+    def empty(self) -> str:
+        """Path of an empty directory, for 9p devices that export nothing."""
+        return f"{self.directory}/empty"
+
+    def open_state(self) -> int:
+        """The device state, opened for one clone: the offset is part of the description."""
+        return os.open(f"{self.directory}/state", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def root(home: str) -> str:
+    """Directory of all templates."""
+    return f"{home}/templates"
+
+
+def open_template(home: str, key: TemplateKey, shape: MachineShape) -> Template | None:
+    """The template of that key, if it is there and its files are untouched: one manifest and one stat a file."""
+    directory = f"{root(home)}/{key}"
+    manifest = read_manifest(directory)
+    if manifest is None or not is_intact(directory, manifest):
+        return None
+    return Template(directory, key, shape, manifest)
+
+
+def read_manifest(directory: str) -> dict[str, Any] | None:
+    """A template's manifest, None if it is missing, damaged or of another format."""
+    try:
+        with open(f"{directory}/{MANIFEST}", "rb") as file:
+            manifest = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+
+
+def is_intact(directory: str, manifest: dict[str, Any]) -> bool:
+    """Whether the files are those that the manifest was written for."""
+    described = manifest.get("files", {})
+    return all(described.get(name, {}).get("identity") == file_identity(f"{directory}/{name}") is not None for name in FILES)
+
+
+def file_identity(path: str) -> list[int] | None:
+    """Inode, size, times of change (ns); not the device's number, which may differ after a reboot. None if there is no such file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+class Entry:
+    """A template as `list` shows it. ``intact`` is False for one that will be rebuilt."""
+
+    __slots__ = ("intact", "key", "manifest", "size_mib")
+
+    def __init__(self, key: str, manifest: dict[str, Any], size_mib: int, *, intact: bool) -> None:
+        self.key = key
+        self.manifest = manifest
+        self.size_mib = size_mib
+        self.intact = intact
+
+
+def entries(home: str) -> list[Entry]:
+    """All templates, by key."""
+    try:
+        names = sorted(name for name in os.listdir(root(home)) if not name.startswith("."))
+    except FileNotFoundError:
+        return []
+    return [_entry(name, f"{root(home)}/{name}") for name in names]
+
+
+def entry(home: str, prefix: str) -> Entry:
+    """The one template whose key begins so. HostError if there is none, or more than one."""
+    found = [item for item in entries(home) if item.key.startswith(prefix)]
+    if len(found) != 1:
+        raise HostError(f"template {prefix!r}: {'no such template' if not found else f'{len(found)} keys begin so'}", hint="rundctl template list")
+    return found[0]
+
+
+def _entry(name: str, directory: str) -> Entry:
+    manifest = read_manifest(directory)
+    intact = manifest is not None and is_intact(directory, manifest)
+    return Entry(name, manifest or {}, _size_mib(directory), intact=intact)
+
+
+def _size_mib(directory: str) -> int:
+    """What the files take on disk."""
+    blocks = 0
+    for name in FILES:
+        try:
+            blocks += os.stat(f"{directory}/{name}").st_blocks
+        except OSError:
+            continue
+    return blocks * 512 >> 20

@@ -1,0 +1,136 @@
+"""Files: replaced in one step, locked, nameless, copied without their holes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from rundctl.errors import HostError
+
+_CHUNK = 1 << 16
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def replace(path: str, data: bytes, mode: int = 0o644) -> None:
+    """Write ``path`` so that a reader sees the old contents or the new, whatever crashes. OSError if it cannot be."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError:
+        unlink(temporary)
+        raise
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """write(2) until all is written."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def unlink(path: str) -> None:
+    """Remove a file if it is there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Lock:
+    """An exclusive flock(2) on a file that is made if missing; gone with the ``with`` block or the process."""
+
+    __slots__ = ("_fd", "_path")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+
+    def __enter__(self) -> Lock:
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+def nameless(directory: str, mode: int = 0o600) -> int:
+    """A new file without a name (O_TMPFILE) on the directory's file system, open for reading and writing."""
+    return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
+
+
+def reopen(fd: int, flags: int) -> int:
+    """Another open file description of the same file, with flags of its own."""
+    return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
+
+
+def copy_sparse(source: int, target: int) -> int:
+    """Copy the data extents of ``source`` into the empty file ``target`` and give it the same size. Bytes copied."""
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    return sum(_copy_range(source, target, start, end) for start, end in data_extents(source, size))
+
+
+def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of the parts of a file that are not holes (SEEK_DATA, SEEK_HOLE)."""
+    offset = 0
+    while offset < size:
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        end = os.lseek(fd, offset, os.SEEK_HOLE)
+        yield offset, end
+        offset = end
+
+
+def content_digest(fd: int) -> str:
+    """SHA-256 over (offset, contents) of all chunks that are not zero: the same for the same contents, however sparse the file is."""
+    import hashlib  # never on the path of a start
+
+    size = os.fstat(fd).st_size
+    digest = hashlib.sha256(size.to_bytes(8, "little"))
+    zeroes = bytes(_CHUNK)
+    done = 0
+    for start, end in data_extents(fd, size):
+        for offset in range(max(done, start // _CHUNK * _CHUNK), end, _CHUNK):
+            chunk = os.pread(fd, _CHUNK, offset)
+            done = offset + _CHUNK
+            if chunk != zeroes[: len(chunk)]:
+                digest.update(offset.to_bytes(8, "little") + chunk)
+    return digest.hexdigest()
+
+
+def _copy_range(source: int, target: int, start: int, end: int) -> int:
+    at = start
+    while at < end:
+        copied = os.copy_file_range(source, target, end - at, at, at)
+        if copied == 0:
+            raise HostError(f"copy of {end - start} bytes: the source became shorter")
+        at += copied
+    return end - start

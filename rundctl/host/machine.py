@@ -1,0 +1,37 @@
+"""What a guest's processor may take from the host: kernel release and CPU identity."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rundctl.host.memo import Memo
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_CPU_FIELDS = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags", "bugs")
+
+
+def known(memo: Memo) -> str | None:
+    """Identity of kernel and processor, if it was read since the host booted (a processor does not change while it runs)."""
+    kept = memo.recall("host")
+    if not isinstance(kept, dict) or kept.get("boot") != _boot():
+        return None
+    return str(kept["identity"])
+
+
+def examine(memo: Memo) -> str:
+    """Read it, and remember. /proc/cpuinfo takes tens of milliseconds on a host with many processors."""
+    import hashlib
+
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        first = file.read(1 << 16).split("\n\n", 1)[0]
+    fields = [line for line in first.splitlines() if line.partition(":")[0].strip() in _CPU_FIELDS]
+    identity = f"linux-{os.uname().release} cpu-{hashlib.sha256(chr(10).join(fields).encode()).hexdigest()[:16]}"
+    memo.remember("host", {"boot": _boot(), "identity": identity})
+    return identity
+
+
+def _boot() -> str:
+    with open(_BOOT_ID, encoding="ascii") as file:
+        return file.read().strip()

@@ -1,0 +1,227 @@
+"""QEMU's command line, in QEMU's own words: one function an option, one escaping, one list of devices for template, clone and cold boot.
+
+Everything is handed over as descriptors. The exception is the memory file: it must be *named*, because newer QEMU's x-ignore-shared
+leaves only named files out of the migration stream.
+"""
+
+from __future__ import annotations
+
+from rundctl.types import Accelerator
+from rundctl.vmm.cmdline import cmdline
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rundctl.vmm.shape import MachineShape
+
+ARGV_FORMAT = "1"  # raise it with every change that makes a clone's machine differ from an older template's
+AGENT_PORT = "rundctl.agent"
+ROOTFS_TAG = "rootfs"
+VOLUMES_TAG = "volumes"
+UPPER_DEVICE = "/dev/vda"
+_MEMORY_MAX = "4G"  # room for memory hot-plug
+_MEMORY_SLOTS = 2
+_TRANSLATIONS_MIB = 32  # TCG's buffer of translated code; its default is a GiB
+_UPPER_SET = 1
+_FIRST_SLOT = 2  # PCI slot 0 is the host bridge; 1 is left to what a machine type may put there
+_SPARE_PORTS = 2
+_FILE_FD_URI = (9, 0)  # from here on `fd:` on a plain file is deprecated, and file:/dev/fdset/N is there
+
+
+class Option:
+    """One option of the command line: ``-device virtio-blk-pci,drive=upper``. Names of properties are QEMU's, letter by letter."""
+
+    __slots__ = ("flag", "head", "properties")
+
+    def __init__(self, flag: str, head: str = "", properties: dict[str, str | int | bool] | None = None) -> None:
+        self.flag = flag
+        self.head = head
+        self.properties = properties or {}
+
+    def argv(self) -> list[str]:
+        """The option's two words."""
+        named = [f"{name}={_value(value)}" for name, value in self.properties.items()]
+        return [f"-{self.flag}", ",".join([self.head, *named] if self.head else named)]
+
+
+def _value(value: str | int | bool) -> str:  # noqa: FBT001  the value of a property, not a switch of this function
+    """A property's value; a comma in it is doubled (QEMU's ``keyval`` and ``QemuOpts`` syntax). The only place that escapes."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value).replace(",", ",,")
+
+
+class Wiring:
+    """What differs between two machines of one shape: descriptors (``-1``: none) and paths.
+
+    agent, qmp      far ends of the two socketpairs          upper_rw, upper_ro   the upper's image, opened twice (DESIGN: QEMU wants both)
+    rootfs, volumes directories exported by 9p; ``volumes`` may be a number that only QEMU's parent opens. Without them: ``empty``
+    empty           path of an empty directory                memory_path          named file with the guest's memory; "" = anonymous memory
+    kernel, initrd  of a boot, never of a clone               console              file for the serial port's output; without it: nowhere
+    """
+
+    __slots__ = (
+        "agent", "console", "empty", "initrd", "kernel", "memory_path", "name", "qmp", "rootfs", "upper_ro", "upper_rw", "volumes",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        agent: int,
+        qmp: int,
+        upper: tuple[int, int],
+        empty: str,
+        memory_path: str = "",
+        rootfs: int = -1,
+        volumes: int = -1,
+        kernel: int = -1,
+        initrd: int = -1,
+        console: int = -1,
+        name: str = "",
+    ) -> None:
+        self.agent = agent
+        self.qmp = qmp
+        self.upper_rw, self.upper_ro = upper
+        self.empty = empty
+        self.memory_path = memory_path
+        self.rootfs = rootfs
+        self.volumes = volumes
+        self.kernel = kernel
+        self.initrd = initrd
+        self.console = console
+        self.name = name
+
+    def kept(self) -> list[int]:
+        """Descriptors QEMU must inherit under their own numbers; not ``volumes``, which QEMU's parent opens in the child."""
+        numbers = (self.agent, self.qmp, self.upper_rw, self.upper_ro, self.rootfs, self.kernel, self.initrd, self.console)
+        return [fd for fd in numbers if fd >= 0]
+
+
+def template_argv(shape: MachineShape, wiring: Wiring) -> tuple[list[str], list[int]]:
+    """Boot with memory shared with its file, so that a snapshot needs no copy of it. (argv, descriptors to keep)."""
+    return _argv(shape, wiring, _memory_file(shape, wiring, share=True), _boot(wiring, verbose=True)), wiring.kept()
+
+
+def clone_argv(shape: MachineShape, wiring: Wiring, state: int) -> tuple[list[str], list[int]]:
+    """Wait for `Qmp.restore` over a copy-on-write view of the template's memory. No kernel: that is in the memory already.
+
+    ``state`` is a descriptor of the template's device state with an offset of its own (opened for this clone alone).
+    """
+    incoming = [Option("incoming", "defer")]
+    if shape.qemu_version >= _FILE_FD_URI:
+        incoming.append(Option("add-fd", "", {"fd": state, "set": state}))
+    return _argv(shape, wiring, _memory_file(shape, wiring, share=False), incoming), [*wiring.kept(), state]
+
+
+def cold_argv(shape: MachineShape, wiring: Wiring) -> tuple[list[str], list[int]]:
+    """Boot from the kernel, as the template did, over private memory."""
+    memory = Option("object", "memory-backend-ram", {"id": "memory", "size": f"{shape.memory_mib}M"})
+    return _argv(shape, wiring, memory, _boot(wiring, verbose=False)), wiring.kept()
+
+
+def state_uri(shape: MachineShape, state: int) -> str:
+    """How QMP names the device state's descriptor to this QEMU."""
+    return f"file:/dev/fdset/{state}" if shape.qemu_version >= _FILE_FD_URI else f"fd:{state}"
+
+
+def _argv(shape: MachineShape, wiring: Wiring, memory: Option, start: list[Option]) -> list[str]:
+    options = [*_board(shape), memory, *_channels(wiring), *_upper(wiring), *_exports(wiring), *_spare_ports(), *_console(wiring), *start]
+    words = [word for option in options for word in option.argv()]
+    naming = Option("name", "", {"guest": wiring.name}).argv() if wiring.name else []
+    return [shape.qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", *naming, *words]
+
+
+def _board(shape: MachineShape) -> list[Option]:
+    """Machine, accelerator, processor. What q35 brings unasked and no guest of ours uses is left out."""
+    kvm = shape.accelerator is Accelerator.KVM
+    accelerator = Option("accel", "kvm") if kvm else Option("accel", "tcg", {"tb-size": _TRANSLATIONS_MIB})
+    return [
+        Option("machine", shape.machine, {"memory-backend": "memory", "vmport": False, "smbus": False, "sata": False, "hpet": False}),
+        accelerator,
+        Option("cpu", "host" if kvm else "max"),
+        Option("smp", str(shape.vcpus)),
+        Option("m", f"{shape.memory_mib}M", {"maxmem": _MEMORY_MAX, "slots": _MEMORY_SLOTS}),
+        # Both sides: the stream then does not say "was stopped", and a clone runs as soon as it is loaded, without a `cont`.
+        Option("global", "", {"migration.store-global-state": False}),
+    ]
+
+
+def _memory_file(shape: MachineShape, wiring: Wiring, *, share: bool) -> Option:
+    size = f"{shape.memory_mib}M"
+    return Option(
+        "object", "memory-backend-file", {"id": "memory", "size": size, "mem-path": wiring.memory_path, "share": share}
+    )
+
+
+def _channels(wiring: Wiring) -> list[Option]:
+    return [
+        Option("chardev", "socket", {"id": "qmp", "fd": wiring.qmp}),
+        Option("mon", "", {"chardev": "qmp", "mode": "control"}),
+        Option("chardev", "socket", {"id": "agent", "fd": wiring.agent}),
+        Option("device", "virtio-serial-pci", {"id": "serial", "max_ports": 2, "addr": _slot(0)}),
+        Option("device", "virtserialport", {"bus": "serial.0", "nr": 1, "chardev": "agent", "name": AGENT_PORT}),
+    ]
+
+
+def _upper(wiring: Wiring) -> list[Option]:
+    """The upper's image. ``no-flush`` is cache=unsafe: nobody outlives the VM who could miss what was not flushed."""
+    return [
+        Option("add-fd", "", {"fd": wiring.upper_rw, "set": _UPPER_SET}),
+        Option("add-fd", "", {"fd": wiring.upper_ro, "set": _UPPER_SET}),
+        Option("blockdev", "", {
+            "driver": "file", "node-name": "upper", "filename": f"/dev/fdset/{_UPPER_SET}", "locking": "off",
+            "discard": "unmap", "cache.direct": False, "cache.no-flush": True,
+        }),
+        Option("device", "virtio-blk-pci", {"drive": "upper", "addr": _slot(1)}),
+    ]  # fmt: skip
+
+
+def _exports(wiring: Wiring) -> list[Option]:
+    return [
+        *_export(ROOTFS_TAG, _directory(wiring.rootfs, wiring), _slot(2), readonly=True),
+        *_export(VOLUMES_TAG, _directory(wiring.volumes, wiring), _slot(3), readonly=False),
+    ]
+
+
+def _export(tag: str, path: str, slot: str, *, readonly: bool) -> list[Option]:
+    """A directory of the host as a 9p device. ``remap``: it may hold mounts, whose inode numbers would collide."""
+    sharing: dict[str, str | int | bool] = {"security_model": "passthrough", "multidevs": "remap"}
+    return [
+        Option("fsdev", "local", {"id": tag, "path": path, "readonly": readonly, **sharing}),
+        Option("device", "virtio-9p-pci", {"fsdev": tag, "mount_tag": tag, "addr": slot}),
+    ]
+
+
+def _directory(fd: int, wiring: Wiring) -> str:
+    return f"/proc/self/fd/{fd}" if fd >= 0 else wiring.empty
+
+
+def _spare_ports() -> list[Option]:
+    """Empty PCIe ports: a device put there after the restore is found by the guest by itself."""
+    return [
+        Option(
+            "device",
+            "pcie-root-port",
+            {"id": f"spare{index}", "chassis": index + 1, "slot": index + 1, "addr": _slot(4 + index)},
+        )
+        for index in range(_SPARE_PORTS)
+    ]
+
+
+def _slot(index: int) -> str:
+    return f"{_FIRST_SLOT + index:#x}"
+
+
+def _console(wiring: Wiring) -> list[Option]:
+    if wiring.console < 0:
+        chardev = Option("chardev", "null", {"id": "console"})
+    else:
+        chardev = Option("chardev", "file", {"id": "console", "path": f"/proc/self/fd/{wiring.console}", "append": True})
+    return [chardev, Option("serial", "chardev:console")]
+
+
+def _boot(wiring: Wiring, *, verbose: bool) -> list[Option]:
+    return [
+        Option("kernel", f"/proc/self/fd/{wiring.kernel}"),
+        Option("initrd", f"/proc/self/fd/{wiring.initrd}"),
+        Option("append", cmdline(verbose=verbose)),
+    ]

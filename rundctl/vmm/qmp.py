@@ -1,0 +1,135 @@
+"""A minimal QMP client (docs/interop/qmp-spec in QEMU): synchronous, over one end of a socketpair, every wait with a deadline."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import time
+
+from rundctl.errors import GuestError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_BUFFER = 65536
+_TIMEOUT_S = 10.0
+_SAVE_TIMEOUT_S = 120.0
+
+
+class Qmp:
+    """The controlling end of a QEMU's monitor. Errors of QEMU are raised as GuestError in QEMU's own words."""
+
+    __slots__ = ("_data", "_events", "_greeted", "_socket")
+
+    def __init__(self, monitor: socket.socket) -> None:
+        self._socket = monitor
+        self._data = b""
+        self._events: list[dict[str, Any]] = []
+        self._greeted = False
+
+    def execute(self, command: str, timeout_s: float = _TIMEOUT_S, **arguments: Any) -> Any:
+        """Run one command and return what it returns."""
+        return self._execute([(command, arguments)], timeout_s)[-1]
+
+    def restore(self, uri: str, timeout_s: float = _TIMEOUT_S) -> None:
+        """Load the device state and return when the guest runs (two steps: `begin_restore`, `wait_running`)."""
+        deadline = time.monotonic() + timeout_s
+        self.begin_restore(uri, timeout_s)
+        self.wait_running(deadline - time.monotonic())
+
+    def begin_restore(self, uri: str, timeout_s: float = _TIMEOUT_S) -> None:
+        """Start to load. QEMU ends itself, with words on its stderr, when the state does not fit the machine."""
+        self._execute([_IGNORE_SHARED, ("migrate-incoming", {"uri": uri})], timeout_s)
+
+    def wait_running(self, timeout_s: float = _TIMEOUT_S) -> None:
+        """Wait until the restored guest runs."""
+        self._wait_event("RESUME", time.monotonic() + timeout_s, "restore the template's state")
+
+    def snapshot(self, state_fd: int) -> None:
+        """Stop the guest and write the device state to a file, without the memory, which is in its own."""
+        self._execute([("stop", {}), _IGNORE_SHARED], _TIMEOUT_S)
+        # Unlike `migrate-incoming`, `migrate` takes no number of an inherited descriptor: it must be sent.
+        socket.send_fds(self._socket, [b'{"execute": "getfd", "arguments": {"fdname": "state"}}\n'], [state_fd])
+        self._answer("getfd", time.monotonic() + _TIMEOUT_S)
+        self.execute("migrate", uri="fd:state")
+        deadline = time.monotonic() + _SAVE_TIMEOUT_S
+        while True:
+            event = self._wait_event("MIGRATION", deadline, "save the device state")
+            status = event["data"]["status"]
+            if status == "completed":
+                return
+            if status in ("failed", "cancelled"):
+                words = self.execute("query-migrate").get("error-desc", status)
+                raise GuestError(f"save the device state: qemu: {words}")
+
+    def quit(self) -> None:
+        """Ask QEMU to end; it may be gone before it answers."""
+        try:
+            self.execute("quit")
+        except GuestError:
+            return
+
+    def _execute(self, commands: list[tuple[str, dict[str, Any]]], timeout_s: float) -> list[Any]:
+        """Send all commands at once (a round trip to an emulator that starts is dear) and collect their answers."""
+        if not self._greeted:
+            self._greeted = True
+            return self._execute([("qmp_capabilities", {}), *commands], timeout_s)[1:]
+        requests = [json.dumps({"execute": name, "arguments": arguments}) for name, arguments in commands]
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._socket.sendall("\n".join(requests).encode() + b"\n")
+        except OSError as error:
+            raise GuestError(f"qemu: {commands[0][0]}: QEMU is gone") from error
+        return [self._answer(name, deadline) for name, _ in commands]
+
+    def _answer(self, command: str, deadline: float) -> Any:
+        while True:
+            message = self._message(deadline, command)
+            if "error" in message:
+                raise GuestError(f"qemu: {command}: {message['error'].get('desc', message['error'])}")
+            if "return" in message:
+                return message["return"]
+            if "event" in message:
+                self._events.append(message)
+
+    def _wait_event(self, name: str, deadline: float, what: str) -> dict[str, Any]:
+        while True:
+            for index, event in enumerate(self._events):
+                if event["event"] == name:
+                    return self._events.pop(index)
+            message = self._message(deadline, what)
+            if "event" in message:
+                self._events.append(message)
+
+    def _message(self, deadline: float, what: str) -> dict[str, Any]:
+        while b"\n" not in self._data:
+            self._data += self._receive(deadline, what)
+        line, _, self._data = self._data.partition(b"\n")
+        try:
+            message = json.loads(line)
+        except ValueError as error:
+            raise GuestError(f"qemu: {what}: the monitor sent {line[:80]!r}") from error
+        if not isinstance(message, dict):
+            raise GuestError(f"qemu: {what}: the monitor sent {line[:80]!r}")
+        return message
+
+    def _receive(self, deadline: float, what: str) -> bytes:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise GuestError(f"qemu: {what}: no answer in time")
+        try:
+            data = self._socket.recv(_BUFFER)
+        except OSError as error:
+            raise GuestError(f"qemu: {what}: {error.strerror}") from error
+        if not data:
+            raise GuestError(f"qemu: {what}: QEMU ended")
+        return data
+
+
+_IGNORE_SHARED = (
+    "migrate-set-capabilities",
+    {"capabilities": [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]},
+)

@@ -1,0 +1,69 @@
+"""MachineShape: everything a template depends on, and the one source of both template's and clone's QEMU command line."""
+
+from __future__ import annotations
+
+import json
+
+from rundctl.types import TemplateKey
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from rundctl.types import Accelerator
+
+
+class MachineShape:
+    """A machine as QEMU builds it, with the digests of all that runs in it. Two equal shapes can share a template.
+
+    ``digests`` names what the guest is made of (kernel, agent, QEMU, firmware); ``host`` is what the CPU model takes from the host.
+    """
+
+    __slots__ = ("accelerator", "digests", "host", "machine", "memory_mib", "qemu", "qemu_version", "upper_mib", "vcpus")
+
+    def __init__(
+        self,
+        *,
+        qemu: str,
+        qemu_version: tuple[int, int],
+        machine: str,
+        accelerator: Accelerator,
+        memory_mib: int,
+        vcpus: int,
+        upper_mib: int,
+        digests: dict[str, str],
+        host: str,
+    ) -> None:
+        self.qemu = qemu
+        self.qemu_version = qemu_version
+        self.machine = machine
+        self.accelerator = accelerator
+        self.memory_mib = memory_mib
+        self.vcpus = vcpus
+        self.upper_mib = upper_mib
+        self.digests = digests
+        self.host = host
+
+    def facts(self) -> dict[str, Any]:
+        """The shape as plain data, for the manifest."""
+        return {
+            "qemu": self.qemu,
+            "qemu_version": list(self.qemu_version),
+            "machine": self.machine,
+            "accelerator": self.accelerator.value,
+            "memory_mib": self.memory_mib,
+            "vcpus": self.vcpus,
+            "upper_mib": self.upper_mib,
+            "digests": self.digests,
+            "host": self.host,
+        }
+
+    def canonical(self) -> str:
+        """The same text for the same shape, whatever order its parts were found in."""
+        return json.dumps(self.facts(), sort_keys=True, separators=(",", ":"))
+
+    def key(self, argv_format: str) -> TemplateKey:
+        """Name of the template: a digest over the shape and over how this version of the program turns it into a command line."""
+        import hashlib  # never on the path of a start: the memo knows the key of a known shape
+
+        return TemplateKey(hashlib.sha256(f"{argv_format}\n{self.canonical()}".encode()).hexdigest()[:32])
