@@ -12,7 +12,7 @@ BIN = Path(sys.executable).parent
 LINES_MOST = 450
 SOURCES = ("rundctl", "native", "tests", "tools", "bench", "hatch_build.py")
 SUFFIXES = (".py", ".c", ".h")
-GENERATED = ("_generated", "_native", "__pycache__")
+GENERATED = ("_generated", "_native", "__pycache__", "rundctl.egg-info")
 
 
 def run(checkout: Path, *argv: str) -> None:
@@ -42,6 +42,32 @@ def test_files_are_short(checkout: Path) -> None:
         str(path): count for path in sources(checkout) if (count := len(path.read_text().splitlines())) > LINES_MOST
     }
     assert long == {}
+
+
+def texts(checkout: Path) -> list[Path]:
+    hidden = {
+        ".git",
+        ".venv",
+        ".mypy_cache",
+        ".ruff_cache",
+        ".pytest_cache",
+        ".hypothesis",
+        ".import_linter_cache",
+        "build",
+        *GENERATED,
+    }
+    return [
+        path
+        for path in sorted(checkout.rglob("*"))
+        if path.is_file() and not set(path.relative_to(checkout).parts) & hidden
+    ]
+
+
+def test_files_name_no_place_but_the_user_s(checkout: Path) -> None:
+    """Paths of the machine this was written on mean nothing elsewhere."""
+    places = [b"/" + place for place in (b"work/", b"tmp/brief", b"tmp/k/", b"opt/wheels", b"opt/pypi")]
+    found = [str(path) for path in texts(checkout) if any(place in path.read_bytes() for place in places)]
+    assert found == []
 
 
 def test_shell_scripts_parse(checkout: Path) -> None:
