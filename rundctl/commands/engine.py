@@ -39,7 +39,7 @@ def context(options: Options) -> Context:
     """The engine's context for a call."""
     from rundctl.engine import lifecycle, settings
 
-    return lifecycle.Context(options.text("root") or None, options.debug, settings.load())
+    return lifecycle.Context(options.text("root") or None, options.debug, settings.load(), _progress)
 
 
 def create_options(options: Options, *, detach: bool = True, keep: bool = False) -> CreateOptions:
@@ -59,6 +59,12 @@ def create_options(options: Options, *, detach: bool = True, keep: bool = False)
         keep=keep,
         detach=detach,
     )
+
+
+def _progress(line: str) -> None:
+    """A template is built once in a while, for seconds: said to people, not to scripts."""
+    if sys.stderr.isatty():
+        _say(line)
 
 
 def _say(line: str) -> None:

@@ -21,101 +21,43 @@ Measured by
 
 from __future__ import annotations
 
-import os
-
-from rundctl.errors import HostError
+from rundctl.engine import upper
 from rundctl.guest import ops
-from rundctl.host import ficlone, files, process
 from rundctl.vmm import qemu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from rundctl.engine.template_store import Template
 
-# linux/mount.h
-_MS_RDONLY = 1
-_MS_NOSUID = 2
-_MS_NODEV = 4
-_MS_NOEXEC = 8
-_MS_NOATIME = 1024
+_MS_RDONLY = 1  # linux/mount.h
 
 ROOT = "/root"
 VOLUMES = "/volumes"
 _LOWER = "/lower"
-_UPPER = "/upper"
-_CGROUP = "/sys/fs/cgroup"
 _MSIZE = 500 * 1024  # bytes of a 9p message: virtio's ring has room for 128 pages, headers included
 _TRANSPORT = f"trans=virtio,version=9p2000.L,msize={_MSIZE}"
 _OVERLAY = (
     # option, why
     (f"lowerdir={_LOWER}", "the shared layer"),
-    (f"upperdir={_UPPER}/u", "the private one"),
-    (f"workdir={_UPPER}/w", "on the same file system as the upper"),
+    (f"upperdir={upper.DIRECTORY}", "the private one"),
+    (f"workdir={upper.WORK}", "on the same file system as the upper"),
     ("volatile", "fsync(2) has nothing to save: the upper dies with the VM"),
-    ("redirect_dir=on", "a directory of the lower can be renamed without a copy; safe, as no other overlay ever sees this upper"),
-    ("index=off", "hard links of the lower break on copy-up, as they do under Docker and podman; needs no file handles of 9p"),
+    (
+        "redirect_dir=on",
+        "a directory of the lower can be renamed without a copy; safe, as no other overlay ever sees this upper",
+    ),
+    (
+        "index=off",
+        "hard links of the lower break on copy-up, as they do under Docker and podman; needs no file handles of 9p",
+    ),
     ("metacopy=off", "chown copies the data up: the lower may change or vanish"),
     ("xino=off", "9p uses all 64 bits of inode numbers"),
 )
 
 
-class Upper:
-    """A private image of the storage, as two descriptors (QEMU wants a read-write one and a read-only one). A ``with`` block closes them."""
-
-    __slots__ = ("fd_ro", "fd_rw")
-
-    def __init__(self, image: str, directory: str) -> None:
-        """A clone of ``image`` in a nameless file in ``directory``; HostError says what the host refused."""
-        try:
-            self.fd_rw = _clone(image, directory)
-        except OSError as error:
-            raise HostError(f"make the upper layer in {directory}: {error.strerror}") from error
-        self.fd_ro = files.reopen(self.fd_rw, os.O_RDONLY)
-
-    def fds(self) -> tuple[int, int]:
-        """As `qemu.Wiring` takes them."""
-        return self.fd_rw, self.fd_ro
-
-    def __enter__(self) -> Upper:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd_rw)
-        os.close(self.fd_ro)
-
-
-def open_upper(template: Template) -> Upper:
-    """The upper of a clone."""
-    return Upper(template.upper, template.directory)
-
-
-def format_image(path: str, size_mib: int) -> None:
-    """Make an empty file system in a sparse file."""
-    with open(path, "wb") as file:
-        file.truncate(size_mib << 20)
-    # No journal: nothing survives a crash of the VM anyhow. All tables count as initialised (or a kernel thread does it in every clone),
-    # which in a new sparse file they are: zeroes that nobody has to write.
-    features = ["-O", "^has_journal", "-E", "lazy_itable_init=0,assume_storage_prezeroed=1,nodiscard", "-m", "0"]
-    command = ["mkfs.ext4", "-q", "-F", *features, path]
-    process.run(command, what="format the upper layer", hint="apt-get install e2fsprogs")
-
-
-def setup_ops(controllers: Iterable[str]) -> list[ops.Op]:
-    """What every guest has before it meets its container: the upper mounted, mount points, cgroups. Part of the template.
-
-    ``controllers``: the cgroup controllers this guest's kernel has.
-    """
-    secure = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-    return [
-        ops.mount(qemu.UPPER_DEVICE, _UPPER, "ext4", _MS_NOATIME, "discard,noinit_itable"),
-        *(ops.mkdir(path) for path in (f"{_UPPER}/u", f"{_UPPER}/w", _LOWER, VOLUMES, ROOT)),
-        ops.mount("cgroup2", _CGROUP, "cgroup2", secure),
-        ops.write(f"{_CGROUP}/cgroup.subtree_control", " ".join(f"+{name}" for name in controllers)),
-        # Errors and worse still reach the console; the boot messages were for the builder.
-        ops.write("/proc/sys/kernel/printk", "4"),
-    ]
+def open_upper(template: Template) -> tuple[int, int]:
+    """The upper of a clone, as `qemu.Wiring` takes it; the caller closes both. HostError says what the host refused."""
+    return upper.clone(template.upper, template.directory)
 
 
 def guest_ops(*, volumes: bool = False) -> list[ops.Op]:
@@ -128,18 +70,3 @@ def guest_ops(*, volumes: bool = False) -> list[ops.Op]:
         # No cache but for mmap: the host, and other containers, write there too.
         made.append(ops.mount(qemu.VOLUMES_TAG, VOLUMES, "9p", 0, f"{_TRANSPORT},cache=mmap"))
     return made
-
-
-def _clone(image: str, directory: str) -> int:
-    source = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        target = files.nameless(directory)
-        try:
-            if not ficlone.clone(source, target):
-                files.copy_sparse(source, target)
-        except BaseException:
-            os.close(target)
-            raise
-        return target
-    finally:
-        os.close(source)

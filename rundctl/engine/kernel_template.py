@@ -32,13 +32,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rundctl.engine.hybrid_rootfs import Upper
     from rundctl.engine.settings import Settings
     from rundctl.engine.template_inputs import Ingredients
     from rundctl.engine.template_store import Template
+    from rundctl.guest.kernel import Kernel
     from rundctl.guest.ops import Plan
     from rundctl.host.memo import Memo
-    from rundctl.vmm.shape import MachineShape
 
     Progress = Callable[[str], None]
 
@@ -106,49 +105,30 @@ def prune(settings: Settings, *, everything: bool = False) -> list[str]:
         return []
     with files.Lock(f"{root}/.lock"):
         current = None if everything else find(settings)
-        doomed = [item.key for item in template_store.entries(settings.home) if current is None or item.key != current.key]
-        for name in [*doomed, *(name for name in os.listdir(root) if name.endswith(".tmp"))]:
-            shutil.rmtree(f"{root}/{name}", ignore_errors=True)
+        doomed = [
+            item.key for item in template_store.entries(settings.home) if current is None or item.key != current.key
+        ]
+        template_store.sweep(settings.home)
+        for key in doomed:
+            shutil.rmtree(f"{root}/{key}", ignore_errors=True)
     return doomed
 
 
-class Cold:
-    """What a boot without a template needs: shape, descriptors of kernel and initramfs, a fresh upper, and the plan that a template has behind it."""
+def open_initramfs(template: Template) -> int:
+    """The initramfs that the template was booted with, made anew: for a cold boot."""
+    from rundctl.engine import template_build
 
-    __slots__ = ("empty", "initrd", "kernel", "plan", "shape", "upper")
-
-    def __init__(self, shape: MachineShape, kernel: int, initrd: int, upper: Upper, empty: str, plan: Plan) -> None:
-        self.shape = shape
-        self.kernel = kernel
-        self.initrd = initrd
-        self.upper = upper
-        self.empty = empty
-        self.plan = plan
+    return template_build.initramfs_fd(_kernel(template), template_inputs.AGENT)
 
 
-def prepare_cold(settings: Settings, progress: Progress, request: Request = _DEFAULT) -> Cold:
-    """Everything for `qemu.cold_argv`; the caller sends ``plan`` to container 0 before any other. Uses the accelerator a template was proven with."""
-    from rundctl.engine import hybrid_rootfs, template_build
+def guest_setup(template: Template) -> Plan:
+    """What a cold-booted guest must be sent first (container 0), so that it is where a clone begins."""
+    from rundctl.engine import template_build
 
-    memo = template_inputs.open_memo(settings)
-    ingredients = template_inputs.discover(settings, request, memo)
-    memo.save()
-    verdict = template_inputs.verdict_of(ingredients, memo)
-    chosen = ensure(settings, progress, request).shape.accelerator if verdict is None else verdict.accelerator
-    shape = ingredients.shape(chosen)
-    directory = f"{settings.home}/cold"
-    os.makedirs(f"{directory}/empty", exist_ok=True)
-    image = f"{directory}/upper-{shape.upper_mib}"
-    with files.Lock(f"{directory}/.lock"):
-        if not os.path.exists(image):
-            hybrid_rootfs.format_image(f"{image}.tmp", shape.upper_mib)
-            os.rename(f"{image}.tmp", image)
-    recipe = template_build.Recipe(shape, ingredients.kernel, template_inputs.AGENT, "")
-    return Cold(
-        shape,
-        os.open(ingredients.kernel.vmlinux, os.O_RDONLY | os.O_CLOEXEC),
-        template_build.initramfs_fd(recipe),
-        hybrid_rootfs.Upper(image, directory),
-        f"{directory}/empty",
-        template_build.setup_plan(ingredients.kernel),
-    )
+    return template_build.setup_plan(_kernel(template))
+
+
+def _kernel(template: Template) -> Kernel:
+    from rundctl.guest.kernel import Kernel
+
+    return Kernel(template.kernel_directory)

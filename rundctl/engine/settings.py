@@ -30,7 +30,17 @@ class Settings:
     template        on, off: whether VMs are cloned or booted
     """
 
-    __slots__ = ("accelerator", "home", "kernel", "kernel_modules", "memory_mib", "qemu", "template", "upper_mib", "vcpus")
+    __slots__ = (
+        "accelerator",
+        "home",
+        "kernel",
+        "kernel_modules",
+        "memory_mib",
+        "qemu",
+        "template",
+        "upper_mib",
+        "vcpus",
+    )
 
     def __init__(self) -> None:
         self.home = HOME

@@ -8,7 +8,7 @@ import shutil
 import socket
 import time
 
-from rundctl.engine import hybrid_rootfs, template_store
+from rundctl.engine import template_store, upper
 from rundctl.errors import GuestError, HostError, RundctlError
 from rundctl.guest import initramfs, ops, wire
 from rundctl.host import files, process
@@ -18,6 +18,7 @@ from rundctl.vmm.qmp import Qmp
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
     from rundctl.guest.kernel import Kernel
     from rundctl.types import TemplateKey
@@ -25,10 +26,17 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str], None]
 
-_CLOCK_SETTLED = b"Switched to clocksource tsc\r\n"  # the last step of the time stamp counter's calibration, about 1 s after boot
+_CLOCK_SETTLED = (
+    b"Switched to clocksource tsc\r\n"  # the last step of the time stamp counter's calibration, about 1 s after boot
+)
 _CLOCK_TIMEOUT_S = 3.0
 _CONSOLE_LINES = 8  # of a guest's last words in an error message
 _POLL_S = 0.02
+_CGROUP = "/sys/fs/cgroup"
+# linux/mount.h
+_MS_NOSUID = 2
+_MS_NODEV = 4
+_MS_NOEXEC = 8
 
 
 class Recipe:
@@ -44,9 +52,13 @@ class Recipe:
 
 
 def build(home: str, key: TemplateKey, recipe: Recipe, progress: Progress) -> None:
-    """Build a template and move it into place. GuestError with the guest's last words, HostError for what the host refuses; nothing is left then."""
+    """Build a template and move it into place; the caller holds the lock on all templates.
+
+    GuestError with the guest's last words, HostError for what the host refuses; nothing is left then.
+    """
     root = template_store.root(home)
-    directory = f"{root}/.{key}.{os.getpid()}.tmp"
+    template_store.sweep(home)
+    directory = f"{root}/.{key}.tmp"
     os.makedirs(f"{directory}/empty")
     try:
         started = time.monotonic()
@@ -61,23 +73,31 @@ def build(home: str, key: TemplateKey, recipe: Recipe, progress: Progress) -> No
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def initramfs_fd(recipe: Recipe) -> int:
+def initramfs_fd(kernel: Kernel, agent: str) -> int:
     """The initramfs in an anonymous file."""
-    with open(recipe.agent, "rb") as file:
-        data = initramfs.build(recipe.kernel, file.read())
+    with open(agent, "rb") as file:
+        data = initramfs.build(kernel, file.read())
     fd = os.memfd_create("initramfs", os.MFD_CLOEXEC)
     files.write_all(fd, data)
     return fd
 
 
 def setup_plan(kernel: Kernel) -> ops.Plan:
-    """Container 0's plan, run by the agent itself after its boot."""
-    return ops.Plan(0, tuple(hybrid_rootfs.setup_ops(kernel.manifest()["controllers"])))
+    """What every guest has before it meets its container: container 0's plan, which the agent itself runs after its boot."""
+    controllers = " ".join(f"+{name}" for name in kernel.manifest()["controllers"])
+    made = [
+        *upper.setup_ops(),
+        ops.mount("cgroup2", _CGROUP, "cgroup2", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC),
+        ops.write(f"{_CGROUP}/cgroup.subtree_control", controllers),
+        # Errors and worse still reach the console; the boot messages were for the builder.
+        ops.write("/proc/sys/kernel/printk", "4"),
+    ]
+    return ops.Plan(0, tuple(made))
 
 
 def _boot_and_save(directory: str, recipe: Recipe, progress: Progress) -> None:
     progress("formatting the upper layer")
-    hybrid_rootfs.format_image(f"{directory}/upper", recipe.shape.upper_mib)
+    upper.format_image(f"{directory}/upper", recipe.shape.upper_mib)
     progress(f"booting the guest ({recipe.shape.accelerator.value})")
     with _Guest(directory, recipe) as guest:
         try:
@@ -101,7 +121,7 @@ class _Guest:
         self._fds: list[int] = []
         self._sockets = [*socket.socketpair(), *socket.socketpair()]
 
-    def __enter__(self) -> _Guest:
+    def __enter__(self) -> Self:
         agent, agent_far, monitor, monitor_far = self._sockets
         try:
             log = self._open("qemu.log", os.O_WRONLY | os.O_CREAT)
@@ -151,7 +171,6 @@ class _Guest:
         return " | ".join([line for line in lines if line][-_CONSOLE_LINES:])
 
     def _wiring(self, agent: int, monitor: int) -> qemu.Wiring:
-        upper = f"{self._directory}/upper"
         memory = f"{self._directory}/memory"
         with open(memory, "wb") as file:
             file.truncate(self._recipe.shape.memory_mib << 20)
@@ -162,7 +181,7 @@ class _Guest:
             empty=f"{self._directory}/empty",
             memory_path=memory,
             kernel=self._keep(os.open(self._recipe.kernel.vmlinux, os.O_RDONLY | os.O_CLOEXEC)),
-            initrd=self._keep(initramfs_fd(self._recipe)),
+            initrd=self._keep(initramfs_fd(self._recipe.kernel, self._recipe.agent)),
             console=self._open("console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND),
         )
 

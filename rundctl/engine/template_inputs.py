@@ -41,7 +41,13 @@ class Ingredients:
     __slots__ = ("binary", "digests", "host", "kernel", "request", "settings")
 
     def __init__(
-        self, settings: Settings, request: Request, kernel: kernels.Kernel, found: binary.Binary, digests: dict[str, str], host: str
+        self,
+        settings: Settings,
+        request: Request,
+        kernel: kernels.Kernel,
+        found: binary.Binary,
+        digests: dict[str, str],
+        host: str,
     ) -> None:
         self.settings = settings
         self.request = request
@@ -103,7 +109,9 @@ def discover(settings: Settings, request: Request, memo: Memo) -> Ingredients:
     try:
         digests = {name: memo.digest(path) for name, path in _files(found, kernel).items()}
     except OSError as error:
-        raise HostError(f"read {error.filename}: {error.strerror}", hint="python native/build.py" if error.filename == AGENT else "") from error
+        raise HostError(
+            f"read {error.filename}: {error.strerror}", hint="python native/build.py" if error.filename == AGENT else ""
+        ) from error
     return Ingredients(settings, request, kernel, found, digests, host)
 
 

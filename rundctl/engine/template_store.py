@@ -48,9 +48,21 @@ class Template:
         """Path of an empty directory, for 9p devices that export nothing."""
         return f"{self.directory}/empty"
 
-    def open_state(self) -> int:
-        """The device state, opened for one clone: the offset is part of the description."""
-        return os.open(f"{self.directory}/state", os.O_RDONLY | os.O_CLOEXEC)
+    @property
+    def state(self) -> str:
+        """Path of the device state. Each clone opens it anew: the offset is part of the open file description."""
+        return f"{self.directory}/state"
+
+    @property
+    def kernel_directory(self) -> str:
+        """Where the kernel is that was booted."""
+        home = os.path.dirname(os.path.dirname(self.directory))
+        return f"{home}/kernels/{self.manifest['kernel']}"
+
+    @property
+    def kernel(self) -> str:
+        """Path of the vmlinux that was booted, for cold boots."""
+        return f"{self.kernel_directory}/vmlinux"
 
 
 def root(home: str) -> str:
@@ -80,7 +92,9 @@ def read_manifest(directory: str) -> dict[str, Any] | None:
 def is_intact(directory: str, manifest: dict[str, Any]) -> bool:
     """Whether the files are those that the manifest was written for."""
     described = manifest.get("files", {})
-    return all(described.get(name, {}).get("identity") == file_identity(f"{directory}/{name}") is not None for name in FILES)
+    return all(
+        described.get(name, {}).get("identity") == file_identity(f"{directory}/{name}") is not None for name in FILES
+    )
 
 
 def file_identity(path: str) -> list[int] | None:
@@ -117,8 +131,20 @@ def entry(home: str, prefix: str) -> Entry:
     """The one template whose key begins so. HostError if there is none, or more than one."""
     found = [item for item in entries(home) if item.key.startswith(prefix)]
     if len(found) != 1:
-        raise HostError(f"template {prefix!r}: {'no such template' if not found else f'{len(found)} keys begin so'}", hint="rundctl template list")
+        raise HostError(
+            f"template {prefix!r}: {'no such template' if not found else f'{len(found)} keys begin so'}",
+            hint="rundctl template list",
+        )
     return found[0]
+
+
+def sweep(home: str) -> None:
+    """Remove what killed builders left. The caller holds the lock on all templates."""
+    import shutil
+
+    for name in os.listdir(root(home)):
+        if name.endswith(".tmp"):
+            shutil.rmtree(f"{root(home)}/{name}", ignore_errors=True)
 
 
 def _entry(name: str, directory: str) -> Entry:

@@ -13,16 +13,21 @@ _CHUNK = 1 << 16
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
 
-def replace(path: str, data: bytes, mode: int = 0o644) -> None:
-    """Write ``path`` so that a reader sees the old contents or the new, whatever crashes. OSError if it cannot be."""
+def replace(path: str, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
+    """Write ``path`` so that a reader sees the old contents or the new, whatever crashes. OSError if it cannot be.
+
+    What means nothing after a crash of the host need not be ``durable``, which costs milliseconds on a disk.
+    """
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:
             write_all(fd, data)
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
         finally:
             os.close(fd)
         os.rename(temporary, path)
@@ -43,7 +48,7 @@ def unlink(path: str) -> None:
     try:
         os.unlink(path)
     except FileNotFoundError:
-        pass
+        return
 
 
 def sync_directory(path: str) -> None:
@@ -64,7 +69,7 @@ class Lock:
         self._path = path
         self._fd = -1
 
-    def __enter__(self) -> Lock:
+    def __enter__(self) -> Self:
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX)

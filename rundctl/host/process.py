@@ -13,6 +13,7 @@ from rundctl.errors import HostError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Self
 
 TOOL_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _ENVIRONMENT = {"PATH": ":".join(TOOL_DIRECTORIES), "LC_ALL": "C.UTF-8", "HOME": "/root"}
@@ -29,7 +30,10 @@ def need_tool(name: str, hint: str) -> str:
     """`find_tool`, or HostError with a hint such as the Debian package that has it."""
     path = find_tool(name)
     if path is None:
-        raise HostError(f"{name}: not found in {':'.join(TOOL_DIRECTORIES)}" if "/" not in name else f"{name}: no such program", hint=hint)
+        raise HostError(
+            f"{name}: not found in {':'.join(TOOL_DIRECTORIES)}" if "/" not in name else f"{name}: no such program",
+            hint=hint,
+        )
     return path
 
 
@@ -69,7 +73,9 @@ def spawn(argv: Sequence[str], keep_fds: Sequence[int] = (), stdio: tuple[int, i
     with _Inheritable(keep_fds):
         actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(_clear_of_stdio(stdio))]
         try:
-            return os.posix_spawn(argv[0], list(argv), _ENVIRONMENT, file_actions=actions, setsigmask=(), setsigdef=_RESET_SIGNALS)
+            return os.posix_spawn(
+                argv[0], list(argv), _ENVIRONMENT, file_actions=actions, setsigmask=(), setsigdef=_RESET_SIGNALS
+            )
         except OSError as error:
             raise HostError(f"start {argv[0]}: {error.strerror}") from error
 
@@ -111,7 +117,7 @@ class Child:
         self.pid = spawn([*leash, *argv], keep_fds, stdio)
         self._pidfd = os.pidfd_open(self.pid)
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

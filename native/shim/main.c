@@ -1,0 +1,147 @@
+/* `shim launch OPTIONS -- QEMU ARGS`: the launcher, which joins the cgroups and clones the shim (docs/adr/0003-process-model.md). */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "shim.h"
+#include "wire.h"
+
+/* One frame in one send: the shim writes to the same socket. */
+static void tell_creator(int creator, uint8_t type, const void *payload, size_t size)
+{
+	uint8_t frame[WIRE_HEADER_SIZE + 256];
+	struct wire_header head = {.type = type};
+
+	if (size > sizeof(frame) - sizeof(head))
+		size = sizeof(frame) - sizeof(head);
+	head.size = (uint32_t)size;
+	memcpy(frame, &head, sizeof(head));
+	memcpy(frame + sizeof(head), payload, size);
+	(void)send(creator, frame, sizeof(head) + size, MSG_NOSIGNAL);
+}
+
+static int fail(int creator, int error, const char *what)
+{
+	struct wire_result result = {.error = error};
+	char payload[200];
+	int length;
+
+	memcpy(payload, &result, sizeof(result));
+	length = snprintf(payload + sizeof(result), sizeof(payload) - sizeof(result), "launch: %s: %s", what, strerror(error));
+	if (length < 0)
+		length = 0;
+	if ((size_t)length > sizeof(payload) - sizeof(result) - 1)
+		length = (int)(sizeof(payload) - sizeof(result) - 1);
+	tell_creator(creator, WIRE_RESULT, payload, sizeof(result) + (size_t)length);
+	return 1;
+}
+
+static int join_cgroups(const struct options *options)
+{
+	for (size_t i = 0; i < options->cgroup_count; i++) {
+		if (write(options->cgroups[i], "0", 1) != 1)
+			return -errno;
+		close(options->cgroups[i]);
+	}
+	return 0;
+}
+
+/* The shim is the *caller's* child (CLONE_PARENT): whoever waits for it need not know of this process. */
+static pid_t clone_shim(const struct options *options)
+{
+	struct clone_args args = {.flags = CLONE_NEWPID | CLONE_PARENT};
+
+	if (options->cgroup2 >= 0) {
+		args.flags |= CLONE_INTO_CGROUP;
+		args.cgroup = (unsigned int)options->cgroup2;
+	}
+	return (pid_t)syscall(SYS_clone3, &args, sizeof(args));
+}
+
+static void set_oom_score(const char *score)
+{
+	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return;
+	if (write(fd, score, strlen(score)) < 0) {
+		/* Lowering it takes CAP_SYS_RESOURCE, which the caller may lack: a preference, not a promise. */
+	}
+	close(fd);
+}
+
+static int block_signals(void)
+{
+	struct sigaction ignore = {.sa_handler = SIG_IGN};
+	sigset_t all;
+
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	/* Our own writes to a pipe without reader must not look like somebody's signal. */
+	sigaction(SIGPIPE, &ignore, NULL);
+	return signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+static void become_shim(const struct options *options) __attribute__((noreturn));
+static void become_shim(const struct options *options)
+{
+	int signals;
+	pid_t qemu;
+
+	(void)setsid();
+	signals = block_signals();
+	if (signals < 0)
+		_exit(fail(options->creator, errno, "signalfd"));
+	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	if (options->oom_score_adj)
+		set_oom_score(options->oom_score_adj);
+	qemu = vm_spawn(options);
+	if (qemu < 0)
+		_exit(fail(options->creator, -qemu, "start QEMU"));
+	for (size_t i = 0; i < options->keep_count; i++)
+		close(options->keep[i]);
+	for (size_t i = 0; i < options->volume_count; i++)
+		close(options->volumes[i].fd);
+	close(options->log);
+	if (options->cgroup2 >= 0)
+		close(options->cgroup2);
+	serve(options, qemu, signals);
+}
+
+int main(int argc, char **argv)
+{
+	struct options options;
+	const char *problem;
+	uint32_t pid32;
+	pid_t pid;
+	int error;
+
+	if (argc < 2 || strcmp(argv[1], "launch") != 0) {
+		fprintf(stderr, "shim: started by rundctl, not by hand\n");
+		return 2;
+	}
+	if (!options_parse(&options, argc - 1, argv + 1, &problem)) {
+		fprintf(stderr, "shim: %s\n", problem);
+		return 2;
+	}
+	options_close_others(&options);
+	error = join_cgroups(&options);
+	if (error)
+		return fail(options.creator, -error, "join cgroup");
+	pid = clone_shim(&options);
+	if (pid < 0)
+		return fail(options.creator, errno, "clone");
+	if (pid == 0)
+		become_shim(&options);
+	pid32 = (uint32_t)pid;
+	tell_creator(options.creator, WIRE_PID, &pid32, sizeof(pid32));
+	return 0;
+}

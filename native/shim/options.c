@@ -1,0 +1,191 @@
+#include <errno.h>
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "shim.h"
+
+enum { DESCRIPTOR_MAX = 1 << 20 };
+
+enum key {
+	KEY_NAME = 1,
+	KEY_CREATOR,
+	KEY_AGENT,
+	KEY_QMP,
+	KEY_CONTROL,
+	KEY_STATE,
+	KEY_ROOTFS,
+	KEY_ROOTFS_RW,
+	KEY_LOG,
+	KEY_CGROUP,
+	KEY_CGROUP2,
+	KEY_KEEP,
+	KEY_VOLUME,
+	KEY_VOLUMES_FD,
+	KEY_OOM_SCORE_ADJ,
+};
+
+static const struct option long_options[] = {
+	{"name", required_argument, NULL, KEY_NAME},
+	{"creator", required_argument, NULL, KEY_CREATOR},
+	{"agent", required_argument, NULL, KEY_AGENT},
+	{"qmp", required_argument, NULL, KEY_QMP},
+	{"control", required_argument, NULL, KEY_CONTROL},
+	{"state", required_argument, NULL, KEY_STATE},
+	{"rootfs", required_argument, NULL, KEY_ROOTFS},
+	{"rootfs-rw", no_argument, NULL, KEY_ROOTFS_RW},
+	{"log", required_argument, NULL, KEY_LOG},
+	{"cgroup", required_argument, NULL, KEY_CGROUP},
+	{"cgroup2", required_argument, NULL, KEY_CGROUP2},
+	{"keep", required_argument, NULL, KEY_KEEP},
+	{"volume", required_argument, NULL, KEY_VOLUME},
+	{"volumes-fd", required_argument, NULL, KEY_VOLUMES_FD},
+	{"oom-score-adj", required_argument, NULL, KEY_OOM_SCORE_ADJ},
+	{NULL, 0, NULL, 0},
+};
+
+/* A descriptor's number at the start of `text`, which ends at `end` (a comma, or the end of the string). */
+static bool parse_descriptor(const char *text, char end, int *fd, const char **rest)
+{
+	char *stop;
+	long value;
+
+	errno = 0;
+	value = strtol(text, &stop, 10);
+	if (errno || stop == text || *stop != end || value < 0 || value > DESCRIPTOR_MAX)
+		return false;
+	*fd = (int)value;
+	if (rest)
+		*rest = stop + 1;
+	return true;
+}
+
+static bool append(int **list, size_t *count, const char *text)
+{
+	int *grown = realloc(*list, (*count + 1) * sizeof(**list));
+
+	if (!grown)
+		return false;
+	*list = grown;
+	if (!parse_descriptor(text, '\0', &grown[*count], NULL))
+		return false;
+	(*count)++;
+	return true;
+}
+
+/* FD,ro|rw,dir|file */
+static bool append_volume(struct options *options, const char *text)
+{
+	struct volume *grown = realloc(options->volumes, (options->volume_count + 1) * sizeof(*grown));
+	struct volume *volume;
+	const char *words;
+
+	if (!grown)
+		return false;
+	options->volumes = grown;
+	volume = &grown[options->volume_count];
+	if (!parse_descriptor(text, ',', &volume->fd, &words))
+		return false;
+	volume->read_only = strncmp(words, "ro,", 3) == 0;
+	if (!volume->read_only && strncmp(words, "rw,", 3) != 0)
+		return false;
+	volume->is_file = strcmp(words + 3, "file") == 0;
+	if (!volume->is_file && strcmp(words + 3, "dir") != 0)
+		return false;
+	options->volume_count++;
+	return true;
+}
+
+static bool take(struct options *options, int key, const char *value)
+{
+	switch (key) {
+	case KEY_NAME: /* only for ps */
+		return true;
+	case KEY_CREATOR:
+		return parse_descriptor(value, '\0', &options->creator, NULL);
+	case KEY_AGENT:
+		return parse_descriptor(value, '\0', &options->agent, NULL);
+	case KEY_QMP:
+		return parse_descriptor(value, '\0', &options->qmp, NULL);
+	case KEY_CONTROL:
+		return parse_descriptor(value, '\0', &options->control, NULL);
+	case KEY_STATE:
+		return parse_descriptor(value, '\0', &options->state, NULL);
+	case KEY_ROOTFS:
+		return parse_descriptor(value, '\0', &options->rootfs, NULL);
+	case KEY_LOG:
+		return parse_descriptor(value, '\0', &options->log, NULL);
+	case KEY_CGROUP2:
+		return parse_descriptor(value, '\0', &options->cgroup2, NULL);
+	case KEY_VOLUMES_FD:
+		return parse_descriptor(value, '\0', &options->volumes_fd, NULL);
+	case KEY_ROOTFS_RW:
+		return options->rootfs_writable = true;
+	case KEY_OOM_SCORE_ADJ:
+		return (options->oom_score_adj = value) != NULL;
+	case KEY_CGROUP:
+		return append(&options->cgroups, &options->cgroup_count, value);
+	case KEY_KEEP:
+		return append(&options->keep, &options->keep_count, value);
+	case KEY_VOLUME:
+		return append_volume(options, value);
+	default:
+		return false;
+	}
+}
+
+bool options_parse(struct options *options, int argc, char **argv, const char **problem)
+{
+	int key;
+
+	*options = (struct options){.creator = -1, .agent = -1, .qmp = -1, .control = -1, .state = -1, .rootfs = -1,
+				    .log = -1, .cgroup2 = -1, .volumes_fd = -1};
+	opterr = 0;
+	while ((key = getopt_long(argc, argv, "+", long_options, NULL)) != -1) {
+		if (!take(options, key, optarg)) {
+			*problem = argv[optind - 1];
+			return false;
+		}
+	}
+	options->qemu = argv + optind;
+	*problem = "a required option is missing";
+	return options->qemu[0] && options->creator >= 0 && options->agent >= 0 && options->qmp >= 0 &&
+	       options->control >= 0 && options->state >= 0 && options->rootfs >= 0 && options->log >= 0 &&
+	       (options->volume_count == 0 || options->volumes_fd >= 0);
+}
+
+static int compare(const void *a, const void *b)
+{
+	int first = *(const int *)a, second = *(const int *)b;
+
+	return (first > second) - (first < second);
+}
+
+void options_close_others(const struct options *options)
+{
+	const int single[] = {2, options->creator, options->agent, options->qmp, options->control, options->state,
+			      options->rootfs, options->log, options->cgroup2};
+	size_t count = 0, most = sizeof(single) / sizeof(*single) + options->cgroup_count + options->keep_count +
+				 options->volume_count;
+	int *named = calloc(most, sizeof(*named));
+
+	if (!named)
+		abort();
+	for (size_t i = 0; i < sizeof(single) / sizeof(*single); i++)
+		if (single[i] >= 2)
+			named[count++] = single[i];
+	for (size_t i = 0; i < options->cgroup_count; i++)
+		named[count++] = options->cgroups[i];
+	for (size_t i = 0; i < options->keep_count; i++)
+		named[count++] = options->keep[i];
+	for (size_t i = 0; i < options->volume_count; i++)
+		named[count++] = options->volumes[i].fd;
+	qsort(named, count, sizeof(*named), compare);
+	for (size_t i = 0; i + 1 < count; i++)
+		if (named[i + 1] > named[i] + 1)
+			(void)syscall(SYS_close_range, named[i] + 1, named[i + 1] - 1, 0);
+	(void)syscall(SYS_close_range, named[count - 1] + 1, ~0U, 0);
+	free(named);
+}

@@ -1,0 +1,45 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/mount.h>
+#include <sched.h>
+#include <stdio.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+#include "shim.h"
+
+int mount_copy(int fd, bool recursive, bool read_only)
+{
+	unsigned int flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0);
+	struct mount_attr attributes = {.attr_set = read_only ? MOUNT_ATTR_RDONLY : 0, .propagation = MS_PRIVATE};
+	cleanup_close int tree = (int)syscall(SYS_open_tree, fd, "", flags);
+
+	if (tree < 0)
+		return -errno;
+	if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &attributes,
+		    sizeof(attributes)) < 0)
+		return -errno;
+	return take_fd(&tree);
+}
+
+/* Not recursive: what a user has mounted inside a rootfs, a procfs say, must not be reachable from here (DESIGN: with a procfs in this
+ * namespace an image's symlink once read a host file through `podman cp`). */
+int root_enter(const struct options *options)
+{
+	cleanup_close int tree = mount_copy(options->rootfs, false, !options->rootfs_writable);
+
+	if (tree < 0)
+		return tree;
+	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+		return -errno;
+	/* Anywhere will do as mount point: the old root is detached in a moment. */
+	if (syscall(SYS_move_mount, tree, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH) < 0)
+		return -errno;
+	if (fchdir(tree) < 0 || syscall(SYS_pivot_root, ".", ".") < 0)
+		return -errno;
+	if (umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
+		return -errno;
+	return 0;
+}

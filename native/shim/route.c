@@ -1,0 +1,253 @@
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "serve.h"
+
+enum { THE_CONTAINER = 1 };
+
+static void violation(struct shim *shim, const char *detail) __attribute__((noreturn));
+static void violation(struct shim *shim, const char *detail)
+{
+	finish(shim, 255, "agent", 0, detail);
+}
+
+void send_agent(struct shim *shim, const struct wire_header *head, const void *payload, size_t size)
+{
+	int error = 0;
+
+	if (!shim->agent_active) {
+		error = conn_send_hello(&shim->agent, WIRE_ROLE_SHIM);
+		shim->agent_active = true;
+	}
+	if (!error)
+		error = conn_send(&shim->agent, head, payload, size);
+	if (error)
+		finish(shim, 255, "internal", 0, "out of memory");
+}
+
+void acknowledge(struct shim *shim, size_t output, size_t size)
+{
+	struct wire_header head = {.type = WIRE_CREDIT, .container = THE_CONTAINER, .flags = (uint8_t)(output + WIRE_STDOUT)};
+	uint32_t bytes = (uint32_t)size;
+
+	if (size && !shim->exited)
+		send_agent(shim, &head, &bytes, sizeof(bytes));
+}
+
+void close_stream(struct shim *shim, enum wire_stream stream)
+{
+	struct wire_header head = {.type = WIRE_CLOSE, .container = THE_CONTAINER, .flags = (uint8_t)stream};
+
+	if (!shim->exited)
+		send_agent(shim, &head, NULL, 0);
+}
+
+static struct client *find_client(struct shim *shim, uint32_t id)
+{
+	for (size_t i = 0; i < shim->client_count; i++)
+		if (id && shim->clients[i].id == id)
+			return &shim->clients[i];
+	return NULL;
+}
+
+void drop_client(struct shim *shim, struct client *client)
+{
+	uint32_t id = client->id;
+
+	conn_close(&client->conn);
+	client->id = 0;
+	if (id != shim->creator)
+		return;
+	shim->creator = 0;
+	if (!shim->committed)
+		finish(shim, 255, "creator", 0, "the creator went away before the container was complete");
+}
+
+static void reply(struct shim *shim, struct client *client, const struct wire_header *request, int error, const char *detail)
+{
+	if (conn_send_result(&client->conn, request, error, 0, detail))
+		drop_client(shim, client);
+}
+
+/* A client */
+
+static bool is_forwarded(uint8_t type)
+{
+	return type == WIRE_IDENTITY || type == WIRE_PLAN || type == WIRE_START || type == WIRE_SIGNAL;
+}
+
+static void note_signal(struct shim *shim, const struct message *message)
+{
+	struct wire_signal sent;
+
+	if (message->head.type != WIRE_SIGNAL || message->size != sizeof(sent) || message->head.process != 0)
+		return;
+	memcpy(&sent, message->payload, sizeof(sent));
+	if (sent.signal == SIGKILL)
+		shim->kill_asked = true;
+}
+
+/* Its tag is replaced by the request's place in the table, so that tags of several clients cannot be confused. */
+static void forward(struct shim *shim, struct client *client, const struct message *message)
+{
+	for (uint32_t i = 0; i < REQUESTS_MAX; i++) {
+		struct wire_header head = message->head;
+
+		if (shim->requests[i].head.tag)
+			continue;
+		shim->requests[i] = (struct request){.client = client->id, .head = message->head};
+		head.tag = i + 1;
+		note_signal(shim, message);
+		send_agent(shim, &head, message->payload, message->size);
+		return;
+	}
+	reply(shim, client, &message->head, ENOBUFS, "too many requests at once");
+}
+
+static void commit(struct shim *shim, struct client *client, const struct message *message)
+{
+	if (client->id != shim->creator || !shim->set_up) {
+		reply(shim, client, &message->head, EPERM, "nothing to commit");
+		return;
+	}
+	shim->committed = true;
+	reply(shim, client, &message->head, 0, NULL);
+}
+
+void route_client(struct shim *shim, struct client *client, const struct message *message)
+{
+	if (message->head.type == WIRE_HELLO)
+		return;
+	if (message->head.tag == 0) {
+		if (message->head.type < 0x80)
+			drop_client(shim, client);
+		return;
+	}
+	if (message->head.type == WIRE_COMMIT)
+		commit(shim, client, message);
+	else if (message->head.type == WIRE_STOP)
+		finish(shim, 137, "stopped", 0, "stopped by request");
+	else if (is_forwarded(message->head.type))
+		forward(shim, client, message);
+	else
+		reply(shim, client, &message->head, EOPNOTSUPP, "unknown request");
+	if (client->id && conn_queued(&client->conn) > UNREAD_MAX)
+		drop_client(shim, client);
+}
+
+/* The agent: a hostile guest speaks here. */
+
+static void note_result(struct shim *shim, const struct wire_header *request, int error)
+{
+	if (error || request->container != THE_CONTAINER || request->process != 0)
+		return;
+	if (request->type == WIRE_PLAN)
+		shim->set_up = true;
+	else if (request->type == WIRE_START)
+		record_started(shim->options->state);
+}
+
+static void take_result(struct shim *shim, const struct message *message)
+{
+	uint32_t place = message->head.tag - 1;
+	struct wire_header head = message->head;
+	struct wire_result result;
+	struct request request;
+	struct client *client;
+
+	if (message->size < sizeof(result) || place >= REQUESTS_MAX || !shim->requests[place].head.tag)
+		violation(shim, "protocol violation: a result nobody asked for");
+	request = shim->requests[place];
+	shim->requests[place] = (struct request){0};
+	memcpy(&result, message->payload, sizeof(result));
+	note_result(shim, &request.head, result.error);
+	client = find_client(shim, request.client);
+	head.tag = request.head.tag;
+	if (client && conn_send(&client->conn, &head, message->payload, message->size))
+		drop_client(shim, client);
+}
+
+static void take_data(struct shim *shim, const struct message *message, unsigned int stream)
+{
+	struct sink *sink;
+
+	if (stream != WIRE_STDOUT && stream != WIRE_STDERR)
+		violation(shim, "protocol violation: data on a stream that is not output");
+	sink = &shim->outputs[stream - WIRE_STDOUT];
+	if (sink->ended || !credit_spend(&sink->credit, message->size))
+		violation(shim, "protocol violation: data without credit");
+	if (sink->end.fd < 0) { /* nobody reads any more, as the guest will hear: it is gone */
+		(void)credit_return(&sink->credit, message->size);
+		return;
+	}
+	if (!backlog_append(&sink->backlog, message->payload, message->size))
+		finish(shim, 255, "internal", 0, "out of memory");
+}
+
+static void take_credit(struct shim *shim, const struct message *message, unsigned int stream)
+{
+	uint32_t bytes;
+
+	if (stream != WIRE_STDIN || message->size != sizeof(bytes))
+		violation(shim, "protocol violation: a wrong credit");
+	memcpy(&bytes, message->payload, sizeof(bytes));
+	if (!credit_return(&shim->input.credit, bytes))
+		violation(shim, "protocol violation: credit for more than was sent");
+}
+
+static void take_close(struct shim *shim, unsigned int stream)
+{
+	if (stream == WIRE_STDIN)
+		endpoint_close(&shim->input.end);
+	else if (stream == WIRE_STDOUT || stream == WIRE_STDERR)
+		shim->outputs[stream - WIRE_STDOUT].ended = true;
+	else
+		violation(shim, "protocol violation: a wrong stream");
+}
+
+static void take_exited(struct shim *shim, const struct message *message)
+{
+	struct wire_exited exited;
+	int code;
+
+	if (message->size != sizeof(exited))
+		violation(shim, "protocol violation: a wrong end");
+	memcpy(&exited, message->payload, sizeof(exited));
+	code = WIFSIGNALED(exited.status) ? 128 + WTERMSIG(exited.status) : WEXITSTATUS(exited.status);
+	shim->ending = (struct ending){.code = code, .reason = "container", .status = exited.status};
+	shim->exited = true;
+	shim->outputs[0].ended = shim->outputs[1].ended = true;
+	endpoint_close(&shim->input.end);
+}
+
+void route_agent(struct shim *shim, const struct message *message)
+{
+	unsigned int stream = message->head.flags & WIRE_STREAM_MASK;
+
+	if (message->head.type == WIRE_RESULT) {
+		take_result(shim, message);
+		return;
+	}
+	if (message->head.type == WIRE_HELLO || message->head.type >= 0x80 || shim->exited)
+		return;
+	if (message->head.container != THE_CONTAINER || message->head.process != 0)
+		violation(shim, "protocol violation: a process nobody started");
+	switch (message->head.type) {
+	case WIRE_DATA:
+		take_data(shim, message, stream);
+		break;
+	case WIRE_CREDIT:
+		take_credit(shim, message, stream);
+		break;
+	case WIRE_CLOSE:
+		take_close(shim, stream);
+		break;
+	case WIRE_EXITED:
+		take_exited(shim, message);
+		break;
+	default:
+		violation(shim, "protocol violation: an unknown message");
+	}
+}

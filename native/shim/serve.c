@@ -1,0 +1,341 @@
+/* The shim's loop: poll(2), because regular files may be stdio and epoll refuses them. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "serve.h"
+
+enum {
+	POLL_SIGNALS,
+	POLL_CONTROL,
+	POLL_AGENT,
+	POLL_QMP,
+	POLL_INPUT,
+	POLL_OUTPUTS,
+	POLL_CLIENTS = POLL_OUTPUTS + 2,
+	POLLS_MAX = POLL_CLIENTS + CLIENTS_MAX,
+	INPUT_SIZE = 16 * 1024,
+	/* A killed container's output is given up when its reader has not moved for so long (ADR 3). */
+	FLUSH_PATIENCE_MS = 2000,
+};
+
+static int64_t now_ns(void)
+{
+	struct timespec now;
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+void finish(struct shim *shim, int code, const char *reason, int status, const char *detail)
+{
+	struct ending ending = {.code = code, .reason = reason, .status = status};
+
+	(void)snprintf(ending.detail, sizeof(ending.detail), "%s", detail ? detail : "");
+	if (shim->qemu > 0) {
+		(void)kill(shim->qemu, SIGKILL);
+		(void)waitpid(shim->qemu, NULL, 0);
+	}
+	record_write(shim->options->state, &ending);
+	_exit(code);
+}
+
+/* QEMU is gone. The agent may have said before why: what waits in its socket is heard first. */
+static void qemu_ended(struct shim *shim, int status) __attribute__((noreturn));
+static void qemu_ended(struct shim *shim, int status)
+{
+	struct wire_header nobody = {0};
+	char detail[64];
+	int code = 255;
+
+	shim->qemu = 0;
+	if (WIFSIGNALED(status)) {
+		(void)snprintf(detail, sizeof(detail), "qemu was killed by signal %d", WTERMSIG(status));
+		code = WTERMSIG(status) == SIGKILL ? 137 : 255;
+	} else {
+		(void)snprintf(detail, sizeof(detail), "qemu exited with status %d", WEXITSTATUS(status));
+	}
+	for (size_t i = 0; i < shim->client_count; i++) {
+		struct client *client = &shim->clients[i];
+
+		if (!client->id || client->id != shim->creator || shim->committed)
+			continue;
+		if (!conn_send_result(&client->conn, &nobody, ECHILD, 0, detail))
+			(void)conn_flush(&client->conn);
+	}
+	finish(shim, code, "qemu", status, detail);
+}
+
+static void read_agent(struct shim *shim);
+
+static void reap(struct shim *shim)
+{
+	int status;
+	pid_t pid;
+
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+		if (pid != shim->qemu)
+			continue;
+		shim->qemu = 0;
+		read_agent(shim);
+		if (!shim->exited)
+			qemu_ended(shim, status);
+	}
+}
+
+static bool ends_what_is_not_set_up(uint32_t number)
+{
+	return number == SIGTERM || number == SIGINT || number == SIGQUIT || number == SIGHUP;
+}
+
+static void forward_signal(struct shim *shim, uint32_t number)
+{
+	struct wire_header head = {.type = WIRE_SIGNAL, .container = 1};
+	struct wire_signal payload = {.signal = number};
+
+	if (shim->set_up)
+		send_agent(shim, &head, &payload, sizeof(payload));
+	else if (ends_what_is_not_set_up(number))
+		finish(shim, 128 + (int)number, "stopped", 0, "a signal came before the container was complete");
+}
+
+static void read_signals(struct shim *shim)
+{
+	struct signalfd_siginfo info;
+
+	while (read(shim->signals, &info, sizeof(info)) == sizeof(info)) {
+		if (info.ssi_signo == SIGCHLD)
+			reap(shim);
+		else
+			forward_signal(shim, info.ssi_signo);
+	}
+}
+
+static void read_agent(struct shim *shim)
+{
+	struct message message;
+	int got, found;
+
+	do {
+		got = conn_read(&shim->agent);
+		while ((found = conn_next(&shim->agent, &message)) > 0)
+			route_agent(shim, &message);
+		if (found < 0)
+			finish(shim, 255, "agent", 0, found == -EPROTONOSUPPORT ? "the agent speaks another version of the protocol" : "protocol violation");
+	} while (got == CONN_READ);
+	if (got == CONN_AGAIN)
+		return;
+	conn_close(&shim->agent); /* QEMU's end closes with QEMU: SIGCHLD tells how it went */
+}
+
+static void read_client(struct shim *shim, struct client *client)
+{
+	struct message message;
+	int got, found = 0;
+
+	/* To its end before a hang-up is judged: COMMIT may be the last thing it said. */
+	do {
+		got = conn_read(&client->conn);
+		while (client->id && (found = conn_next(&client->conn, &message)) > 0)
+			route_client(shim, client, &message);
+	} while (client->id && found >= 0 && got == CONN_READ);
+	if (client->id && (found < 0 || got < 0 || got == CONN_CLOSED))
+		drop_client(shim, client);
+}
+
+static struct client *new_client(struct shim *shim)
+{
+	struct client *grown;
+
+	for (size_t i = 0; i < shim->client_count; i++)
+		if (!shim->clients[i].id)
+			return &shim->clients[i];
+	if (shim->client_count == CLIENTS_MAX)
+		return NULL;
+	grown = realloc(shim->clients, (shim->client_count + 1) * sizeof(*grown));
+	if (!grown)
+		return NULL;
+	shim->clients = grown;
+	return &grown[shim->client_count++];
+}
+
+/* 0 when it could not be taken. */
+static uint32_t add_client(struct shim *shim, int fd)
+{
+	struct client *client = new_client(shim);
+
+	if (!client) {
+		close(fd);
+		return 0;
+	}
+	*client = (struct client){0};
+	if (conn_open(&client->conn, fd, WIRE_MESSAGE_MAX) || conn_send_hello(&client->conn, WIRE_ROLE_SHIM)) {
+		conn_close(&client->conn);
+		return 0;
+	}
+	return client->id = ++shim->last_id;
+}
+
+static void accept_clients(struct shim *shim)
+{
+	int fd;
+
+	while ((fd = accept4(shim->control, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0)
+		(void)add_client(shim, fd);
+}
+
+static void drain_qmp(struct shim *shim)
+{
+	char nothing[4096];
+	ssize_t got = recv(shim->qmp, nothing, sizeof(nothing), MSG_DONTWAIT);
+
+	if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) {
+		close(shim->qmp);
+		shim->qmp = -1;
+	}
+}
+
+static void read_input(struct shim *shim)
+{
+	struct wire_header head = {.type = WIRE_DATA, .container = 1, .flags = WIRE_STDIN};
+	uint8_t bytes[INPUT_SIZE];
+	size_t room = credit_room(&shim->input.credit);
+	ssize_t got = endpoint_read(&shim->input.end, bytes, room < sizeof(bytes) ? room : sizeof(bytes));
+
+	if (got == -EAGAIN)
+		return;
+	if (got <= 0) {
+		endpoint_close(&shim->input.end);
+		close_stream(shim, WIRE_STDIN);
+		return;
+	}
+	(void)credit_spend(&shim->input.credit, (size_t)got);
+	send_agent(shim, &head, bytes, (size_t)got);
+}
+
+static void write_output(struct shim *shim, size_t output)
+{
+	struct sink *sink = &shim->outputs[output];
+	ssize_t put;
+
+	if (sink->end.fd < 0)
+		return;
+	put = sink_flush(sink);
+	if (put > 0) {
+		shim->progress_ns = now_ns();
+		acknowledge(shim, output, (size_t)put);
+	}
+	if (put < 0) {
+		(void)credit_return(&sink->credit, sink->backlog.size);
+		backlog_clear(&sink->backlog);
+		if (!sink->ended)
+			close_stream(shim, (enum wire_stream)(output + WIRE_STDOUT));
+	}
+	if (put < 0 || (sink->ended && !sink->backlog.size))
+		endpoint_close(&sink->end);
+}
+
+static bool wants_input(const struct shim *shim)
+{
+	return shim->set_up && !shim->exited && shim->input.end.fd >= 0 && credit_room(&shim->input.credit) > 0;
+}
+
+static size_t fill_polls(struct shim *shim, struct pollfd *polls)
+{
+	polls[POLL_SIGNALS] = (struct pollfd){.fd = shim->signals, .events = POLLIN};
+	polls[POLL_CONTROL] = (struct pollfd){.fd = shim->control, .events = POLLIN};
+	polls[POLL_AGENT] = (struct pollfd){.fd = shim->agent.fd, .events = POLLIN};
+	if (conn_pending(&shim->agent))
+		polls[POLL_AGENT].events |= POLLOUT;
+	polls[POLL_QMP] = (struct pollfd){.fd = shim->committed ? shim->qmp : -1, .events = POLLIN};
+	polls[POLL_INPUT] = (struct pollfd){.fd = wants_input(shim) ? shim->input.end.fd : -1, .events = POLLIN};
+	for (size_t i = 0; i < 2; i++) {
+		bool waiting = shim->outputs[i].backlog.size > 0;
+
+		polls[POLL_OUTPUTS + i] = (struct pollfd){.fd = waiting ? shim->outputs[i].end.fd : -1, .events = POLLOUT};
+	}
+	for (size_t i = 0; i < shim->client_count; i++) {
+		const struct client *client = &shim->clients[i];
+
+		polls[POLL_CLIENTS + i] = (struct pollfd){.fd = client->id ? client->conn.fd : -1, .events = POLLIN};
+		if (client->id && conn_pending(&client->conn))
+			polls[POLL_CLIENTS + i].events |= POLLOUT;
+	}
+	return POLL_CLIENTS + shim->client_count;
+}
+
+static void flush_all(struct shim *shim)
+{
+	write_output(shim, 0);
+	write_output(shim, 1);
+	if (shim->agent.fd >= 0)
+		(void)conn_flush(&shim->agent); /* an error means QEMU ended, which SIGCHLD tells better */
+	for (size_t i = 0; i < shim->client_count; i++)
+		if (shim->clients[i].id && conn_flush(&shim->clients[i].conn))
+			drop_client(shim, &shim->clients[i]);
+}
+
+/* EXITED has come: ends when all output is out, or when a killed container's reader has stopped reading. */
+static void finish_when_flushed(struct shim *shim)
+{
+	bool waiting = shim->outputs[0].end.fd >= 0 || shim->outputs[1].end.fd >= 0;
+	bool patient = !shim->kill_asked || now_ns() - shim->progress_ns < FLUSH_PATIENCE_MS * 1000000LL;
+
+	if (!waiting || !patient)
+		finish(shim, shim->ending.code, shim->ending.reason, shim->ending.status, shim->ending.detail);
+}
+
+static void turn(struct shim *shim)
+{
+	struct pollfd polls[POLLS_MAX];
+	size_t count = fill_polls(shim, polls), clients = shim->client_count;
+
+	(void)poll(polls, count, shim->exited ? FLUSH_PATIENCE_MS / 4 : -1);
+	if (polls[POLL_AGENT].fd >= 0 && polls[POLL_AGENT].revents)
+		read_agent(shim);
+	if (polls[POLL_SIGNALS].revents)
+		read_signals(shim);
+	for (size_t i = 0; i < clients; i++)
+		if (polls[POLL_CLIENTS + i].fd >= 0 && polls[POLL_CLIENTS + i].revents && shim->clients[i].id)
+			read_client(shim, &shim->clients[i]);
+	if (polls[POLL_CONTROL].revents)
+		accept_clients(shim);
+	if (polls[POLL_QMP].fd >= 0 && polls[POLL_QMP].revents)
+		drain_qmp(shim);
+	if (wants_input(shim) && polls[POLL_INPUT].revents)
+		read_input(shim);
+	flush_all(shim);
+	if (shim->exited)
+		finish_when_flushed(shim);
+}
+
+void serve(const struct options *options, pid_t qemu, int signals)
+{
+	struct shim shim = {.options = options, .qemu = qemu, .signals = signals, .control = options->control, .qmp = options->qmp};
+	int error;
+
+	endpoint_open(&shim.input.end, 0, false);
+	endpoint_open(&shim.outputs[0].end, 1, true);
+	endpoint_open(&shim.outputs[1].end, 2, true);
+	if (fcntl(shim.control, F_SETFL, O_NONBLOCK) < 0 || conn_open(&shim.agent, options->agent, WIRE_PAYLOAD_MAX))
+		finish(&shim, 255, "internal", 0, "a descriptor is wrong");
+	shim.creator = add_client(&shim, options->creator);
+	error = root_enter(options);
+	close(options->rootfs);
+	if (!shim.creator || error) {
+		char detail[96];
+
+		(void)snprintf(detail, sizeof(detail), "enter the rootfs: %s", strerror(-error));
+		finish(&shim, 255, "internal", 0, detail);
+	}
+	for (;;)
+		turn(&shim);
+}

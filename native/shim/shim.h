@@ -1,0 +1,58 @@
+/* The shim: one per container on the host (docs/adr/0003-process-model.md). */
+#ifndef RUNDCTL_SHIM_H
+#define RUNDCTL_SHIM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* A bind mount's source, to be shown to QEMU. */
+struct volume {
+	int fd; /* O_PATH */
+	bool read_only;
+	bool is_file;
+};
+
+/* The command line; descriptors are -1 when not given. */
+struct options {
+	int creator, agent, qmp, control, state, rootfs, log;
+	bool rootfs_writable;
+	int cgroup2;
+	int *cgroups; /* open cgroup.procs files of v1 hierarchies */
+	size_t cgroup_count;
+	int *keep; /* what QEMU inherits */
+	size_t keep_count;
+	struct volume *volumes;
+	size_t volume_count;
+	int volumes_fd; /* the number under which QEMU finds the assembled volumes */
+	const char *oom_score_adj;
+	char **qemu; /* argv */
+};
+
+/* options.c: true, or false with `*problem` telling why. */
+bool options_parse(struct options *options, int argc, char **argv, const char **problem);
+/* Closes every descriptor above 2 that the command line does not name. */
+void options_close_others(const struct options *options);
+
+/* vm.c: forks QEMU; its pid, or -errno. */
+pid_t vm_spawn(const struct options *options);
+/* root.c: makes the container's rootfs, as the host can see it, the shim's root; -errno. */
+int root_enter(const struct options *options);
+/* root.c: a private, detached copy of the mount that `fd` lies on, read-only if asked; a descriptor or -errno. */
+int mount_copy(int fd, bool recursive, bool read_only);
+
+/* serve.c: everything after the start; never returns. */
+void serve(const struct options *options, pid_t qemu, int signals) __attribute__((noreturn));
+
+/* record.c */
+struct ending {
+	int code;	    /* exit code of the shim */
+	const char *reason; /* container, qemu, agent, creator, stopped, internal */
+	int status;	    /* wait status behind it */
+	char detail[128];
+};
+void record_write(int state, const struct ending *ending);
+void record_started(int state);
+
+#endif

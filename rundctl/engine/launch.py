@@ -1,0 +1,251 @@
+"""``create`` step by step, in the order of ARCHITECTURE.md's "life of one create". What a failed step must undo is on one ``ExitStack``."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import ExitStack
+
+from rundctl.engine import cgroup_pool, hybrid_rootfs, kernel_template, plan, seccomp, store, vm, volumes
+from rundctl.errors import ConfigError, GuestError, HostError, ProcessError
+from rundctl.guest import wire
+from rundctl.guest.ops import Opcode, Plan
+from rundctl.host import native
+from rundctl.host.files import replace
+from rundctl.oci import bundle as bundles
+from rundctl.oci import hooks
+from rundctl.oci.state import state_json
+from rundctl.types import Status
+from rundctl.vmm import qemu
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rundctl.engine.kernel_template import Template
+    from rundctl.engine.lifecycle import Context, CreateOptions
+    from rundctl.engine.stages import Stages
+    from rundctl.engine.store import Container
+    from rundctl.engine.volumes import Volumes
+    from rundctl.oci.bundle import Bundle
+
+_VOLUMES_FD = 1000  # a number no descriptor of a start reaches; QEMU finds the assembled volumes under it
+_HOST_NAME_MAX = 64
+
+
+def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
+    """Make a container, up to where only ``start`` is missing; returns the shim's pid. On any error nothing of it is left."""
+    container_id = bundles.container_id(options.id)
+    bundle = bundles.load(options.bundle)
+    lease = cgroup_pool.plan(bundle.spec["linux"].get("cgroupsPath", ""), container_id)
+    root = store.make_root(ctx.root or store.DEFAULT_ROOT)
+    store.check_free(root, container_id)
+    stages.mark("bundle")
+    template = kernel_template.find(ctx.settings) or kernel_template.ensure(ctx.settings, ctx.progress)
+    stages.mark("template")
+    with ExitStack() as undo:
+        container, lock = store.claim(root, container_id, _facts(bundle, lease))
+        undo.callback(os.close, lock)
+        undo.callback(store.remove, container)
+        undo.callback(cgroup_pool.give_back, lease.directories)
+        lease.make()
+        stages.mark("cgroup")
+        launch = Launch(ctx, options, stages, container, bundle, template)
+        pid = launch.run(undo, lease)
+        undo.pop_all()
+        os.close(lock)
+    return pid
+
+
+def _facts(bundle: Bundle, lease: cgroup_pool.Lease) -> dict[str, object]:
+    """What later verbs need of a bundle, which may be gone by then."""
+    spec = bundle.spec
+    return {
+        "oci_version": spec["ociVersion"],
+        "bundle": bundle.path,
+        "rootfs": bundle.rootfs,
+        "annotations": spec.get("annotations", {}),
+        "hooks": {kind: spec.get("hooks", {}).get(kind, []) for kind in ("poststart", "poststop")},
+        "argv0": spec["process"]["args"][0],
+        "owner_uid": os.geteuid(),
+        "cgroups": lease.directories,
+    }
+
+
+class Launch:
+    """The VM's part of one ``create``."""
+
+    __slots__ = ("_state", "bundle", "container", "ctx", "options", "stages", "template")
+
+    def __init__(  # noqa: PLR0913, PLR0917 (what create has found so far)
+        self, ctx: Context, options: CreateOptions, stages: Stages, container: Container, bundle: Bundle, template: Template
+    ) -> None:
+        self.ctx = ctx
+        self.options = options
+        self.stages = stages
+        self.container = container
+        self.bundle = bundle
+        self.template = template
+        self._state = -1
+
+    @property
+    def _cold(self) -> bool:
+        """Whether to boot instead of cloning: the flag, else the annotation, else the setting."""
+        if self.options.template is not None:
+            return not self.options.template
+        return not self.bundle.options.template or self.ctx.settings.template == "off"
+
+    def run(self, undo: ExitStack, lease: cgroup_pool.Lease) -> int:
+        """Spawn, and compile the plan while QEMU starts; then wake the guest, set up the container, commit."""
+        with ExitStack() as opened:
+            shared = volumes.open_all(opened, self.bundle)
+            machine = self._spawn(opened, lease, shared)
+            undo.callback(machine.end)
+            try:
+                compiled = self._compile(shared)
+                self.stages.mark("compile")
+                self.container.set_shim(machine.wait_pid())
+                self.stages.mark("shim")
+                self._wake(machine)
+                self._set_up(machine, compiled)
+                self._commit(machine)
+            except GuestError as error:
+                machine.end()  # so that the shim has said all it will say
+                raise GuestError(vm.with_last_words(error.message, self.container), hint=error.hint) from error
+        return machine.pid
+
+    def _spawn(self, opened: ExitStack, lease: cgroup_pool.Lease, shared: Volumes) -> vm.Vm:
+        """Start launcher, shim and QEMU, with every descriptor they will need."""
+
+        def held(fd: int) -> int:
+            opened.callback(os.close, fd)
+            return fd
+
+        sockets = vm.Sockets(opened, self.container)
+        directory = held(os.open(self.container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        rootfs = held(os.open(self.bundle.rootfs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        pivot = held(os.open(self.bundle.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))  # the shim's own, rootfs is QEMU's
+        log = held(os.open(self.container.path("qemu.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+        v1, v2 = lease.join_descriptors()
+        joins = [held(fd) for fd in v1]
+        upper = hybrid_rootfs.open_upper(self.template)
+        wiring = qemu.Wiring(
+            agent=sockets.agent[1].fileno(), qmp=sockets.qmp[1].fileno(), upper=(held(upper[0]), held(upper[1])), rootfs=rootfs,
+            volumes=_VOLUMES_FD if shared.descriptors else -1, empty=self.template.empty, memory_path=self.template.memory, name=self.container.id,
+        )  # fmt: skip
+        argv, keep = self._qemu(wiring, held)
+        options: list[str] = ["--name", self.container.id]
+        numbers = {
+            "creator": sockets.creator[1].fileno(), "agent": sockets.agent[0].fileno(), "qmp": sockets.qmp[0].fileno(),
+            "control": sockets.control.fileno(), "state": directory, "rootfs": pivot, "log": log,
+        }  # fmt: skip
+        inherited = [*numbers.values(), *joins, *keep, *shared.descriptors]
+        for name, fd in numbers.items():
+            options += [f"--{name}", str(fd)]
+        for fd in joins:
+            options += ["--cgroup", str(fd)]
+        if v2 is not None:
+            inherited.append(held(v2))
+            options += ["--cgroup2", str(v2)]
+        for fd in keep:
+            options += ["--keep", str(fd)]
+        if shared.descriptors:
+            options += [*shared.arguments, "--volumes-fd", str(_VOLUMES_FD)]
+        return vm.Vm([native.program("shim"), "launch", *options, "--", *argv], inherited, sockets)
+
+    def _qemu(self, wiring: qemu.Wiring, held: Callable[[int], int]) -> tuple[list[str], list[int]]:
+        """QEMU's command line, for a clone or for a cold boot, and the descriptors it inherits."""
+        template = self.template
+        if not self._cold:
+            self._state = held(os.open(template.state, os.O_RDONLY | os.O_CLOEXEC))
+            return qemu.clone_argv(template.shape, wiring, self._state)
+        wiring.kernel = held(os.open(template.kernel, os.O_RDONLY | os.O_CLOEXEC))
+        wiring.initrd = held(kernel_template.open_initramfs(template))
+        return qemu.cold_argv(template.shape, wiring)
+
+    def _compile(self, shared: Volumes) -> CompiledPlan:
+        """The container as operations; ``--debug`` prints them."""
+        spec = self.bundle.spec
+        compiled = plan.compile(
+            self.bundle,
+            plan.Facts(
+                rootfs_ops=hybrid_rootfs.guest_ops(volumes=bool(shared.descriptors)),
+                volumes=shared.guest,
+                shm=shared.shm,
+                seccomp_bpf=seccomp.compile_filter(spec["linux"]["seccomp"], self.ctx.settings.home) if "seccomp" in spec["linux"] else None,
+                machine_id=os.getrandom(16).hex(),
+                hostname=_hostname(self.container.id),
+                keyring="" if self.options.no_new_keyring else f"_ses.{self.container.id}",
+            ),
+        )
+        for line in (*compiled.warnings, *compiled.describe()):
+            self.ctx.debug(line)
+        return compiled
+
+    def _wake(self, machine: vm.Vm) -> None:
+        """Restore the template, or wait for a boot; then make this clone another machine than all others."""
+        timeout_s = vm.ANSWER_TIMEOUT_S
+        if self._cold:
+            timeout_s = vm.COLD_TIMEOUT_S
+        else:
+            machine.restore(qemu.state_uri(self.template.shape, self._state))
+            self.stages.mark("restore")
+        result = machine.request(wire.IDENTITY, vm.identity(_hostname(self.container.id)), container=0, timeout_s=timeout_s)
+        if result.error:
+            raise GuestError(f"identify the guest: {result.describe()}")
+        if self._cold:
+            self.stages.mark("boot")
+            setup = kernel_template.guest_setup(self.template)
+            _check(machine.request(wire.PLAN, setup.encode(), container=0), setup, "set up the guest")
+        self.stages.mark("answer")
+
+    def _set_up(self, machine: vm.Vm, compiled: CompiledPlan) -> None:
+        """Hooks of the host, then the plan, up to its WAIT."""
+        for kind in ("prestart", "createRuntime"):
+            wanted = self.bundle.spec.get("hooks", {}).get(kind)
+            if wanted:
+                hooks.run(kind, wanted, state_json(self.container.record, Status.CREATING, machine.pid))
+                self.stages.mark(kind)
+        _check(machine.request(wire.PLAN, compiled.encode()), compiled, "create container")
+        self.stages.mark("plan")
+
+    def _commit(self, machine: vm.Vm) -> None:
+        """From here on the container is: record, pid file, and only then the shim's leave to outlive us."""
+        self.container.record["committed"] = True
+        self.container.save()
+        if self.options.pid_file:
+            _write_pid_file(self.options.pid_file, machine.pid)
+        machine.commit()
+        self.stages.mark("commit")
+
+
+def _check(result: wire.Result, sent: Plan, what: str) -> None:
+    """Raise what went wrong in the guest, in the words of the operation that failed."""
+    if not result.error:
+        return
+    op = sent.ops[result.index] if result.index < len(sent.ops) else None
+    words = os.strerror(result.error).lower()
+    if op is None:
+        raise GuestError(f"{what}: {result.describe()}")
+    if op.opcode is Opcode.FIND:
+        raise ProcessError(f"unable to start container process: {op.describe()}: {_find_words(str(op.arguments[0]), result.error)}")
+    detail = f" ({result.detail})" if result.detail else ""
+    raise ConfigError(f"{what}: {op.describe()}: {words}{detail}")
+
+
+def _find_words(argv0: str, error: int) -> str:
+    """The words runc has for it, by which callers tell 127 from 126."""
+    if error == errno.ENOENT:
+        return "stat " + argv0 + ": no such file or directory" if "/" in argv0 else "executable file not found in $PATH"
+    return os.strerror(error).lower()
+
+
+def _hostname(container_id: str) -> str:
+    return container_id[:_HOST_NAME_MAX]
+
+
+def _write_pid_file(path: str, pid: int) -> None:
+    try:
+        replace(path, str(pid).encode(), durable=False)
+    except OSError as error:
+        raise HostError(f"write pid file {path}: {error.strerror}") from error

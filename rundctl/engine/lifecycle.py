@@ -1,0 +1,260 @@
+"""The life of a container: what every verb does. The only module that composes the three ideas."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from contextlib import ExitStack, suppress
+
+from rundctl.engine import cgroup_pool, launch, store, vm
+from rundctl.engine.stages import Stages
+from rundctl.errors import GuestError, ProcessError, StateError
+from rundctl.guest import wire
+from rundctl.host.pidfd import reap
+from rundctl.oci import hooks
+from rundctl.oci.state import state_json
+from rundctl.types import Status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from rundctl.engine.settings import Settings
+    from rundctl.engine.store import Container
+
+KILL_TIMEOUT_S = 2.0
+LOCK_TIMEOUT_S = 60.0
+_FORWARDED = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
+    signal.SIGCONT, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR,
+)  # fmt: skip
+
+
+class Context:
+    """What all verbs share: where containers lie (None: the default root), where debug lines and a build's progress go, the settings."""
+
+    __slots__ = ("debug", "progress", "root", "settings")
+
+    def __init__(
+        self, root: str | None, debug: Callable[[str], None], settings: Settings, progress: Callable[[str], None]
+    ) -> None:
+        self.root = root
+        self.debug = debug
+        self.settings = settings
+        self.progress = progress
+
+
+class CreateOptions:
+    """What ``create`` and ``run`` were asked for."""
+
+    __slots__ = ("bundle", "detach", "id", "keep", "no_new_keyring", "pid_file", "template", "timings")
+
+    def __init__(  # noqa: PLR0913 (one parameter an option of the verb)
+        self,
+        id: str,  # noqa: A002 (the OCI's own name)
+        bundle: str,
+        *,
+        pid_file: str = "",
+        template: bool | None = None,
+        timings: Callable[[str], None] | None = None,
+        no_new_keyring: bool = False,
+        keep: bool = False,
+        detach: bool = False,
+    ) -> None:
+        self.id = id
+        self.bundle = bundle
+        self.pid_file = pid_file
+        self.template = template
+        self.timings = timings
+        self.no_new_keyring = no_new_keyring
+        self.keep = keep
+        self.detach = detach
+
+
+def create(ctx: Context, options: CreateOptions) -> None:
+    """Make a container, up to the point where ``start`` only has to say so.
+
+    Raises any error of ``rundctl.errors``; then nothing of it is left.
+    """
+    stages = Stages()
+    launch.create(ctx, options, stages)
+    _report(ctx, options, stages)
+
+
+def start(ctx: Context, container_id: str) -> None:
+    """Run the container's process. StateError in the wrong state, ProcessError if it cannot be executed."""
+    container = store.load(ctx.root, container_id)
+    with ExitStack() as undo:
+        lock = store.lock(container, LOCK_TIMEOUT_S)
+        undo.callback(os.close, lock)
+        _start_locked(container)
+    _hooks(ctx, container, "poststart")
+
+
+def _start_locked(container: Container) -> None:
+    status = container.status()
+    if status is Status.STOPPED:
+        raise StateError("cannot start a container that has stopped", hint=f"rundctl delete {container.id}")
+    if not status.can_start:
+        raise StateError("cannot start an already running container")
+    with ExitStack() as undo:
+        channel = vm.connect(undo, container)
+        result = channel.wait(channel.post(wire.START, container=1), vm.ANSWER_TIMEOUT_S)
+    if result.error:
+        argv0 = container.record["argv0"]
+        raise ProcessError(f'exec: "{argv0}": {os.strerror(result.error).lower()}')
+
+
+def state(ctx: Context, container_id: str) -> dict[str, Any]:
+    """The state of runtime-spec, "State", with runc's additions. StateError if the container does not exist."""
+    return _state(store.load(ctx.root, container_id))
+
+
+def _state(container: Container) -> dict[str, Any]:
+    status = container.status()
+    return state_json(container.record, status, 0 if status is Status.STOPPED else container.pid())
+
+
+def list_(ctx: Context) -> list[dict[str, Any]]:
+    """The state of every container of the root, by id."""
+    return [_state(container) for container in store.list_all(ctx.root)]
+
+
+def kill(ctx: Context, container_id: str, signo: int, *, everyone: bool = False) -> None:
+    """Send a signal to the container's init, or to all its processes. StateError if it does not run.
+
+    SIGKILL works whatever the guest does: without an answer, or an end, within 2 s the shim is killed and the VM with it.
+    """
+    container = store.load(ctx.root, container_id)
+    if not container.status().can_kill:
+        if everyone:
+            return
+        raise StateError("container not running")
+    if signo == signal.SIGKILL:
+        _end(container)
+        return
+    with ExitStack() as undo:
+        channel = vm.connect(undo, container)
+        payload = vm.signal_payload(signo, everyone=everyone)
+        result = channel.wait(channel.post(wire.SIGNAL, payload, container=1), KILL_TIMEOUT_S)
+    if result.error == errno.ESRCH:
+        raise StateError("container not running")
+    if result.error:
+        raise GuestError(f"kill {container_id}: {os.strerror(result.error).lower()}")
+
+
+def _end(container: Container) -> None:
+    """Kill the container and wait for its end; politely at first, so that its last output is flushed."""
+    shim = container.shim()
+    if shim is None:
+        return
+    with shim, ExitStack() as undo:
+        with suppress(GuestError):
+            channel = vm.connect(undo, container)
+            channel.post(wire.SIGNAL, vm.signal_payload(signal.SIGKILL, everyone=True), container=1)
+        if not shim.wait(KILL_TIMEOUT_S):
+            shim.kill()
+            shim.wait(vm.END_TIMEOUT_S)
+
+
+def delete(ctx: Context, container_id: str, *, force: bool = False) -> None:
+    """Forget a container and free all it holds. StateError if it runs and ``force`` is not given, or does not exist.
+
+    With ``force`` one that does not exist is fine (containerd deletes twice).
+    """
+    try:
+        container = store.load(ctx.root, container_id)
+    except StateError:
+        if force:
+            return
+        raise
+    status = container.status()
+    if not force and not status.can_delete:
+        raise StateError(
+            f"cannot delete container {container_id} that is not stopped: {status.value}", hint="delete --force kills it first"
+        )
+    if status is Status.CREATING:
+        _end_creator(container)
+    _end(container)
+    _delete_ended(ctx, container, force=force)
+
+
+def _delete_ended(ctx: Context, container: Container, *, force: bool) -> None:
+    try:
+        lock = store.lock(container, LOCK_TIMEOUT_S)
+    except StateError:
+        if force and not os.path.isdir(container.directory):
+            return  # a create that failed, or another delete, was faster
+        raise
+    try:
+        _end(container)  # a create may have gone on until it let go of the lock
+        cgroup_pool.give_back(container.record["cgroups"])
+        store.remove(container)
+    finally:
+        os.close(lock)
+    _hooks(ctx, container, "poststop")
+
+
+def _end_creator(container: Container) -> None:
+    """End a create in progress: through its shim if there is one already, else itself."""
+    if container.record.get("shim"):
+        return
+    creator = container.creator()
+    if creator is not None:
+        with creator:
+            creator.kill()
+            creator.wait(vm.END_TIMEOUT_S)
+
+
+def run(ctx: Context, options: CreateOptions) -> int:
+    """Create, start and, unless detached, wait and delete. Returns the container's exit code."""
+    stages = Stages()
+    pid = launch.create(ctx, options, stages)
+    try:
+        if not options.detach:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED, signal.SIGCHLD})
+        start(ctx, options.id)
+    except BaseException:
+        delete(ctx, options.id, force=True)
+        raise
+    stages.mark("start")
+    _report(ctx, options, stages)
+    if options.detach:
+        return 0
+    code = _wait_forwarding(pid)
+    if not options.keep:
+        delete(ctx, options.id)
+    return code
+
+
+def _wait_forwarding(pid: int) -> int:
+    """Pass signals on to the shim, our child, until it ends; returns its exit code."""
+    while True:
+        info = signal.sigwaitinfo({*_FORWARDED, signal.SIGCHLD})
+        if info.si_signo != signal.SIGCHLD:
+            with suppress(ProcessLookupError):
+                os.kill(pid, info.si_signo)  # our own child, not yet reaped: the pid is its
+        elif os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            code = reap(pid)
+            return 255 if code is None else code
+
+
+def _hooks(ctx: Context, container: Container, kind: str) -> None:
+    """Run the hooks whose failure must not stop the container: it is told, and life goes on (runtime-spec 1.2, "Lifecycle")."""
+    wanted = container.record["hooks"].get(kind)
+    if not wanted:
+        return
+    shim = container.shim()
+    with ExitStack() as undo:
+        if shim is not None:
+            undo.enter_context(shim)
+        for problem in hooks.run_all(wanted, _state(container), kind):
+            ctx.debug(problem)
+
+
+def _report(ctx: Context, options: CreateOptions, stages: Stages) -> None:
+    if options.timings is not None:
+        options.timings(f"timings: {stages.describe()}")
+    ctx.debug(f"timings: {stages.describe()}")

@@ -1,0 +1,281 @@
+"""Containers on disk: ``ROOT/ID/record.json`` holds facts; status is derived from what lives (docs/adr/0003-process-model.md)."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import time
+
+from rundctl.errors import HostError, StateError
+from rundctl.host.files import replace
+from rundctl.host.pidfd import Process, start_time
+from rundctl.types import Status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+DEFAULT_ROOT = "/run/rundctl"
+_ELSEWHERE = f"{DEFAULT_ROOT}/.elsewhere"
+_RECORD = "record.json"
+_LOCK_POLL_S = 0.01
+
+
+class Container:
+    """One container: where it lies and what was recorded of it."""
+
+    __slots__ = ("directory", "record")
+
+    def __init__(self, directory: str, record: dict[str, Any]) -> None:
+        self.directory = directory
+        self.record = record
+
+    @property
+    def id(self) -> str:
+        """The container's id."""
+        return str(self.record["id"])
+
+    def path(self, name: str) -> str:
+        """A file of the container's directory."""
+        return f"{self.directory}/{name}"
+
+    def save(self) -> None:
+        """Replace the record atomically."""
+        replace(self.path(_RECORD), json.dumps(self.record).encode(), durable=False)
+
+    def set_shim(self, pid: int) -> None:
+        """Record the shim. StateError if it has ended already."""
+        started = start_time(pid)
+        if started is None:
+            raise StateError(f"the shim of container {self.id} ended at once", hint=f"see {self.path('qemu.log')}")
+        self.record["shim"] = {"pid": pid, "start_time": started}
+        self.save()
+
+    def shim(self) -> Process | None:
+        """The shim, held; None if there is none (any more)."""
+        shim = self.record.get("shim")
+        if shim is None or self.record["boot_id"] != boot_id():
+            return None
+        return Process.open(shim["pid"], shim["start_time"])
+
+    def _creator_lives(self) -> bool:
+        creator = self.record["creator"]
+        return self.record["boot_id"] == boot_id() and start_time(creator["pid"]) == creator["start_time"]
+
+    def creator(self) -> Process | None:
+        """The call that makes it, held; None if it has ended."""
+        creator = self.record["creator"]
+        return Process.open(creator["pid"], creator["start_time"]) if self.record["boot_id"] == boot_id() else None
+
+    def status(self) -> Status:
+        """Derive the status: from the shim's life, the ``started`` mark and, before the commit, the creator's life."""
+        shim = self.record.get("shim")
+        if not self.record.get("committed"):
+            return Status.CREATING if self._creator_lives() else Status.STOPPED
+        if self.record["boot_id"] != boot_id() or start_time(shim["pid"]) != shim["start_time"]:
+            return Status.STOPPED
+        return Status.RUNNING if os.path.exists(self.path("started")) else Status.CREATED
+
+    def pid(self) -> int:
+        """Host pid of the shim while it lives, else 0."""
+        shim = self.record.get("shim")
+        return int(shim["pid"]) if shim and start_time(shim["pid"]) == shim["start_time"] else 0
+
+    def exit_record(self) -> dict[str, str]:
+        """What the shim wrote before it ended (``code``, ``reason``, ``detail`` ...); empty if it was killed."""
+        try:
+            with open(self.path("exit"), encoding="utf-8", errors="replace") as file:
+                return dict(line.rstrip("\n").split("=", 1) for line in file if "=" in line)
+        except FileNotFoundError:
+            return {}
+
+
+def boot_id() -> str:
+    """The host's boot id: pids and start times mean nothing after a reboot, and ROOT may be on disk."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def claim(root: str, container_id: str, facts: dict[str, Any]) -> tuple[Container, int]:
+    """Take an id: a directory with a first record, locked by the descriptor that is returned too.
+
+    The directory is filled under a temporary name and renamed: rename(2) fails if the id's directory exists and is not empty,
+    so nobody ever sees one without a record. StateError if the id is in use.
+    """
+    final = f"{root}/{container_id}"
+    temporary = f"{root}/.new-{os.getpid()}"
+    os.makedirs(temporary, mode=0o700)
+    lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        creator = {"pid": os.getpid(), "start_time": start_time(os.getpid())}
+        record = {"id": container_id, "boot_id": boot_id(), "creator": creator, "created": time.time(), **facts}
+        container = Container(temporary, record)
+        container.save()
+        os.rename(temporary, final)
+        container.directory = final
+        _link_elsewhere(root, container_id)
+    except BaseException as error:
+        os.close(lock)
+        _remove_tree(temporary)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise _in_use(container_id) from error
+        raise
+    return container, lock
+
+
+def _in_use(container_id: str) -> StateError:
+    return StateError(f"container with given ID already exists: {container_id}", hint=f"rundctl delete {container_id}")
+
+
+def make_root(root: str) -> str:
+    """Make the directory of all containers, closed to others; returns its absolute path. HostError if that fails."""
+    try:
+        os.makedirs(root, mode=0o711, exist_ok=True)
+    except OSError as error:
+        raise HostError(f"make root directory {root}: {error.strerror}", hint="rundctl needs root") from error
+    return os.path.abspath(root)
+
+
+def check_free(root: str, container_id: str) -> None:
+    """StateError if the id is in use: said before anything is spent on it; ``claim`` decides."""
+    if os.path.exists(f"{root}/{container_id}/{_RECORD}"):
+        raise _in_use(container_id)
+
+
+def _elsewhere_link(root: str, container_id: str) -> str:
+    # A root is named by its inode: it cannot hold a slash, and two spellings of one root are one.
+    info = os.stat(root)
+    return f"{_ELSEWHERE}/{container_id}@{info.st_dev:x}-{info.st_ino:x}"
+
+
+def _is_default(root: str) -> bool:
+    return os.path.realpath(root) == os.path.realpath(DEFAULT_ROOT)
+
+
+def _link_elsewhere(root: str, container_id: str) -> None:
+    if _is_default(root):
+        return
+    os.makedirs(_ELSEWHERE, mode=0o711, exist_ok=True)
+    link = _elsewhere_link(root, container_id)
+    try:
+        os.symlink(os.path.abspath(root), link)
+    except FileExistsError:
+        os.unlink(link)
+        os.symlink(os.path.abspath(root), link)
+
+
+def _roots_elsewhere(container_id: str) -> list[str]:
+    try:
+        names = os.listdir(_ELSEWHERE)
+    except FileNotFoundError:
+        return []
+    links = (f"{_ELSEWHERE}/{name}" for name in names if name.rpartition("@")[0] == container_id)
+    return sorted({os.readlink(link) for link in links})
+
+
+def load(root: str | None, container_id: str) -> Container:
+    """Find a container; without ``root`` also one that was made under another root than the default one.
+
+    podman's clean-up calls ``delete`` without the runtime's flags. StateError if it does not exist, or in several roots.
+    """
+    for candidate in (root or DEFAULT_ROOT,) if root else (DEFAULT_ROOT, *_roots_elsewhere(container_id)):
+        container = _read(f"{candidate}/{container_id}")
+        if container is not None:
+            return container
+    raise StateError(f"container {container_id!r}: container does not exist", hint="rundctl list shows those that do")
+
+
+def _read(directory: str) -> Container | None:
+    try:
+        with open(f"{directory}/{_RECORD}", "rb") as file:
+            return Container(directory, json.load(file))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise StateError(f"{directory}/{_RECORD} is damaged: {error}", hint=f"rm -r {directory}") from error
+
+
+def list_all(root: str | None) -> Iterator[Container]:
+    """All containers of a root, by id."""
+    root = root or DEFAULT_ROOT
+    try:
+        names = sorted(os.listdir(root))
+    except FileNotFoundError:
+        return
+    for name in names:
+        container = None if name.startswith(".") else _read(f"{root}/{name}")
+        if container is not None:
+            yield container
+
+
+def lock(container: Container, timeout_s: float) -> int:
+    """Lock a container against other verbs that change it, and read its record anew; the descriptor holds the lock.
+
+    StateError if it was deleted meanwhile, or is still locked when the time is over.
+    """
+    deadline = time.monotonic() + timeout_s
+    fd = _open_directory(container)
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise StateError(f"container {container.id} is busy", hint="another rundctl call works on it") from None
+            time.sleep(_LOCK_POLL_S)
+            continue
+        fresh = _read(container.directory) if _same_inode(fd, container.directory) else None
+        if fresh is None:
+            os.close(fd)
+            raise StateError(f"container {container.id!r}: container does not exist", hint="it was just deleted")
+        container.record = fresh.record
+        return fd
+
+
+def _open_directory(container: Container) -> int:
+    try:
+        return os.open(container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise StateError(f"container {container.id!r}: container does not exist", hint="it was just deleted") from error
+
+
+def _same_inode(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def remove(container: Container) -> None:
+    """Forget a container: its directory is renamed first, so that a half-removed one is never seen."""
+    root, _, container_id = container.directory.rpartition("/")
+    try:
+        if not _is_default(root):
+            os.unlink(_elsewhere_link(root, container_id))
+    except FileNotFoundError:
+        pass
+    trash = f"{root}/.old-{os.getpid()}"
+    os.rename(container.directory, trash)
+    _remove_tree(trash)
+    _sweep(root)
+
+
+def _sweep(root: str) -> None:
+    """Remove what calls that were killed in the middle of a claim or a removal have left."""
+    for name in os.listdir(root):
+        owner = name.removeprefix(".new-").removeprefix(".old-")
+        if name[:5] in (".new-", ".old-") and owner.isdigit() and start_time(int(owner)) is None:
+            _remove_tree(f"{root}/{name}")
+
+
+def _remove_tree(directory: str) -> None:
+    try:
+        for name in os.listdir(directory):
+            os.unlink(f"{directory}/{name}")
+        os.rmdir(directory)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,139 @@
+"""One container's VM from the host's side: launcher, shim and QEMU until the commit (docs/adr/0003-process-model.md)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from contextlib import suppress
+
+from rundctl.errors import GuestError
+from rundctl.guest import wire
+from rundctl.host import process
+from rundctl.host.pidfd import Process, reap
+from rundctl.vmm.qmp import Qmp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import ExitStack
+
+    from rundctl.engine.store import Container
+
+ANSWER_TIMEOUT_S = 30.0
+COLD_TIMEOUT_S = 120.0
+END_TIMEOUT_S = 3.0
+_PID = struct.Struct("<I")
+_SIGNAL = struct.Struct("<II")
+_IDENTITY = struct.Struct(f"<Q{wire.ENTROPY_SIZE}s")
+
+
+class Sockets:
+    """The conversations of a start: in each pair the first end is ours, the second for shim or QEMU."""
+
+    __slots__ = ("agent", "control", "creator", "qmp")
+
+    def __init__(self, undo: ExitStack, container: Container) -> None:
+        self.creator = _pair(undo)
+        self.agent = _pair(undo)
+        self.qmp = _pair(undo)
+        self.control = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        self.control.bind(_control_path(undo, container.directory))
+        self.control.listen(8)
+
+
+def _pair(undo: ExitStack) -> tuple[socket.socket, socket.socket]:
+    near, far = socket.socketpair()
+    return undo.enter_context(near), undo.enter_context(far)
+
+
+def _control_path(undo: ExitStack, directory: str) -> str:
+    # A path below /proc/self/fd fits the 108 bytes of a socket's address, whatever --root is (unix(7)).
+    fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+    undo.callback(os.close, fd)
+    return f"/proc/self/fd/{fd}/control.sock"
+
+
+class Vm:
+    """A VM in the making: it dies with its creator's socket until ``commit``."""
+
+    __slots__ = ("_launcher", "_qmp", "channel", "pid")
+
+    def __init__(self, argv: Sequence[str], keep: Sequence[int], sockets: Sockets) -> None:
+        self.pid = 0
+        self._launcher = process.spawn(argv, keep)
+        # From here on only shim and QEMU may hold the far ends, or their death would go unseen.
+        for _, far in (sockets.creator, sockets.agent, sockets.qmp):
+            far.close()
+        sockets.control.close()
+        self.channel = wire.Channel(sockets.creator[0])
+        self.channel.hello(wire.ROLE_CLIENT)
+        self._qmp = sockets.qmp[0]
+
+    def wait_pid(self) -> int:
+        """Host pid of the shim, as the launcher tells it. GuestError if there is none."""
+        payload = self.channel.wait_notice(wire.PID, ANSWER_TIMEOUT_S)
+        (self.pid,) = _PID.unpack(payload)
+        reap(self._launcher)
+        self._launcher = 0
+        return self.pid
+
+    def restore(self, uri: str) -> None:
+        """Load the template's device state; the guest runs when this returns. GuestError with QEMU's words."""
+        Qmp(self._qmp).restore(uri)
+
+    def request(self, kind: int, payload: bytes, *, container: int = 1, timeout_s: float = ANSWER_TIMEOUT_S) -> wire.Result:
+        """One request and its result. GuestError if none comes."""
+        return self.channel.wait(self.channel.post(kind, payload, container=container), timeout_s)
+
+    def commit(self) -> None:
+        """Let the VM live without us. GuestError if it does not any more."""
+        result = self.request(wire.COMMIT, b"", container=0)
+        if result.error:
+            raise GuestError(f"commit: {result.describe()}")
+
+    def end(self) -> None:
+        """End a VM that was not committed, and wait until all of it is gone."""
+        self.channel.close()
+        if self._launcher:
+            reap(self._launcher)
+        if not self.pid:
+            return
+        shim = Process.open(self.pid)  # our child: the pid cannot become another's before we reap it
+        if shim is not None:
+            with shim:
+                if not shim.wait(END_TIMEOUT_S):
+                    shim.kill()
+                    shim.wait(END_TIMEOUT_S)
+        reap(self.pid)
+
+
+def connect(undo: ExitStack, container: Container) -> wire.Channel:
+    """A conversation with a running container's shim. GuestError if it does not take one."""
+    client = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    try:
+        client.connect(_control_path(undo, container.directory))
+    except OSError as error:
+        raise GuestError(f"container {container.id}: connect to its shim: {error.strerror}") from error
+    channel = wire.Channel(client)
+    channel.hello(wire.ROLE_CLIENT)
+    return channel
+
+
+def identity(hostname: str) -> bytes:
+    """Payload of IDENTITY: what makes this clone another machine than its template (the clock, entropy, a name)."""
+    return _IDENTITY.pack(time.time_ns(), os.getrandom(wire.ENTROPY_SIZE)) + hostname.encode()
+
+
+def signal_payload(signo: int, *, everyone: bool) -> bytes:
+    """Payload of SIGNAL."""
+    return _SIGNAL.pack(signo, int(everyone))
+
+
+def with_last_words(message: str, container: Container) -> str:
+    """Add why the VM ended, as far as its shim and QEMU could say it."""
+    words = [message, container.exit_record().get("detail", "")]
+    with suppress(OSError), open(container.path("qemu.log"), encoding="utf-8", errors="replace") as log:
+        words += log.read().splitlines()[-1:]
+    return ": ".join(dict.fromkeys(word for word in words if word))

@@ -1,0 +1,66 @@
+"""Bind mounts: host paths opened once, assembled by the shim in QEMU's mount namespace, seen in the guest below one directory."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from rundctl.engine import plan_mounts
+from rundctl.engine.plan_mounts import Volume
+from rundctl.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from rundctl.engine.plan_mounts import Mount
+    from rundctl.oci.bundle import Bundle
+
+_TMPFS_MAGIC = "tmpfs"
+_GUEST_DIRECTORY = "/volumes"
+
+
+class Volumes:
+    """The sources of all binds: ``arguments`` for the shim, ``guest`` paths and ``shm`` sizes (bytes) for the compiler, by index of ``mounts``."""
+
+    __slots__ = ("arguments", "descriptors", "guest", "shm")
+
+    def __init__(self) -> None:
+        self.arguments: list[str] = []
+        self.descriptors: list[int] = []
+        self.guest: dict[int, Volume] = {}
+        self.shm: dict[int, int] = {}
+
+
+def open_all(undo: ExitStack, bundle: Bundle) -> Volumes:
+    """Open every bind's source. ConfigError names the one that cannot be."""
+    volumes = Volumes()
+    for mount in plan_mounts.binds(bundle):
+        fd = _open(mount)
+        undo.callback(os.close, fd)
+        if mount.destination == "/dev/shm" and _is_tmpfs(mount.source):  # noqa: S108 (a destination, not a temporary file)
+            space = os.statvfs(mount.source)
+            volumes.shm[mount.index] = space.f_blocks * space.f_frsize
+            continue
+        is_file = not stat.S_ISDIR(os.fstat(fd).st_mode)
+        volumes.guest[mount.index] = Volume(f"{_GUEST_DIRECTORY}/{len(volumes.descriptors)}", is_file=is_file)
+        mode = "ro" if mount.is_read_only else "rw"
+        volumes.arguments += ["--volume", f"{fd},{mode},{'file' if is_file else 'dir'}"]
+        volumes.descriptors.append(fd)
+    return volumes
+
+
+def _open(mount: Mount) -> int:
+    try:
+        return os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        message = f"config.json: mounts[{mount.index}].source: {mount.source}: {error.strerror}"
+        raise ConfigError(message, hint="a bind mount's source must exist on the host") from error
+
+
+def _is_tmpfs(path: str) -> bool:
+    """Whether a tmpfs is mounted exactly there: the last line of mountinfo for that path counts (proc_pid_mountinfo(5))."""
+    path = os.path.realpath(path)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        types = [line.partition(" - ")[2].split(" ", 1)[0] for line in file if line.split(" ", 5)[4] == path]
+    return bool(types) and types[-1] == _TMPFS_MAGIC

@@ -1,0 +1,219 @@
+"""The framed protocol's Python side (native/PROTOCOL.md, docs/adr/0001-wire-protocol.md): frames, requests and their results."""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import time
+
+from rundctl.errors import GuestError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+
+VERSION = 1
+MAGIC = b"RUND"
+PAYLOAD_MAX = 32 * 1024
+MESSAGE_MAX = 4 * 1024 * 1024
+WINDOW = 128 * 1024
+ENTROPY_SIZE = 64
+STREAM_MASK = 0x03
+MORE = 0x80
+IGNORABLE = 0x80  # types from here on may be ignored by who does not know them
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+ROLE_CLIENT, ROLE_SHIM, ROLE_AGENT = 1, 2, 3
+
+HELLO = 1
+RESULT = 2
+IDENTITY = 3
+SETTLE = 4
+PLAN = 5
+START = 6
+SIGNAL = 7
+DATA = 8
+CREDIT = 9
+CLOSE = 10
+EXITED = 11
+PID = 12
+COMMIT = 13
+STOP = 14
+
+HEADER = struct.Struct("<IBBHII")
+_HELLO = struct.Struct("<4sHH")
+_RESULT = struct.Struct("<iI")
+_BUFFER = 65536
+
+
+class Frame:
+    """One frame: header fields and payload."""
+
+    __slots__ = ("container", "flags", "payload", "process", "tag", "type")
+
+    def __init__(self, type: int, flags: int, container: int, process: int, tag: int, payload: bytes) -> None:  # noqa: A002, PLR0913, PLR0917 (the header's fields)
+        self.type = type
+        self.flags = flags
+        self.container = container
+        self.process = process
+        self.tag = tag
+        self.payload = payload
+
+
+class Result:
+    """The answer to a request: errno (0 = success), the plan operation that failed, and detail for the user."""
+
+    __slots__ = ("detail", "error", "index")
+
+    def __init__(self, error: int, index: int, detail: str) -> None:
+        self.error = error
+        self.index = index
+        self.detail = detail
+
+    def describe(self) -> str:
+        """The error in words."""
+        words = os.strerror(self.error).lower() if self.error else "success"
+        return f"{self.detail}: {words}" if self.detail else words
+
+
+class Channel:
+    """One conversation over a connected stream socket. Every failure is a GuestError in words."""
+
+    __slots__ = ("_closed", "_data", "_frames", "_greeted", "_results", "_socket", "_tag")
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._data = b""
+        self._frames: list[Frame] = []
+        self._results: dict[int, Result] = {}
+        self._tag = 0
+        self._greeted = False
+        self._closed = False
+
+    def hello(self, role: int) -> None:
+        """Say who we are; the peer's HELLO is checked when it arrives."""
+        self.notify(HELLO, _HELLO.pack(MAGIC, VERSION, role))
+
+    def notify(self, type: int, payload: bytes = b"", *, container: int = 0, process: int = 0, flags: int = 0) -> None:  # noqa: A002, PLR0913
+        """Send a frame that gets no answer."""
+        self._send(HEADER.pack(len(payload), type, flags, container, process, 0) + payload)
+
+    def post(self, type: int, payload: bytes = b"", *, container: int = 0, process: int = 0) -> int:  # noqa: A002
+        """Send a request, in as many frames as it takes; returns the tag to wait for."""
+        if len(payload) > MESSAGE_MAX:
+            raise GuestError(f"a message of {len(payload)} bytes is over the protocol's {MESSAGE_MAX}", hint="environment and arguments too long?")
+        self._tag += 1
+        frames = []
+        for offset in range(0, max(len(payload), 1), PAYLOAD_MAX):
+            part = payload[offset : offset + PAYLOAD_MAX]
+            flags = MORE if offset + PAYLOAD_MAX < len(payload) else 0
+            frames.append(HEADER.pack(len(part), type, flags, container, process, self._tag) + part)
+        self._send(b"".join(frames))
+        return self._tag
+
+    def wait(self, tag: int, timeout_s: float) -> Result:
+        """Wait for the result of a request."""
+        deadline = time.monotonic() + timeout_s
+        while tag not in self._results:
+            self._read_frame(deadline)
+        return self._results.pop(tag)
+
+    def next_frame(self, timeout_s: float) -> Frame:
+        """The next frame that is neither HELLO nor the RESULT of a request."""
+        deadline = time.monotonic() + timeout_s
+        while not self._frames:
+            self._read_frame(deadline)
+        return self._frames.pop(0)
+
+    def wait_notice(self, type: int, timeout_s: float) -> bytes:  # noqa: A002
+        """Payload of the next notification of this type. A RESULT nobody asked for means that the peer gives up: GuestError with its words."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for index, frame in enumerate(self._frames):
+                if frame.type == type:
+                    return self._frames.pop(index).payload
+                self._check_given_up(frame)
+            self._read_frame(deadline)
+
+    def close(self) -> None:
+        """End the conversation."""
+        self._socket.close()
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._socket.sendall(data)
+        except OSError:
+            # The peer may have said why before it went: what it sent is still to be read.
+            self._closed = True
+            self._read_rest()
+            raise GuestError("the VM ended") from None
+
+    def _read_rest(self) -> None:
+        deadline = time.monotonic() + 1
+        while True:
+            self._read_frame(deadline)
+
+    def _check_given_up(self, frame: Frame) -> None:
+        if frame.type == RESULT and frame.tag == 0:
+            error, index, detail = _parse_result(frame.payload)
+            raise GuestError(Result(error, index, detail).detail or os.strerror(error))
+
+    def _read_frame(self, deadline: float) -> None:
+        while len(self._data) < HEADER.size or len(self._data) < HEADER.size + self._size():
+            self._receive(deadline)
+        size, kind, flags, container, process, tag = HEADER.unpack_from(self._data)
+        payload = self._data[HEADER.size : HEADER.size + size]
+        self._data = self._data[HEADER.size + size :]
+        self._sort(Frame(kind, flags, container, process, tag, payload))
+
+    def _size(self) -> int:
+        size = int(HEADER.unpack_from(self._data)[0])
+        if size > PAYLOAD_MAX:
+            raise GuestError(f"protocol violation: a frame of {size} bytes")
+        return size
+
+    def _sort(self, frame: Frame) -> None:
+        if frame.type == HELLO:
+            _check_hello(frame.payload)
+            self._greeted = True
+        elif not self._greeted and frame.type != PID and not (frame.type == RESULT and frame.tag == 0):
+            raise GuestError("protocol violation: no HELLO first")
+        elif frame.type == RESULT and frame.tag:
+            self._results[frame.tag] = Result(*_parse_result(frame.payload))
+        else:
+            self._frames.append(frame)
+            self._check_given_up(frame)
+
+    def _receive(self, deadline: float) -> None:
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise GuestError("the VM did not answer in time")
+        try:
+            data = self._socket.recv(_BUFFER)
+        except OSError as error:
+            raise GuestError(f"the VM ended: {error.strerror}") from error
+        if not data:
+            raise GuestError("the VM ended")
+        self._data += data
+
+
+def _check_hello(payload: bytes) -> None:
+    if len(payload) != _HELLO.size:
+        raise GuestError("protocol violation: a HELLO of the wrong size")
+    magic, version, _ = _HELLO.unpack(payload)
+    if magic != MAGIC:
+        raise GuestError("protocol violation: the peer does not speak rundctl's protocol")
+    if version != VERSION:
+        raise GuestError(
+            f"protocol version {version} at the other end, {VERSION} here",
+            hint="the container was made by another rundctl; kill KILL and delete --force work all the same",
+        )
+
+
+def _parse_result(payload: bytes) -> tuple[int, int, str]:
+    if len(payload) < _RESULT.size:
+        raise GuestError("protocol violation: a RESULT that is too short")
+    error, index = _RESULT.unpack_from(payload)
+    return error, index, payload[_RESULT.size :].decode("utf-8", "replace")

@@ -1,0 +1,79 @@
+"""Processes by identity: a pid alone may have been reused (pidfd_open(2), proc_pid_stat(5))."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+
+from rundctl.errors import HostError
+
+
+def start_time(pid: int) -> int | None:
+    """Start time of a live process in clock ticks since boot; None if it is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            text = stat.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field, the name in parentheses, may itself hold blanks and parentheses.
+    state, *rest = text[text.rindex(b")") + 2 :].split()
+    return None if state in (b"Z", b"X") else int(rest[18])
+
+
+class Process:
+    """A process that is held by descriptor. Closes the descriptor as a context manager."""
+
+    __slots__ = ("fd", "pid")
+
+    def __init__(self, pid: int, fd: int) -> None:
+        self.pid = pid
+        self.fd = fd
+
+    @classmethod
+    def open(cls, pid: int, started: int | None = None) -> Process | None:
+        """Hold the process with this pid and start time; None if it is gone. HostError if it cannot be opened."""
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return None
+        except OSError as error:
+            raise HostError(f"pidfd_open {pid}: {error.strerror}") from error
+        # Compared only now: as long as the descriptor is held the pid cannot be given to another process.
+        if started is not None and start_time(pid) != started:
+            os.close(fd)
+            return None
+        return cls(pid, fd)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def kill(self, signo: int = signal.SIGKILL) -> bool:
+        """Send a signal; False if the process is gone."""
+        try:
+            signal.pidfd_send_signal(self.fd, signo)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until the process has ended (it may be a zombie); False when the time is over."""
+        poller = select.poll()
+        poller.register(self.fd, select.POLLIN)
+        return bool(poller.poll(timeout_s * 1000))
+
+
+def reap(pid: int) -> int | None:
+    """Wait status of a child that has ended, as an exit code (128 + signal); None if it is no child of ours."""
+    try:
+        _, status = os.waitpid(pid, 0)
+    except OSError as error:
+        if error.errno == errno.ECHILD:
+            return None
+        raise
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code

@@ -1,0 +1,207 @@
+"""System tests: the installed ``rundctl``, real VMs, and after every test a look for what it left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+RUNDCTL = os.environ.get("RUNDCTL", f"{sys.prefix}/bin/rundctl")
+DEADLINE_S = 120.0
+JsonDict = dict[str, Any]
+T = TypeVar("T")
+
+
+def eventually(probe: Callable[[], T], what: str, timeout_s: float = 20.0) -> T:
+    """Poll until the probe is true: for states of the kernel that send no event."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := probe()):
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.02)
+    return value
+
+
+class Cli:
+    """The command, with a ``--root`` of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def argv(self, *arguments: str) -> list[str]:
+        """The whole command line."""
+        return [RUNDCTL, "--root", str(self.root), *arguments]
+
+    def __call__(
+        self, *arguments: str, code: int | None = 0, stdin: bytes = b"", env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a verb; the exit code must be ``code`` unless that is None."""
+        done = subprocess.run(
+            self.argv(*arguments), input=stdin, capture_output=True, timeout=DEADLINE_S, env=env, check=False
+        )
+        if code is not None:
+            assert done.returncode == code, (arguments, done.returncode, done.stdout[-2000:], done.stderr[-2000:])
+        return done
+
+    def popen(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start a verb and go on; stdio is given by ``options``, /dev/null otherwise."""
+        stdio: JsonDict = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(self.argv(*arguments), **{**stdio, **options})
+
+    def state(self, container_id: str) -> JsonDict:
+        """Parsed ``state``."""
+        return dict(json.loads(self("state", container_id).stdout))
+
+    def status(self, container_id: str) -> str:
+        """Status alone."""
+        return str(self.state(container_id)["status"])
+
+    def wait_status(self, container_id: str, status: str) -> None:
+        """Wait until the container has this status."""
+        eventually(lambda: self.status(container_id) == status, f"{container_id} {status}")
+
+    def create(self, container_id: str, bundle: Path, *flags: str, **options: Any) -> None:
+        """``create`` with stdio on /dev/null, as a supervisor does it."""
+        process = self.popen("create", *flags, "--bundle", str(bundle), container_id, stderr=subprocess.PIPE, **options)
+        _, errors = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 0, errors
+
+
+@pytest.fixture(scope="session")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A busybox root file system, shared by all tests: nothing may write to it."""
+    directory = tmp_path_factory.mktemp("image") / "rootfs"
+    for name in ("bin", "etc", "proc", "sys", "dev", "tmp", "root", "home", "usr/share", "var"):
+        (directory / name).mkdir(parents=True)
+    (directory / "tmp").chmod(0o1777)
+    busybox = directory / "bin/busybox"
+    shutil.copy2("/bin/busybox", busybox)
+    for applet in subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split():
+        if applet != "busybox":
+            (directory / "bin" / applet).symlink_to("busybox")
+    (directory / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n")
+    (directory / "etc/group").write_text("root:x:0:\nuser:x:1000:\n")
+    (directory / "etc/machine-id").write_text("")
+    (directory / "etc/hosts").write_text("127.0.0.1 localhost\n")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def template() -> str:
+    """The default template, built before any test is timed."""
+    done = subprocess.run([RUNDCTL, "template", "build"], capture_output=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode()
+
+
+@pytest.fixture
+def cli(tmp_path: Path, template: str) -> Iterator[Cli]:
+    """The command; containers that a test leaves are deleted, so that one failure stays one."""
+    del template
+    command = Cli(tmp_path / "root")
+    yield command
+    for container in json.loads(command("list", "-f", "json").stdout or b"[]") or []:
+        command("delete", "--force", container["id"], code=None)
+
+
+@pytest.fixture
+def spec(rootfs: Path, tmp_path: Path) -> JsonDict:
+    """``rundctl spec``'s config.json, without a terminal and on the shared rootfs."""
+    directory = tmp_path / "spec"
+    directory.mkdir()
+    subprocess.run([RUNDCTL, "spec", "--bundle", directory], check=True)
+    config: JsonDict = json.loads((directory / "config.json").read_text())
+    config["process"]["terminal"] = False
+    config["root"] = {"path": str(rootfs), "readonly": False}
+    return config
+
+
+@pytest.fixture
+def bundle(spec: JsonDict, tmp_path: Path) -> Callable[..., Path]:
+    """Make a bundle that runs a command; ``change`` edits the config in place."""
+    count = 0
+
+    def make(*args: str, change: Callable[[JsonDict], object] | None = None) -> Path:
+        nonlocal count
+        count += 1
+        config: JsonDict = json.loads(json.dumps(spec))
+        config["process"]["args"] = list(args)
+        if change is not None:
+            change(config)
+        directory = tmp_path / f"bundle{count}"
+        directory.mkdir()
+        (directory / "config.json").write_text(json.dumps(config))
+        return directory
+
+    return make
+
+
+@pytest.fixture
+def sh(cli: Cli, bundle: Callable[..., Path]) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Run a shell script in a container, in the foreground."""
+    count = 0
+
+    def run(
+        script: str, *flags: str, code: int | None = 0, stdin: bytes = b"", change: Callable[[JsonDict], object] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        nonlocal count
+        count += 1
+        where = bundle("/bin/sh", "-c", script, change=change)
+        return cli("run", *flags, "--bundle", str(where), f"sh{count}", code=code, stdin=stdin)
+
+    return run
+
+
+def _processes(marker: str) -> set[str]:
+    found = set()
+    for process in psutil.process_iter(["pid", "cmdline", "status"]):
+        line = " ".join(process.info["cmdline"] or [])
+        mine = process.info["pid"] == os.getpid() or process.info["status"] == psutil.STATUS_ZOMBIE
+        if not mine and ("qemu-system" in line or "_native/shim" in line or marker in line):
+            found.add(f"{process.info['pid']} {line[:200]}")
+    return found
+
+
+def _mounts() -> set[str]:
+    return {line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+
+
+def _cgroups() -> set[str]:
+    # Only the first levels: deeper is inside a container's own.
+    return {str(path) for depth in ("*", "*/*", "*/*/*") for path in Path("/sys/fs/cgroup").glob(depth) if path.is_dir()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Processes, mounts, cgroups, descriptors and files are after a test what they were before."""
+    if "cli" in request.fixturenames:
+        request.getfixturevalue("template")
+    before = (_processes(str(tmp_path)), _mounts(), _cgroups())
+    descriptors = len(os.listdir("/proc/self/fd"))
+    yield
+    root = tmp_path / "root"
+    left = sorted(path.name for path in root.iterdir()) if root.exists() else []
+    assert left == [], "files left in --root"
+    elsewhere = Path("/run/rundctl/.elsewhere")
+    links = [link.name for link in elsewhere.iterdir() if os.readlink(link) == str(root)] if elsewhere.exists() else []
+    assert links == [], "links left for --root"
+    eventually(lambda: _processes(str(tmp_path)) <= before[0], f"processes left: {_processes(str(tmp_path)) - before[0]}")
+    assert _mounts() == before[1]
+    eventually(lambda: _cgroups() <= before[2], f"cgroups left: {_cgroups() - before[2]}")
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+def digest(data: bytes) -> str:
+    """SHA-256, as ``sha256sum`` prints it."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,235 @@
+"""Bad input and bad luck: one clear line, runc's exit code, nothing left behind (the autouse fixture looks)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import RUNDCTL, Cli, JsonDict
+
+
+def _refused(cli: Cli, *arguments: str, code: int = 1, log: Path | None = None, env: dict[str, str] | None = None) -> str:
+    flags = ["--log", str(log), "--log-format", "json"] if log else []
+    done = cli(*flags, *arguments, code=code, env=env)
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) == 1, lines
+    assert "Traceback" not in lines[0]
+    if log:
+        entry = json.loads(log.read_text().splitlines()[-1])
+        assert entry["level"] == "error"
+        assert entry["msg"] in lines[0]
+        assert entry["time"]
+    return lines[0]
+
+
+def test_missing_bundle(cli: Cli, tmp_path: Path) -> None:
+    line = _refused(cli, "create", "--bundle", str(tmp_path / "nowhere"), "e", log=tmp_path / "log")
+    assert "nowhere" in line
+
+
+def test_missing_config(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in _refused(cli, "create", "--bundle", str(tmp_path / "empty"), "e")
+
+
+def test_malformed_json(cli: Cli, bundle) -> None:
+    where = bundle("/bin/true")
+    (where / "config.json").write_text('{"ociVersion": "1.0.0",\n  "process": }')
+    line = _refused(cli, "create", "--bundle", str(where), "e")
+    assert "line 2" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "expected"),
+    [
+        (lambda config: config["process"].update(args="sh"), "process.args", "array"),
+        (lambda config: config["process"]["user"].update(uid="root"), "process.user.uid", "integer"),
+        (lambda config: config.update(hostname=7), "hostname", "string"),
+        (lambda config: config.pop("ociVersion"), "ociVersion", "required"),
+        (lambda config: config["mounts"].append({"source": "x"}), "mounts[", "destination"),
+        (lambda config: config.update(ociVersion="2.0.0"), "ociVersion", "1."),
+    ],
+)
+def test_schema_violations(cli: Cli, bundle, change, path: str, expected: str) -> None:
+    line = _refused(cli, "create", "--bundle", str(bundle("/bin/true", change=change)), "e")
+    assert path in line
+    assert expected in line
+
+
+def test_missing_rootfs(cli: Cli, bundle) -> None:
+    where = bundle("/bin/true", change=lambda config: config["root"].update(path="/nowhere/at/all"))
+    assert "/nowhere/at/all" in _refused(cli, "create", "--bundle", str(where), "e")
+
+
+@pytest.mark.parametrize(
+    ("argv0", "words"),
+    [
+        ("no-such-command", "executable file not found in $PATH"),
+        ("/no/such/file", "no such file or directory"),
+        ("/etc/passwd", "permission denied"),
+        ("/etc", "permission denied"),
+    ],
+)
+def test_args0(cli: Cli, bundle, argv0: str, words: str) -> None:
+    """runc says so at create, and callers tell 126 from 127 by these words."""
+    line = _refused(cli, "run", "--bundle", str(bundle(argv0)), "e")
+    assert words in line
+    assert argv0 in line
+
+
+def test_not_an_executable_format(cli: Cli, bundle, tmp_path: Path) -> None:
+    (tmp_path / "odd").write_text("no shebang")
+    (tmp_path / "odd").chmod(0o755)
+
+    def change(config: JsonDict) -> None:
+        config["mounts"].append({"destination": "/odd", "type": "bind", "source": str(tmp_path / "odd"), "options": ["bind"]})
+
+    assert "exec format error" in _refused(cli, "run", "--bundle", str(bundle("/odd", change=change)), "e")
+
+
+def test_unknown_ids(cli: Cli) -> None:
+    for verb in ("state", "start", "delete"):
+        assert "does not exist" in _refused(cli, verb, "nobody")
+    assert "does not exist" in _refused(cli, "kill", "nobody", "TERM")
+
+
+def test_id_in_use(cli: Cli, bundle) -> None:
+    where = bundle("/bin/sleep", "1000")
+    cli.create("e", where)
+    assert "container with given ID already exists" in _refused(cli, "create", "--bundle", str(where), "e")
+    assert cli.status("e") == "created"
+
+
+@pytest.mark.parametrize("bad", ["..", "a/b", "", "a b", "-x/"])
+def test_bad_ids(cli: Cli, bundle, bad: str) -> None:
+    done = cli("create", "--bundle", str(bundle("/bin/true")), "--", bad, code=None)
+    assert done.returncode != 0
+
+
+def test_bad_signal(cli: Cli, bundle) -> None:
+    cli.create("e", bundle("/bin/sleep", "1000"))
+    assert "NOSUCH" in _refused(cli, "kill", "e", "NOSUCH")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda config: config["process"].update(terminal=True), "terminal"),
+        (lambda config: config["process"].update(scheduler={"policy": "SCHED_OTHER"}), "scheduler"),
+        (lambda config: config["process"].update(ioPriority={"class": "IOPRIO_CLASS_IDLE"}), "ioPriority"),
+        (lambda config: config["linux"].update(personality={"domain": "LINUX32"}), "personality"),
+        (lambda config: config.update(hooks={"startContainer": [{"path": "/bin/true"}]}), "startContainer"),
+        (lambda config: config["linux"]["namespaces"].append({"type": "user"}), "user"),
+        (lambda config: config["linux"].update(resources={"memory": {"limit": 1 << 25}}), "memory"),
+        (
+            lambda config: config["linux"].update(namespaces=[n for n in config["linux"]["namespaces"] if n["type"] != "network"]),
+            "network",
+        ),
+        (
+            lambda config: config["linux"].update(
+                namespaces=[{**n, "path": "/proc/1/ns/net"} if n["type"] == "network" else n for n in config["linux"]["namespaces"]]
+            ),
+            "network",
+        ),
+        (lambda config: config["mounts"].append({"destination": "/x", "type": "bind", "source": "/nowhere", "options": ["bind"]}), "/nowhere"),
+        (lambda config: config["mounts"].append({"destination": "/x", "type": "nosuchfs", "source": "x"}), "nosuchfs"),
+        (lambda config: config["linux"].update(sysctl={"kernel.hostname": "x"}), "kernel.hostname"),
+    ],
+)
+def test_refused_plainly(cli: Cli, bundle, change, word: str) -> None:
+    assert word in _refused(cli, "create", "--bundle", str(bundle("/bin/true", change=change)), "e")
+
+
+def test_later_verbs_are_refused(cli: Cli) -> None:
+    for verb in ("exec", "pause", "resume", "update", "ps", "events", "checkpoint"):
+        assert verb in _refused(cli, verb, "e")
+    assert cli("checkpoint", "--help", code=None).returncode != 0
+
+
+def test_no_qemu(cli: Cli, bundle, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('qemu = "/nowhere/qemu-system-x86_64"\n')
+    line = _refused(cli, "run", "--bundle", str(bundle("/bin/true")), "e", env={"RUNDCTL_CONFIG": str(config), **_home()})
+    assert "qemu" in line
+    assert "not found" not in line  # podman would make 127 of it
+    assert "no such file" not in line
+
+
+def test_no_kernel(cli: Cli, bundle, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('kernel = "/nowhere/vmlinux"\n')
+    line = _refused(cli, "run", "--bundle", str(bundle("/bin/true")), "e", env={"RUNDCTL_CONFIG": str(config), **_home()})
+    assert "/nowhere/vmlinux" in line
+    assert "not found" not in line
+    assert "no such file" not in line.lower()
+
+
+def _home() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("RUNDCTL_HOME",) if name in os.environ}
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, template: str) -> Path:
+    """A copy of RUNDCTL_HOME whose template may be damaged."""
+    del template
+    home = tmp_path / "home"
+    subprocess.run(["cp", "-a", "--sparse=always", os.environ.get("RUNDCTL_HOME", "/var/lib/rundctl"), home], check=True)
+    return home
+
+
+@pytest.mark.parametrize("damage", ["memory", "state", "upper", "manifest", "all"])
+def test_a_damaged_template_is_rebuilt(cli: Cli, bundle, own_home: Path, damage: str) -> None:
+    for template in (own_home / "templates").iterdir():
+        if damage == "all":
+            shutil.rmtree(template) if template.is_dir() else template.unlink()
+        for file in template.glob(f"{damage}*") if template.is_dir() else ():
+            os.truncate(file, 100)
+    done = cli("run", "--bundle", str(bundle("/bin/echo", "fine")), "e", env={"RUNDCTL_HOME": str(own_home)})
+    assert done.stdout == b"fine\n"
+
+
+def test_full_disk(cli: Cli, bundle, tmp_path: Path) -> None:
+    """--root on a file system without space."""
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
+    try:
+        (small / "fill").write_bytes(b"x" * 40960)
+        with (small / "more").open("wb") as file, pytest.raises(OSError, match="No space"):
+            while True:
+                file.write(b"x" * 4096)
+                file.flush()
+        done = subprocess.run(
+            [RUNDCTL, "--root", small / "root", "create", "--bundle", bundle("/bin/true"), "e"],
+            capture_output=True, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert b"No space left on device" in done.stderr or b"no space left on device" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert not (small / "root/e").exists()
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_full_disk_while_the_upper_is_made(cli: Cli, bundle, own_home: Path, tmp_path: Path) -> None:
+    """RUNDCTL_HOME on a full file system: the upper cannot be copied, or, where it can be reflinked, need not be."""
+    disk = tmp_path / "disk"
+    used = int(subprocess.run(["du", "-sm", own_home], capture_output=True, check=True).stdout.split()[0])
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={used + 8}m", "tmpfs", disk], check=True)
+    try:
+        subprocess.run(["cp", "-a", "--sparse=always", f"{own_home}/.", disk], check=True)
+        with (disk / "fill").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+            while True:
+                file.write(b"x" * 4096)
+        env = {"RUNDCTL_HOME": str(disk)}
+        done = cli("run", "--bundle", str(bundle("/bin/true")), "e", env=env, code=1)
+        assert b"o space left on device" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    finally:
+        subprocess.run(["umount", disk], check=True)

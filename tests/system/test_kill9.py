@@ -1,0 +1,129 @@
+"""``kill -9`` of anything at any moment: ``state`` says stopped, ``delete`` cleans all (docs/adr/0003-process-model.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from .conftest import Cli, eventually
+
+SLEEP = ("/bin/sleep", "1000")
+
+
+def _qemu_of(pid: int) -> int:
+    return next(child.pid for child in psutil.Process(pid).children() if "qemu" in child.name())
+
+
+@pytest.fixture(params=["created", "running"])
+def container(request: pytest.FixtureRequest, cli: Cli, bundle) -> str:
+    cli.create("k", bundle(*SLEEP))
+    if request.param == "running":
+        cli("start", "k")
+    return "k"
+
+
+def test_of_the_shim(cli: Cli, container: str) -> None:
+    pid = cli.state(container)["pid"]
+    qemu = _qemu_of(pid)
+    os.kill(pid, signal.SIGKILL)
+    cli.wait_status(container, "stopped")
+    eventually(lambda: not psutil.pid_exists(qemu) or psutil.Process(qemu).status() == "zombie", "QEMU ends with its shim")
+    cli("delete", container)
+
+
+def test_of_qemu(cli: Cli, container: str) -> None:
+    os.kill(_qemu_of(cli.state(container)["pid"]), signal.SIGKILL)
+    cli.wait_status(container, "stopped")
+    record = (cli.root / container / "exit").read_text()
+    assert "reason=qemu" in record
+    assert "code=137" in record
+    cli("delete", container)
+
+
+def test_of_qemu_under_run(cli: Cli, bundle) -> None:
+    with cli.popen("run", "--bundle", str(bundle(*SLEEP)), "k", stderr=subprocess.PIPE) as run:
+        eventually(lambda: b"running" in cli("state", "k", code=None).stdout, "running")
+        os.kill(_qemu_of(cli.state("k")["pid"]), signal.SIGKILL)
+        assert run.wait(20) == 137
+
+
+@pytest.mark.parametrize("delay_ms", [5, 20, 40, 60, 80, 100, 130, 160, 200, 300])
+def test_of_create_at_any_moment(cli: Cli, bundle, delay_ms: int) -> None:
+    with cli.popen("create", "--bundle", str(bundle(*SLEEP)), "k", stdin=subprocess.DEVNULL) as create:
+        time.sleep(delay_ms / 1000)
+        create.kill()
+    known = json.loads(cli("list", "--format", "json").stdout) or []
+    if known and create.returncode != 0:
+        cli.wait_status("k", "stopped")
+    cli("delete", "--force", "k")
+
+
+@pytest.mark.parametrize("delay_ms", [10, 30, 50, 80])
+def test_of_start_and_delete(cli: Cli, bundle, delay_ms: int) -> None:
+    cli.create("k", bundle(*SLEEP))
+    with cli.popen("start", "k") as start:
+        time.sleep(delay_ms / 1000)
+        start.kill()
+    assert cli.status("k") in ("created", "running")
+    with cli.popen("delete", "--force", "k") as delete:
+        time.sleep(delay_ms / 1000)
+        delete.kill()
+    cli("delete", "--force", "k")
+
+
+def test_of_the_launcher(cli: Cli, bundle) -> None:
+    """The launcher lives for a millisecond: watched for, stopped by SIGKILL whenever it is seen."""
+    for _ in range(5):
+        with cli.popen("create", "--bundle", str(bundle(*SLEEP)), "k") as create:
+            deadline = time.monotonic() + 10
+            while create.poll() is None and time.monotonic() < deadline:
+                for child in psutil.Process(create.pid).children() if create.poll() is None else []:
+                    try:
+                        os.kill(child.pid, signal.SIGKILL)
+                    except ProcessLookupError:
+                        continue
+            assert create.wait(30) != 0
+        assert cli("list", "-q").stdout == b""
+
+
+def test_a_hung_guest_dies_within_three_seconds_of_kill(cli: Cli, container: str) -> None:
+    os.kill(_qemu_of(cli.state(container)["pid"]), signal.SIGSTOP)
+    before = time.monotonic()
+    cli("kill", container, "KILL")
+    cli.wait_status(container, "stopped")
+    assert time.monotonic() - before < 4
+    cli("delete", container)
+
+
+def test_a_hung_guest_dies_within_three_seconds_of_delete(cli: Cli, container: str) -> None:
+    os.kill(_qemu_of(cli.state(container)["pid"]), signal.SIGSTOP)
+    before = time.monotonic()
+    cli("delete", "--force", container)
+    assert time.monotonic() - before < 4
+
+
+def test_a_hung_guest_refuses_other_signals_plainly(cli: Cli, bundle) -> None:
+    cli.create("k", bundle(*SLEEP))
+    cli("start", "k")
+    qemu = _qemu_of(cli.state("k")["pid"])
+    os.kill(qemu, signal.SIGSTOP)
+    assert b"did not answer" in cli("kill", "k", "TERM", code=1).stderr
+    assert b"did not answer" in cli("kill", "k", "TERM", code=1).stderr
+    os.kill(qemu, signal.SIGCONT)
+    cli("delete", "--force", "k")
+    assert cli("list", "-q").stdout == b""
+
+
+def test_delete_force_during_create(cli: Cli, bundle) -> None:
+    with cli.popen("create", "--bundle", str(bundle(*SLEEP)), "k", stderr=subprocess.PIPE) as create:
+        eventually(lambda: cli("list", "-q").stdout == b"k\n" or create.poll() is not None, "the id is taken")
+        cli("delete", "--force", "k")
+        create.wait(20)
+    cli("delete", "--force", "k")
+    assert cli("list", "-q").stdout == b""

@@ -1,0 +1,190 @@
+"""Debian's podman drives rundctl as it drives crun: images from a tarball, ``--network none``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .conftest import RUNDCTL, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.usefixtures("template")
+
+CONF = """
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+log_driver = "k8s-file"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "rundctl"
+runtime_supports_json = ["rundctl", "crun", "runc"]
+[engine.runtimes]
+rundctl = ["{rundctl}"]
+"""
+
+
+class Podman:
+    """podman with a storage of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        conf = directory / "containers.conf"
+        conf.write_text(CONF.format(rundctl=RUNDCTL))
+        self.environment = {"CONTAINERS_CONF": str(conf), "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+        self.flags = ["--root", f"{directory}/storage", "--runroot", f"{directory}/run", "--storage-driver", "overlay"]
+
+    def __call__(self, *arguments: str, code: int | None = 0, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+        done = subprocess.run(
+            ["/usr/bin/podman", *self.flags, *arguments],
+            env=self.environment, input=stdin, capture_output=True, timeout=120, check=False,
+        )  # fmt: skip
+        if code is not None:
+            assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
+        return done
+
+    def run(self, *arguments: str, code: int | None = 0, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+        """``podman run --network none``."""
+        return self("run", "--network", "none", *arguments, code=code, stdin=stdin)
+
+
+@pytest.fixture(scope="module")
+def podman(tmp_path_factory: pytest.TempPathFactory, rootfs: Path) -> Iterator[Podman]:
+    directory = tmp_path_factory.mktemp("podman")
+    command = Podman(directory)
+    archive = directory / "image.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(rootfs, arcname=".")
+    command("import", str(archive), "localhost/bb")
+    yield command
+    command("rm", "--all", "--force", "--time", "0", code=None)
+    command("system", "reset", "--force", code=None)
+    subprocess.run(["umount", directory / "storage/overlay"], check=False, stderr=subprocess.DEVNULL)
+    for root in ("libpod_parent",):  # podman leaves its own parents
+        for controller in Path("/sys/fs/cgroup").iterdir():
+            if (controller / root).is_dir():
+                subprocess.run(["find", controller / root, "-depth", "-type", "d", "-delete"], check=False, capture_output=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(podman: Podman) -> Iterator[None]:
+    """podman keeps mounts and cgroups of its own: only processes and containers are looked for."""
+    yield
+    podman("rm", "--all", "--force", "--time", "0")
+    listed = subprocess.run([RUNDCTL, "list", "-q"], capture_output=True, check=True).stdout
+    assert listed == b""
+    eventually(lambda: subprocess.run(["pgrep", "-f", "_native/shim"], capture_output=True, check=False).stdout == b"", "shims are gone")
+
+
+def test_run(podman: Podman) -> None:
+    done = podman.run("--rm", "localhost/bb", "/bin/sh", "-c", "echo out; echo err >&2; uname -r; exit 3", code=3)
+    assert done.stdout.startswith(b"out\n")
+    assert done.stderr == b"err\n"
+
+
+def test_run_stays_until_removed(podman: Podman) -> None:
+    podman.run("--name", "stays", "localhost/bb", "/bin/echo", "hello")
+    inspected = json.loads(podman("inspect", "stays").stdout)[0]
+    assert inspected["State"]["Status"] == "exited"
+    assert inspected["State"]["ExitCode"] == 0
+    assert inspected["OCIRuntime"] == "rundctl"
+    assert podman("logs", "stays").stdout == b"hello\n"
+    assert podman("start", "--attach", "stays").stdout == b"hello\n"
+    podman("rm", "stays")
+
+
+def test_stdin(podman: Podman) -> None:
+    assert podman.run("--rm", "-i", "localhost/bb", "/bin/cat", stdin=b"in\n").stdout == b"in\n"
+
+
+def test_detached_logs_stop(podman: Podman) -> None:
+    script = "trap 'echo bye; exit 4' TERM; echo up; while :; do sleep 1 & wait $!; done"
+    podman.run("-d", "--name", "d", "localhost/bb", "/bin/sh", "-c", script)
+    eventually(lambda: podman("logs", "d").stdout == b"up\n", "log line")
+    inspected = json.loads(podman("inspect", "d").stdout)[0]["State"]
+    assert inspected["Running"]
+    assert inspected["Pid"] > 0
+    podman("stop", "--time", "10", "d")
+    assert podman("logs", "d").stdout == b"up\nbye\n"
+    assert json.loads(podman("inspect", "d").stdout)[0]["State"]["ExitCode"] == 4
+
+
+def test_stop_of_one_that_does_not_listen(podman: Podman) -> None:
+    podman.run("-d", "--name", "deaf", "localhost/bb", "/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done")
+    podman("stop", "--time", "1", "deaf")
+    assert json.loads(podman("inspect", "deaf").stdout)[0]["State"]["ExitCode"] == 137
+
+
+def test_kill_and_wait(podman: Podman) -> None:
+    podman.run("-d", "--name", "k", "localhost/bb", "/bin/sleep", "1000")
+    podman("kill", "k")
+    assert podman("wait", "k").stdout == b"137\n"
+
+
+def test_kill_by_signal(podman: Podman) -> None:
+    podman.run("-d", "--name", "u", "localhost/bb", "/bin/sh", "-c", "trap 'exit 9' USR1; echo up; while :; do sleep 1 & wait $!; done")
+    eventually(lambda: podman("logs", "u").stdout == b"up\n", "log line")
+    podman("kill", "--signal", "USR1", "u")
+    assert podman("wait", "u").stdout == b"9\n"
+
+
+def test_rm_force(podman: Podman) -> None:
+    podman.run("-d", "--name", "r", "localhost/bb", "/bin/sleep", "1000")
+    podman("rm", "--force", "--time", "0", "r")
+    assert podman("container", "exists", "r", code=1)
+
+
+def test_create_then_start(podman: Podman) -> None:
+    podman("create", "--network", "none", "--name", "c", "localhost/bb", "/bin/echo", "x")
+    assert podman("start", "--attach", "c").stdout == b"x\n"
+
+
+@pytest.mark.parametrize(("command", "code"), [("/bin/nosuch", 127), ("/etc/passwd", 126), ("nosuch", 127)])
+def test_exit_codes_of_what_cannot_start(podman: Podman, command: str, code: int) -> None:
+    done = podman.run("--rm", "localhost/bb", command, code=code)
+    assert command.encode() in done.stderr
+
+
+def test_cp_never_touches_the_hosts_root(podman: Podman, tmp_path: Path) -> None:
+    podman.run("-d", "--name", "cp", "localhost/bb", "/bin/sleep", "1000")
+    podman("cp", "cp:/etc/passwd", str(tmp_path / "passwd"))
+    assert "user:x:1000" in (tmp_path / "passwd").read_text()
+    (tmp_path / "evil").write_text("evil")
+    podman("cp", str(tmp_path / "evil"), "cp:/etc/rundctl-evil", code=None)
+    assert not Path("/etc/rundctl-evil").exists()
+    podman("cp", "cp:/proc/1/root/etc/hostname", str(tmp_path / "leak"), code=125)
+
+
+def test_cp_of_a_link_into_proc_reads_nothing_of_the_host(podman: Podman, tmp_path: Path) -> None:
+    """An image that holds ``y -> /proc/2/root``: with a procfs in the shim's namespace this once read a host file."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    podman.run("-d", "--name", "link", "localhost/bb", "/bin/sleep", "1000")
+    for pid in (1, 2, 3):
+        done = podman("cp", f"link:/proc/{pid}/root{secret}", str(tmp_path / "out"), code=None)
+        assert done.returncode != 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_user_workdir_env_readonly_tmpfs(podman: Podman) -> None:
+    out = podman.run(
+        "--rm", "--user", "1000:1000", "--workdir", "/tmp", "--env", "A=b", "--read-only", "--tmpfs", "/scratch", "--hostname", "box",
+        "--cap-drop", "all", "localhost/bb", "/bin/sh", "-c", "id -u; pwd; echo $A; hostname; touch /x || echo ro; grep CapBnd /proc/self/status",
+    ).stdout.decode().split("\n")  # fmt: skip
+    assert out[:5] == ["1000", "/tmp", "b", "box", "ro"]
+    assert out[5].split()[1] == "0" * 16
+
+
+def test_many_at_once(podman: Podman) -> None:
+    flags = ["/usr/bin/podman", *podman.flags, "run", "--rm", "--network", "none", "localhost/bb", "/bin/sh", "-c"]
+    running = [subprocess.Popen([*flags, f"exit {code}"], env=podman.environment) for code in range(5)]
+    before = time.monotonic()
+    assert [process.wait(120) for process in running] == list(range(5))
+    assert time.monotonic() - before < 120
