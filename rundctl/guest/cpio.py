@@ -47,7 +47,20 @@ class Archive:
 def _entry(inode: int, mode: int, links: int, name: str, data: bytes, device: tuple[int, int]) -> bytes:
     encoded = name.encode() + b"\0"
     uid = gid = mtime = device_major = device_minor = checksum = 0
-    fields = (inode, mode, uid, gid, links, mtime, len(data), device_major, device_minor, *device, len(encoded), checksum)
+    fields = (
+        inode,
+        mode,
+        uid,
+        gid,
+        links,
+        mtime,
+        len(data),
+        device_major,
+        device_minor,
+        *device,
+        len(encoded),
+        checksum,
+    )
     header = b"070701" + b"".join(b"%08x" % field for field in fields)
     return _padded(header + encoded) + _padded(data)
 

@@ -52,7 +52,9 @@ class Kernel:
             with open(self.manifest_path, "rb") as file:
                 manifest = json.load(file)
         except (OSError, ValueError) as error:
-            raise HostError(f"kernel {self.name}: {self.manifest_path}: {error}", hint="rundctl kernel fetch") from error
+            raise HostError(
+                f"kernel {self.name}: {self.manifest_path}: {error}", hint="rundctl kernel fetch"
+            ) from error
         if not isinstance(manifest, dict):
             raise HostError(f"kernel {self.name}: {self.manifest_path}: damaged", hint="rundctl kernel fetch")
         return manifest
@@ -97,7 +99,10 @@ def names(home: str) -> list[str]:
         found = os.listdir(f"{home}/kernels")
     except FileNotFoundError:
         return []
-    return sorted((name for name in found if name != CURRENT and os.path.exists(f"{home}/kernels/{name}/{MANIFEST}")), key=version_key)
+    return sorted(
+        (name for name in found if name != CURRENT and os.path.exists(f"{home}/kernels/{name}/{MANIFEST}")),
+        key=version_key,
+    )
 
 
 def version_key(name: str) -> list[tuple[int, int | str]]:
@@ -205,7 +210,10 @@ def _named(choice: Choice) -> Kernel:
     kernel = Kernel(path)
     if not os.path.exists(kernel.manifest_path):
         known = ", ".join(names(choice.home)) or "none"
-        raise HostError(f"no guest kernel {os.path.basename(path)} in {choice.home}/kernels", hint=f"there are: {known}; rundctl kernel fetch")
+        raise HostError(
+            f"no guest kernel {os.path.basename(path)} in {choice.home}/kernels",
+            hint=f"there are: {known}; rundctl kernel fetch",
+        )
     return kernel
 
 

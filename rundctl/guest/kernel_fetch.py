@@ -36,7 +36,9 @@ def fetch(home: str, progress: Progress) -> kernel.Kernel:
 def _newest_package() -> str:
     """Name of the versioned package that the meta package stands for."""
     process.need_tool("apt-cache", "fetching needs Debian's apt; elsewhere name a kernel in the settings")
-    output = process.run(["apt-cache", "depends", _META_PACKAGE], what="look for a kernel package", hint=_HINT, accepted=(0, 100)).decode()
+    output = process.run(
+        ["apt-cache", "depends", _META_PACKAGE], what="look for a kernel package", hint=_HINT, accepted=(0, 100)
+    ).decode()
     names = [line.split(":", 1)[1].strip() for line in output.splitlines() if line.strip().startswith("Depends:")]
     images = [name for name in names if name.startswith("linux-image-")]
     if not images:

@@ -48,7 +48,9 @@ def examine(path: str, memo: Memo) -> Binary:
     """Ask the binary, and remember. HostError if it is too old or not a QEMU for this machine."""
     version = _version(process.run([path, "--version"], what="ask QEMU for its version").decode())
     if version < _OLDEST:
-        raise HostError(f"{path}: QEMU {version[0]}.{version[1]} is too old", hint=f"{_OLDEST[0]}.{_OLDEST[1]} or newer")
+        raise HostError(
+            f"{path}: QEMU {version[0]}.{version[1]} is too old", hint=f"{_OLDEST[0]}.{_OLDEST[1]} or newer"
+        )
     machine = _newest_machine(process.run([path, "-machine", "help"], what="ask QEMU for its machines").decode(), path)
     firmware = _firmware(process.run([path, "-L", "help"], what="ask QEMU where its firmware is").decode().splitlines())
     memo.remember(f"qemu {path}", {"version": version, "machine": machine, "firmware": firmware}, path)
@@ -69,7 +71,10 @@ def _newest_machine(listing: str, path: str) -> str:
     names = [line.split()[0] for line in listing.splitlines() if line.startswith(_MACHINE_PREFIX)]
     if not names:
         raise HostError(f"{path}: has no machine {_MACHINE_PREFIX}X.Y", hint=_HINT)
-    return max(names, key=lambda name: tuple(int(part) for part in name.removeprefix(_MACHINE_PREFIX).split(".") if part.isdigit()))
+    return max(
+        names,
+        key=lambda name: tuple(int(part) for part in name.removeprefix(_MACHINE_PREFIX).split(".") if part.isdigit()),
+    )
 
 
 def _firmware(directories: list[str]) -> list[str]:

@@ -43,8 +43,16 @@ WORDS: tuple[Word, ...] = (
         "several milliseconds for each of them, in every container's start",
     ),
 )
-QUIET: Word = ("quiet", "a cold boot shows warnings and worse", "a serial port write for each byte of the boot messages")
-VERBOSE: Word = ("loglevel=7", "the template's builder reads in the log when the clocks have settled", "it cannot know, and waits longer")
+QUIET: Word = (
+    "quiet",
+    "a cold boot shows warnings and worse",
+    "a serial port write for each byte of the boot messages",
+)
+VERBOSE: Word = (
+    "loglevel=7",
+    "the template's builder reads in the log when the clocks have settled",
+    "it cannot know, and waits longer",
+)
 
 
 def cmdline(*, verbose: bool) -> str:

@@ -63,7 +63,7 @@ class Wiring:
         "agent", "console", "empty", "initrd", "kernel", "memory_path", "name", "qmp", "rootfs", "upper_ro", "upper_rw", "volumes",
     )  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one argument a property of the machine, all by name
         self,
         *,
         agent: int,
@@ -92,7 +92,16 @@ class Wiring:
 
     def kept(self) -> list[int]:
         """Descriptors QEMU must inherit under their own numbers; not ``volumes``, which QEMU's parent opens in the child."""
-        numbers = (self.agent, self.qmp, self.upper_rw, self.upper_ro, self.rootfs, self.kernel, self.initrd, self.console)
+        numbers = (
+            self.agent,
+            self.qmp,
+            self.upper_rw,
+            self.upper_ro,
+            self.rootfs,
+            self.kernel,
+            self.initrd,
+            self.console,
+        )
         return [fd for fd in numbers if fd >= 0]
 
 
@@ -124,7 +133,16 @@ def state_uri(shape: MachineShape, state: int) -> str:
 
 
 def _argv(shape: MachineShape, wiring: Wiring, memory: Option, start: list[Option]) -> list[str]:
-    options = [*_board(shape), memory, *_channels(wiring), *_upper(wiring), *_exports(wiring), *_spare_ports(), *_console(wiring), *start]
+    options = [
+        *_board(shape),
+        memory,
+        *_channels(wiring),
+        *_upper(wiring),
+        *_exports(wiring),
+        *_spare_ports(),
+        *_console(wiring),
+        *start,
+    ]
     words = [word for option in options for word in option.argv()]
     naming = Option("name", "", {"guest": wiring.name}).argv() if wiring.name else []
     return [shape.qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", *naming, *words]
@@ -135,7 +153,11 @@ def _board(shape: MachineShape) -> list[Option]:
     kvm = shape.accelerator is Accelerator.KVM
     accelerator = Option("accel", "kvm") if kvm else Option("accel", "tcg", {"tb-size": _TRANSLATIONS_MIB})
     return [
-        Option("machine", shape.machine, {"memory-backend": "memory", "vmport": False, "smbus": False, "sata": False, "hpet": False}),
+        Option(
+            "machine",
+            shape.machine,
+            {"memory-backend": "memory", "vmport": False, "smbus": False, "sata": False, "hpet": False},
+        ),
         accelerator,
         Option("cpu", "host" if kvm else "max"),
         Option("smp", str(shape.vcpus)),
@@ -215,7 +237,9 @@ def _console(wiring: Wiring) -> list[Option]:
     if wiring.console < 0:
         chardev = Option("chardev", "null", {"id": "console"})
     else:
-        chardev = Option("chardev", "file", {"id": "console", "path": f"/proc/self/fd/{wiring.console}", "append": True})
+        chardev = Option(
+            "chardev", "file", {"id": "console", "path": f"/proc/self/fd/{wiring.console}", "append": True}
+        )
     return [chardev, Option("serial", "chardev:console")]
 
 

@@ -19,9 +19,19 @@ class MachineShape:
     ``digests`` names what the guest is made of (kernel, agent, QEMU, firmware); ``host`` is what the CPU model takes from the host.
     """
 
-    __slots__ = ("accelerator", "digests", "host", "machine", "memory_mib", "qemu", "qemu_version", "upper_mib", "vcpus")
+    __slots__ = (
+        "accelerator",
+        "digests",
+        "host",
+        "machine",
+        "memory_mib",
+        "qemu",
+        "qemu_version",
+        "upper_mib",
+        "vcpus",
+    )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one argument a property of the machine, all by name
         self,
         *,
         qemu: str,
