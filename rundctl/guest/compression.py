@@ -29,7 +29,8 @@ def decompress(data: bytes, what: str) -> bytes:
         raise HostError(f"decompress {what}: {error}") from error
     for magic, tool in _TOOLS.items():
         if data.startswith(magic):
-            return _by_tool(tool, data, what)
+            # The legacy lz4 frame has no end of its own: the size that the kernel's build appends would be read as a block.
+            return _by_tool(tool, data[:-4] if magic == LZ4_LEGACY else data, what)
     return data
 
 
@@ -37,5 +38,5 @@ def _by_tool(tool: str, data: bytes, what: str) -> bytes:
     path = process.find_tool(tool)
     if path is None:
         raise HostError(f"decompress {what}: the tool {tool} is missing", hint=f"apt-get install {tool}")
-    # Both tools say "garbage after the stream" by a status of 1 after they wrote all that was in it.
+    # zstd says "garbage after the stream" by a status of 1 after it wrote all that was in it.
     return process.run([path, "-dc"], what=f"decompress {what}", data=data, accepted=(0, 1))

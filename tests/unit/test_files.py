@@ -1,0 +1,156 @@
+"""Files that are replaced, locked, copied without holes; digests that are remembered; tools that are run."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rundctl.errors import HostError
+from rundctl.host import ficlone, files, process
+from rundctl.host.memo import Memo
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MIB = 1 << 20
+
+
+def _sparse(path: Path) -> Path:
+    """8 MiB with data at 1 MiB and at the very end."""
+    with path.open("wb") as file:
+        file.seek(_MIB)
+        file.write(b"one" * 5000)
+        file.seek(8 * _MIB - 3)
+        file.write(b"end")
+    return path
+
+
+def test_replace_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    files.replace(str(target), b"old")
+    with pytest.raises(OSError, match="directory"):
+        files.replace(str(tmp_path / "missing/file"), b"new")
+    target.with_suffix(".d").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        files.replace(str(target.with_suffix(".d")), b"new")
+    assert target.read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["file", "file.d"]
+
+
+def test_sparse_copy(tmp_path: Path) -> None:
+    source = _sparse(tmp_path / "source")
+    with source.open("rb") as file:
+        copy = files.nameless(str(tmp_path))
+        try:
+            assert files.copy_sparse(file.fileno(), copy) < _MIB
+            assert os.pread(copy, 9 * _MIB, 0) == source.read_bytes()
+            assert os.fstat(copy).st_blocks * 512 < _MIB
+            assert os.fstat(copy).st_nlink == 0
+        finally:
+            os.close(copy)
+
+
+def test_clone_says_whether_it_could(tmp_path: Path) -> None:
+    """Whatever this file system can do: True means the same contents, False an empty target."""
+    source = _sparse(tmp_path / "source")
+    with source.open("rb") as file:
+        copy = files.nameless(str(tmp_path))
+        try:
+            cloned = ficlone.clone(file.fileno(), copy)
+            assert os.pread(copy, 9 * _MIB, 0) == (source.read_bytes() if cloned else b"")
+        finally:
+            os.close(copy)
+
+
+def test_digest_is_of_contents_not_of_holes(tmp_path: Path) -> None:
+    sparse = _sparse(tmp_path / "sparse")
+    full = tmp_path / "full"
+    full.write_bytes(sparse.read_bytes())
+    other = tmp_path / "other"
+    other.write_bytes(sparse.read_bytes()[:-1] + b"!")
+    digests = []
+    for path in (sparse, full, other):
+        with path.open("rb") as file:
+            digests.append(files.content_digest(file.fileno()))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_lock_excludes(tmp_path: Path) -> None:
+    order = []
+    lock = str(tmp_path / "lock")
+
+    def second() -> None:
+        with files.Lock(lock):
+            order.append("second")
+
+    with files.Lock(lock):
+        thread = threading.Thread(target=second)
+        thread.start()
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_memo_forgets_what_changed(tmp_path: Path) -> None:
+    store, subject = str(tmp_path / "memo.json"), tmp_path / "subject"
+    subject.write_bytes(b"1")
+    memo = Memo(store)
+    digest = memo.digest(str(subject))
+    memo.remember("fact", {"a": 1}, str(subject))
+    memo.save()
+    again = Memo(store)
+    assert again.known_digest(str(subject)) == digest
+    assert again.recall("fact", str(subject)) == {"a": 1}
+    subject.write_bytes(b"22")
+    assert again.known_digest(str(subject)) is None
+    assert again.recall("fact", str(subject)) is None
+    assert again.digest(str(subject)) != digest
+
+
+def test_memo_keeps_what_others_learned(tmp_path: Path) -> None:
+    store = str(tmp_path / "memo.json")
+    first, second = Memo(store), Memo(store)
+    first.remember("a", 1)
+    second.remember("b", 2)
+    first.save()
+    second.save()
+    assert (Memo(store).recall("a"), Memo(store).recall("b")) == (1, 2)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', "\xff"])
+def test_damaged_memo_is_empty(tmp_path: Path, text: str) -> None:
+    store = tmp_path / "memo.json"
+    store.write_text(text, encoding="latin-1")
+    memo = Memo(str(store))
+    assert memo.recall("a") is None
+    memo.remember("b", 1)
+    memo.save()
+    assert "b" in json.loads(store.read_text())
+
+
+def test_run() -> None:
+    assert process.run(["cat"], what="copy", data=b"in") == b"in"
+    with pytest.raises(HostError, match=r"list: ls: .*No such file.*\(look elsewhere\)"):
+        process.run(["ls", "/nonexistent"], what="list", hint="look elsewhere")
+    with pytest.raises(HostError, match="did not end within"):
+        process.run(["sleep", "60"], what="wait", timeout_s=0.05)
+    with pytest.raises(HostError, match=r"no-such-tool: not found.*\(install it\)"):
+        process.run(["no-such-tool"], what="try", hint="install it")
+
+
+def test_child_inherits_what_it_is_given_and_dies_with_the_block() -> None:
+    reader, writer = os.pipe()
+    null = os.open(os.devnull, os.O_RDWR)
+    script = f"echo hello >/proc/self/fd/{writer}; exec sleep 1000"
+    with process.Child([process.need_tool("sh", ""), "-c", script], [writer], (null, null, null)) as child:
+        assert not os.get_inheritable(writer)
+        os.close(writer)
+        assert os.read(reader, 100) == b"hello\n"
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child.pid, 0)
+    os.close(reader)
+    os.close(null)

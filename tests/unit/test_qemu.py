@@ -1,0 +1,116 @@
+"""QEMU's command line: escaping, and what template, clone and cold boot have in common."""
+
+from __future__ import annotations
+
+import pytest
+
+from rundctl.errors import HostError
+from rundctl.types import Accelerator
+from rundctl.vmm import accelerator, binary, cmdline, qemu
+from rundctl.vmm.shape import MachineShape
+
+
+def _shape(chosen: Accelerator = Accelerator.TCG, version: tuple[int, int] = (7, 2), **changes: int) -> MachineShape:
+    sizes = {"memory_mib": 128, "vcpus": 1, "upper_mib": 2048, **changes}
+    return MachineShape(
+        qemu="/usr/bin/qemu", qemu_version=version, machine="pc-q35-7.2", accelerator=chosen,
+        digests={"kernel": "1", "agent": "2"}, host="linux", **sizes,
+    )  # fmt: skip
+
+
+def _wiring(**changes: int) -> qemu.Wiring:
+    return qemu.Wiring(agent=10, qmp=11, upper=(12, 13), empty="/t/empty", memory_path="/t/a,b/memory", **changes)
+
+
+def _devices(argv: list[str]) -> list[str]:
+    return [value for flag, value in zip(argv, argv[1:], strict=False) if flag == "-device"]
+
+
+def test_commas_are_doubled() -> None:
+    argv, _ = qemu.clone_argv(_shape(), _wiring(), 14)
+    assert "memory-backend-file,id=memory,size=128M,mem-path=/t/a,,b/memory,share=off" in argv
+
+
+def test_template_and_clone_are_one_machine() -> None:
+    """All that may differ: sharing, where exports lead, and how the machine begins."""
+    template, _ = qemu.template_argv(_shape(), _wiring(kernel=20, initrd=21))
+    clone, _ = qemu.clone_argv(_shape(), _wiring(rootfs=15, volumes=16), 14)
+    assert _devices(template) == _devices(clone)
+    assert [word for word in template if word not in clone] == [
+        "memory-backend-file,id=memory,size=128M,mem-path=/t/a,,b/memory,share=on",
+        "local,id=rootfs,path=/t/empty,readonly=on,security_model=passthrough,multidevs=remap",
+        "local,id=volumes,path=/t/empty,readonly=off,security_model=passthrough,multidevs=remap",
+        "-kernel", "/proc/self/fd/20", "-initrd", "/proc/self/fd/21", "-append", cmdline.cmdline(verbose=True),
+    ]  # fmt: skip
+
+
+def test_nothing_in_a_clone_can_punch_holes_into_the_template() -> None:
+    clone, _ = qemu.clone_argv(_shape(), _wiring(), 14)
+    assert not [word for word in clone if "balloon" in word or "virtio-mem" in word or "free-page" in word]
+
+
+def test_kept_descriptors() -> None:
+    """Volumes are opened by QEMU's parent, in the child."""
+    _, kept = qemu.clone_argv(_shape(), _wiring(rootfs=15, volumes=16, console=17), 14)
+    assert kept == [10, 11, 12, 13, 15, 17, 14]
+
+
+def test_cold_memory_is_private_and_anonymous() -> None:
+    argv, _ = qemu.cold_argv(_shape(), _wiring(kernel=20, initrd=21))
+    assert "memory-backend-ram,id=memory,size=128M" in argv
+    assert "-incoming" not in argv
+
+
+def test_kvm() -> None:
+    argv, _ = qemu.clone_argv(_shape(Accelerator.KVM), _wiring(), 14)
+    assert argv[argv.index("-accel") + 1] == "kvm"
+    assert argv[argv.index("-cpu") + 1] == "host"
+
+
+def test_state_of_newer_qemu_is_a_descriptor_set() -> None:
+    assert qemu.state_uri(_shape(), 14) == "fd:14"
+    assert qemu.state_uri(_shape(version=(9, 0)), 14) == "file:/dev/fdset/14"
+    assert "fd=14,set=14" in qemu.clone_argv(_shape(version=(9, 0)), _wiring(), 14)[0]
+
+
+def test_every_difference_is_another_key() -> None:
+    shapes = [
+        _shape(),
+        _shape(Accelerator.KVM),
+        _shape(memory_mib=256),
+        _shape(vcpus=2),
+        _shape(upper_mib=64),
+        _shape(version=(8, 0)),
+    ]
+    assert len({shape.key("1") for shape in shapes}) == len(shapes)
+    assert _shape().key("1") == _shape().key("1") != _shape().key("2")
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_every_word_of_the_kernel_is_justified(verbose: bool) -> None:  # noqa: FBT001
+    rows = {word for word, why, cost in (*cmdline.WORDS, cmdline.QUIET, cmdline.VERBOSE) if why and cost}
+    assert set(cmdline.cmdline(verbose=verbose).split()) <= rows
+
+
+def test_newest_versioned_machine() -> None:
+    listing = "pc-q35-2.10  x\npc-q35-9.2 y\nq35 Standard PC (alias of pc-q35-10.0)\npc-q35-10.0 z\npc-i440fx-11.0 w\n"
+    assert binary._newest_machine(listing, "qemu") == "pc-q35-10.0"  # noqa: SLF001
+    with pytest.raises(HostError):
+        binary._newest_machine("microvm\n", "qemu")  # noqa: SLF001
+
+
+def test_version() -> None:
+    assert binary._version("QEMU emulator version 7.2.22 (Debian 1:7.2)\nCopyright") == (7, 2)  # noqa: SLF001
+    with pytest.raises(HostError):
+        binary._version("hello")  # noqa: SLF001
+
+
+def test_accelerator_that_needs_no_boot(tmp_path: object) -> None:
+    missing = accelerator.given("auto", f"{tmp_path}/kvm")
+    assert missing is not None
+    assert missing.accelerator is Accelerator.TCG
+    assert "missing" in missing.reason
+    assert accelerator.given("auto", "/dev/null") is None
+    asked = accelerator.given("kvm", f"{tmp_path}/kvm")
+    assert asked is not None
+    assert asked.accelerator is Accelerator.KVM
