@@ -16,7 +16,7 @@ _FIELDS = 13
 
 def _read(archive: bytes) -> dict[str, tuple[int, bytes]]:
     """Name → (mode, contents) of a newc archive."""
-    entries = {}
+    entries: dict[str, tuple[int, bytes]] = {}
     offset = 0
     while True:
         assert archive[offset : offset + 6] == b"070701"

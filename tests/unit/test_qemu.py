@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from rundctl.errors import HostError
@@ -18,12 +20,17 @@ def _shape(chosen: Accelerator = Accelerator.TCG, version: tuple[int, int] = (7,
     )  # fmt: skip
 
 
-def _wiring(**changes: int) -> qemu.Wiring:
-    return qemu.Wiring(agent=10, qmp=11, upper=(12, 13), empty="/t/empty", memory_path="/t/a,b/memory", **changes)
+def _wiring(
+    *, rootfs: int = -1, volumes: int = -1, kernel: int = -1, initrd: int = -1, console: int = -1
+) -> qemu.Wiring:
+    return qemu.Wiring(
+        agent=10, qmp=11, upper=(12, 13), empty="/t/empty", memory_path="/t/a,b/memory",
+        rootfs=rootfs, volumes=volumes, kernel=kernel, initrd=initrd, console=console,
+    )  # fmt: skip
 
 
 def _devices(argv: list[str]) -> list[str]:
-    return [value for flag, value in zip(argv, argv[1:], strict=False) if flag == "-device"]
+    return [value for flag, value in itertools.pairwise(argv) if flag == "-device"]
 
 
 def test_commas_are_doubled() -> None:
@@ -87,22 +94,22 @@ def test_every_difference_is_another_key() -> None:
 
 
 @pytest.mark.parametrize("verbose", [True, False])
-def test_every_word_of_the_kernel_is_justified(verbose: bool) -> None:  # noqa: FBT001
+def test_every_word_of_the_kernel_is_justified(verbose: bool) -> None:
     rows = {word for word, why, cost in (*cmdline.WORDS, cmdline.QUIET, cmdline.VERBOSE) if why and cost}
     assert set(cmdline.cmdline(verbose=verbose).split()) <= rows
 
 
 def test_newest_versioned_machine() -> None:
     listing = "pc-q35-2.10  x\npc-q35-9.2 y\nq35 Standard PC (alias of pc-q35-10.0)\npc-q35-10.0 z\npc-i440fx-11.0 w\n"
-    assert binary._newest_machine(listing, "qemu") == "pc-q35-10.0"  # noqa: SLF001
+    assert binary._newest_machine(listing, "qemu") == "pc-q35-10.0"
     with pytest.raises(HostError):
-        binary._newest_machine("microvm\n", "qemu")  # noqa: SLF001
+        binary._newest_machine("microvm\n", "qemu")
 
 
 def test_version() -> None:
-    assert binary._version("QEMU emulator version 7.2.22 (Debian 1:7.2)\nCopyright") == (7, 2)  # noqa: SLF001
+    assert binary._version("QEMU emulator version 7.2.22 (Debian 1:7.2)\nCopyright") == (7, 2)
     with pytest.raises(HostError):
-        binary._version("hello")  # noqa: SLF001
+        binary._version("hello")
 
 
 def test_accelerator_that_needs_no_boot(tmp_path: object) -> None:

@@ -96,7 +96,7 @@ def test_silence_ends_at_the_deadline(connect: Callable[..., tuple[Qmp, Peer]]) 
 
 
 def test_snapshot_sends_the_descriptor_and_tells_why_it_failed(connect: Callable[..., tuple[Qmp, Peer]]) -> None:
-    plain = [{"return": {}}]
+    plain: list[Answer] = [{"return": {}}]
     failed = [
         *plain,
         {"event": "MIGRATION", "data": {"status": "setup"}},
@@ -117,5 +117,5 @@ def test_qemu_that_ends_or_talks_nonsense(garbage: bytes) -> None:
     with near, far:
         far.sendall(garbage)
         far.shutdown(socket.SHUT_WR)
-        with pytest.raises(GuestError, match="qemu: qmp_capabilities: (QEMU ended|the monitor sent)"):
+        with pytest.raises(GuestError, match=r"qemu: qmp_capabilities: (QEMU ended|the monitor sent)"):
             Qmp(near).execute("query-status")
