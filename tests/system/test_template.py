@@ -72,13 +72,13 @@ def test_finding_starts_no_process_and_hashes_nothing(home: Settings, template: 
         "import sys; from rundctl.engine import kernel_template, settings\n"
         "sys.addaudithook(lambda event, _: sys.exit(event) if event in ('os.posix_spawn', 'subprocess.Popen', 'os.fork') else None)\n"
         "print(kernel_template.find(settings.load()).key)\n"
-        "assert not {'subprocess', 'hashlib', 're', 'shutil', 'dataclasses'} & set(sys.modules), sorted(sys.modules)\n"
+        "assert not {'subprocess', 'hashlib', 'shutil', 'dataclasses', 'tempfile'} & set(sys.modules), sorted(sys.modules)\n"
     )
     environment = {**os.environ, "RUNDCTL_HOME": home.home}
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.stdout.strip() == template.key, done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, template.key), done.stderr
 
 
 def test_another_size_is_another_template(home: Settings, template: Template) -> None:
