@@ -44,6 +44,18 @@ static int fail(int creator, int error, const char *what)
 	return 1;
 }
 
+/* A standard descriptor that the caller closed must not become another file's. */
+static void fill_standard_descriptors(void)
+{
+	int fd;
+
+	do
+		fd = open("/dev/null", O_RDWR);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		close(fd);
+}
+
 static int join_cgroups(const struct options *options)
 {
 	for (size_t i = 0; i < options->cgroup_count; i++) {
@@ -133,6 +145,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	options_close_others(&options);
+	fill_standard_descriptors();
 	error = join_cgroups(&options);
 	if (error)
 		return fail(options.creator, -error, "join cgroup");

@@ -1,22 +1,33 @@
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
-#include <sys/wait.h>
 
 #include "serve.h"
 
 enum { THE_CONTAINER = 1 };
 
-static void violation(struct shim *shim, const char *detail) __attribute__((noreturn));
-static void violation(struct shim *shim, const char *detail)
+/* Nothing more is heard from an agent that lies: the VM ends. */
+void agent_violation(struct shim *shim, const char *what)
 {
-	finish(shim, 255, "agent", 0, detail);
+	char detail[sizeof(shim->ending.detail)];
+
+	(void)snprintf(detail, sizeof(detail), "protocol violation: %s", what);
+	end_early(shim, EPROTO, 255, "agent", 0, detail);
+	conn_close(&shim->agent);
+}
+
+bool agent_is_full(const struct shim *shim)
+{
+	return conn_queued(&shim->agent) > UNSENT_MAX;
 }
 
 void send_agent(struct shim *shim, const struct wire_header *head, const void *payload, size_t size)
 {
 	int error = 0;
 
+	if (shim->agent.fd < 0)
+		return;
 	if (!shim->agent_active) {
 		error = conn_send_hello(&shim->agent, WIRE_ROLE_SHIM);
 		shim->agent_active = true;
@@ -24,7 +35,7 @@ void send_agent(struct shim *shim, const struct wire_header *head, const void *p
 	if (!error)
 		error = conn_send(&shim->agent, head, payload, size);
 	if (error)
-		finish(shim, 255, "internal", 0, "out of memory");
+		end_early(shim, ENOMEM, 255, "internal", 0, "out of memory");
 }
 
 void acknowledge(struct shim *shim, size_t output, size_t size)
@@ -42,6 +53,15 @@ void close_stream(struct shim *shim, enum wire_stream stream)
 
 	if (!shim->exited)
 		send_agent(shim, &head, NULL, 0);
+}
+
+void refuse_output(struct shim *shim, size_t output)
+{
+	struct sink *sink = &shim->outputs[output];
+
+	if (!sink->ended && !sink->refused)
+		close_stream(shim, (enum wire_stream)(output + WIRE_STDOUT));
+	sink->refused = true;
 }
 
 static struct client *find_client(struct shim *shim, uint32_t id)
@@ -62,7 +82,7 @@ void drop_client(struct shim *shim, struct client *client)
 		return;
 	shim->creator = 0;
 	if (!shim->committed)
-		finish(shim, 255, "creator", 0, "the creator went away before the container was complete");
+		end_early(shim, 0, 255, "creator", 0, "the creator went away before the container was complete");
 }
 
 static void reply(struct shim *shim, struct client *client, const struct wire_header *request, int error, const char *detail)
@@ -82,11 +102,34 @@ static void note_signal(struct shim *shim, const struct message *message)
 {
 	struct wire_signal sent;
 
-	if (message->head.type != WIRE_SIGNAL || message->size != sizeof(sent) || message->head.process != 0)
+	if (message->size != sizeof(sent))
 		return;
 	memcpy(&sent, message->payload, sizeof(sent));
 	if (sent.signal == SIGKILL)
-		shim->kill_asked = true;
+		lose_patience(shim);
+}
+
+/* The container is about to run: now its stdin may be read, and what the host closed is closed for it. */
+static void feed(struct shim *shim)
+{
+	if (shim->fed)
+		return;
+	shim->fed = true;
+	if (shim->input.end.fd < 0)
+		close_stream(shim, WIRE_STDIN);
+	for (size_t i = 0; i < 2; i++)
+		if (shim->outputs[i].end.fd < 0)
+			refuse_output(shim, i);
+}
+
+static void note_request(struct shim *shim, const struct message *message)
+{
+	if (message->head.container != THE_CONTAINER || message->head.process != 0)
+		return;
+	if (message->head.type == WIRE_SIGNAL)
+		note_signal(shim, message);
+	else if (message->head.type == WIRE_START)
+		feed(shim);
 }
 
 /* Its tag is replaced by the request's place in the table, so that tags of several clients cannot be confused. */
@@ -95,12 +138,12 @@ static void forward(struct shim *shim, struct client *client, const struct messa
 	for (uint32_t i = 0; i < REQUESTS_MAX; i++) {
 		struct wire_header head = message->head;
 
-		if (shim->requests[i].head.tag)
+		if (shim->requests[i].head.tag || agent_is_full(shim))
 			continue;
 		shim->requests[i] = (struct request){.client = client->id, .head = message->head};
 		head.tag = i + 1;
-		note_signal(shim, message);
 		send_agent(shim, &head, message->payload, message->size);
+		note_request(shim, message);
 		return;
 	}
 	reply(shim, client, &message->head, ENOBUFS, "too many requests at once");
@@ -116,6 +159,14 @@ static void commit(struct shim *shim, struct client *client, const struct messag
 	reply(shim, client, &message->head, 0, NULL);
 }
 
+/* Also ends a flush that a stalled reader holds up. */
+static void stop(struct shim *shim, struct client *client, const struct message *message)
+{
+	reply(shim, client, &message->head, 0, NULL);
+	lose_patience(shim);
+	end_early(shim, EINTR, 128 + SIGKILL, "stopped", 0, "stopped by request");
+}
+
 void route_client(struct shim *shim, struct client *client, const struct message *message)
 {
 	if (message->head.type == WIRE_HELLO)
@@ -128,7 +179,7 @@ void route_client(struct shim *shim, struct client *client, const struct message
 	if (message->head.type == WIRE_COMMIT)
 		commit(shim, client, message);
 	else if (message->head.type == WIRE_STOP)
-		finish(shim, 137, "stopped", 0, "stopped by request");
+		stop(shim, client, message);
 	else if (is_forwarded(message->head.type))
 		forward(shim, client, message);
 	else
@@ -149,6 +200,20 @@ static void note_result(struct shim *shim, const struct wire_header *request, in
 		record_started(shim->options->state);
 }
 
+/* The agent says that we broke the protocol. Its words go into a record of lines, so only plain characters do. */
+static void take_complaint(struct shim *shim, const struct message *message)
+{
+	char detail[sizeof(shim->ending.detail)];
+	int length = (int)(message->size - sizeof(struct wire_result));
+
+	(void)snprintf(detail, sizeof(detail), "%.*s", length, (const char *)message->payload + sizeof(struct wire_result));
+	for (char *c = detail; *c; c++)
+		if (*c < ' ' || *c > '~')
+			*c = '?';
+	end_early(shim, EPROTO, 255, "agent", 0, detail);
+	conn_close(&shim->agent);
+}
+
 static void take_result(struct shim *shim, const struct message *message)
 {
 	uint32_t place = message->head.tag - 1;
@@ -157,15 +222,21 @@ static void take_result(struct shim *shim, const struct message *message)
 	struct request request;
 	struct client *client;
 
-	if (message->size < sizeof(result) || place >= REQUESTS_MAX || !shim->requests[place].head.tag)
-		violation(shim, "protocol violation: a result nobody asked for");
+	if (message->head.tag == 0 && message->size >= sizeof(result)) {
+		take_complaint(shim, message);
+		return;
+	}
+	if (message->size < sizeof(result) || place >= REQUESTS_MAX || !shim->requests[place].head.tag) {
+		agent_violation(shim, "a result nobody asked for");
+		return;
+	}
 	request = shim->requests[place];
 	shim->requests[place] = (struct request){0};
 	memcpy(&result, message->payload, sizeof(result));
 	note_result(shim, &request.head, result.error);
 	client = find_client(shim, request.client);
 	head.tag = request.head.tag;
-	if (client && conn_send(&client->conn, &head, message->payload, message->size))
+	if (client && (conn_send(&client->conn, &head, message->payload, message->size) || conn_queued(&client->conn) > UNREAD_MAX))
 		drop_client(shim, client);
 }
 
@@ -173,28 +244,32 @@ static void take_data(struct shim *shim, const struct message *message, unsigned
 {
 	struct sink *sink;
 
-	if (stream != WIRE_STDOUT && stream != WIRE_STDERR)
-		violation(shim, "protocol violation: data on a stream that is not output");
-	sink = &shim->outputs[stream - WIRE_STDOUT];
-	if (sink->ended || !credit_spend(&sink->credit, message->size))
-		violation(shim, "protocol violation: data without credit");
-	if (sink->end.fd < 0) { /* nobody reads any more, as the guest will hear: it is gone */
-		(void)credit_return(&sink->credit, message->size);
+	if (stream != WIRE_STDOUT && stream != WIRE_STDERR) {
+		agent_violation(shim, "data on a stream that is not output");
 		return;
 	}
-	if (!backlog_append(&sink->backlog, message->payload, message->size))
-		finish(shim, 255, "internal", 0, "out of memory");
+	sink = &shim->outputs[stream - WIRE_STDOUT];
+	if (sink->ended || !credit_spend(&sink->credit, message->size)) {
+		agent_violation(shim, "data without credit");
+	} else if (sink->end.fd < 0) { /* nobody reads any more, as the guest will hear: it is gone */
+		(void)credit_return(&sink->credit, message->size);
+		refuse_output(shim, stream - WIRE_STDOUT);
+	} else if (!backlog_append(&sink->backlog, message->payload, message->size)) {
+		end_early(shim, ENOMEM, 255, "internal", 0, "out of memory");
+	}
 }
 
 static void take_credit(struct shim *shim, const struct message *message, unsigned int stream)
 {
 	uint32_t bytes;
 
-	if (stream != WIRE_STDIN || message->size != sizeof(bytes))
-		violation(shim, "protocol violation: a wrong credit");
+	if (stream != WIRE_STDIN || message->size != sizeof(bytes)) {
+		agent_violation(shim, "a wrong credit");
+		return;
+	}
 	memcpy(&bytes, message->payload, sizeof(bytes));
 	if (!credit_return(&shim->input.credit, bytes))
-		violation(shim, "protocol violation: credit for more than was sent");
+		agent_violation(shim, "credit for more than was sent");
 }
 
 static void take_close(struct shim *shim, unsigned int stream)
@@ -204,22 +279,19 @@ static void take_close(struct shim *shim, unsigned int stream)
 	else if (stream == WIRE_STDOUT || stream == WIRE_STDERR)
 		shim->outputs[stream - WIRE_STDOUT].ended = true;
 	else
-		violation(shim, "protocol violation: a wrong stream");
+		agent_violation(shim, "a wrong stream");
 }
 
 static void take_exited(struct shim *shim, const struct message *message)
 {
 	struct wire_exited exited;
-	int code;
 
-	if (message->size != sizeof(exited))
-		violation(shim, "protocol violation: a wrong end");
+	if (message->size != sizeof(exited)) {
+		agent_violation(shim, "a wrong end");
+		return;
+	}
 	memcpy(&exited, message->payload, sizeof(exited));
-	code = WIFSIGNALED(exited.status) ? 128 + WTERMSIG(exited.status) : WEXITSTATUS(exited.status);
-	shim->ending = (struct ending){.code = code, .reason = "container", .status = exited.status};
-	shim->exited = true;
-	shim->outputs[0].ended = shim->outputs[1].ended = true;
-	endpoint_close(&shim->input.end);
+	end_container(shim, exited.status);
 }
 
 void route_agent(struct shim *shim, const struct message *message)
@@ -232,8 +304,10 @@ void route_agent(struct shim *shim, const struct message *message)
 	}
 	if (message->head.type == WIRE_HELLO || message->head.type >= 0x80 || shim->exited)
 		return;
-	if (message->head.container != THE_CONTAINER || message->head.process != 0)
-		violation(shim, "protocol violation: a process nobody started");
+	if (message->head.container != THE_CONTAINER || message->head.process != 0) {
+		agent_violation(shim, "a process nobody started");
+		return;
+	}
 	switch (message->head.type) {
 	case WIRE_DATA:
 		take_data(shim, message, stream);
@@ -248,6 +322,6 @@ void route_agent(struct shim *shim, const struct message *message)
 		take_exited(shim, message);
 		break;
 	default:
-		violation(shim, "protocol violation: an unknown message");
+		agent_violation(shim, "an unknown message");
 	}
 }

@@ -1,6 +1,7 @@
 /* The shim's loop: poll(2), because regular files may be stdio and epoll refuses them. */
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,7 +9,6 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "serve.h"
@@ -23,72 +23,65 @@ enum {
 	POLL_CLIENTS = POLL_OUTPUTS + 2,
 	POLLS_MAX = POLL_CLIENTS + CLIENTS_MAX,
 	INPUT_SIZE = 16 * 1024,
-	/* A killed container's output is given up when its reader has not moved for so long (ADR 3). */
-	FLUSH_PATIENCE_MS = 2000,
+	DEAF_MS = 2000, /* how long QEMU may outlive its end of the agent's channel */
+	READS_PER_TURN = 8, /* so that a peer that floods holds nobody else up */
 };
 
-static int64_t now_ns(void)
-{
-	struct timespec now;
 
-	(void)clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000LL + now.tv_nsec;
+/* Takes what has come, at most `reads` times; returns what the last read returned. */
+static int read_agent(struct shim *shim, int reads)
+{
+	struct message message;
+	int got, found;
+
+	do {
+		got = conn_read(&shim->agent);
+		while ((found = conn_next(&shim->agent, &message)) > 0)
+			route_agent(shim, &message);
+		if (found < 0)
+			agent_violation(shim, found == -EPROTONOSUPPORT ? "another version" : "a malformed frame");
+	} while (got == CONN_READ && shim->agent.fd >= 0 && --reads);
+	return got;
 }
 
-void finish(struct shim *shim, int code, const char *reason, int status, const char *detail)
+/* QEMU's end of the channel closes with QEMU, and SIGCHLD tells better how that went: it is given a moment to come. */
+static void serve_agent(struct shim *shim)
 {
-	struct ending ending = {.code = code, .reason = reason, .status = status};
+	int got = read_agent(shim, READS_PER_TURN);
 
-	(void)snprintf(ending.detail, sizeof(ending.detail), "%s", detail ? detail : "");
-	if (shim->qemu > 0) {
-		(void)kill(shim->qemu, SIGKILL);
-		(void)waitpid(shim->qemu, NULL, 0);
-	}
-	record_write(shim->options->state, &ending);
-	_exit(code);
+	if (got == CONN_AGAIN || got == CONN_READ)
+		return;
+	conn_close(&shim->agent);
+	shim->deaf_ns = now_ns();
 }
 
 /* QEMU is gone. The agent may have said before why: what waits in its socket is heard first. */
-static void qemu_ended(struct shim *shim, int status) __attribute__((noreturn));
 static void qemu_ended(struct shim *shim, int status)
 {
-	struct wire_header nobody = {0};
 	char detail[64];
 	int code = 255;
 
 	shim->qemu = 0;
+	while (shim->agent.fd >= 0 && read_agent(shim, READS_PER_TURN) == CONN_READ)
+		;
 	if (WIFSIGNALED(status)) {
 		(void)snprintf(detail, sizeof(detail), "qemu was killed by signal %d", WTERMSIG(status));
-		code = WTERMSIG(status) == SIGKILL ? 137 : 255;
+		code = WTERMSIG(status) == SIGKILL ? 128 + SIGKILL : 255;
 	} else {
 		(void)snprintf(detail, sizeof(detail), "qemu exited with status %d", WEXITSTATUS(status));
 	}
-	for (size_t i = 0; i < shim->client_count; i++) {
-		struct client *client = &shim->clients[i];
-
-		if (!client->id || client->id != shim->creator || shim->committed)
-			continue;
-		if (!conn_send_result(&client->conn, &nobody, ECHILD, 0, detail))
-			(void)conn_flush(&client->conn);
-	}
-	finish(shim, code, "qemu", status, detail);
+	end_early(shim, ECHILD, code, "qemu", status, detail);
+	conn_close(&shim->agent);
 }
-
-static void read_agent(struct shim *shim);
 
 static void reap(struct shim *shim)
 {
 	int status;
 	pid_t pid;
 
-	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-		if (pid != shim->qemu)
-			continue;
-		shim->qemu = 0;
-		read_agent(shim);
-		if (!shim->exited)
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+		if (pid == shim->qemu)
 			qemu_ended(shim, status);
-	}
 }
 
 static bool ends_what_is_not_set_up(uint32_t number)
@@ -101,10 +94,10 @@ static void forward_signal(struct shim *shim, uint32_t number)
 	struct wire_header head = {.type = WIRE_SIGNAL, .container = 1};
 	struct wire_signal payload = {.signal = number};
 
-	if (shim->set_up)
+	if (shim->set_up && !agent_is_full(shim))
 		send_agent(shim, &head, &payload, sizeof(payload));
-	else if (ends_what_is_not_set_up(number))
-		finish(shim, 128 + (int)number, "stopped", 0, "a signal came before the container was complete");
+	else if (!shim->set_up && ends_what_is_not_set_up(number))
+		end_early(shim, EINTR, 128 + (int)number, "stopped", 0, "a signal came before the container was complete");
 }
 
 static void read_signals(struct shim *shim)
@@ -114,39 +107,23 @@ static void read_signals(struct shim *shim)
 	while (read(shim->signals, &info, sizeof(info)) == sizeof(info)) {
 		if (info.ssi_signo == SIGCHLD)
 			reap(shim);
-		else
+		/* Our own writes to a pipe without reader raise SIGPIPE, and a blocked signal is queued even if it is ignored. */
+		else if (info.ssi_pid != (uint32_t)getpid())
 			forward_signal(shim, info.ssi_signo);
 	}
 }
 
-static void read_agent(struct shim *shim)
-{
-	struct message message;
-	int got, found;
-
-	do {
-		got = conn_read(&shim->agent);
-		while ((found = conn_next(&shim->agent, &message)) > 0)
-			route_agent(shim, &message);
-		if (found < 0)
-			finish(shim, 255, "agent", 0, found == -EPROTONOSUPPORT ? "the agent speaks another version of the protocol" : "protocol violation");
-	} while (got == CONN_READ);
-	if (got == CONN_AGAIN)
-		return;
-	conn_close(&shim->agent); /* QEMU's end closes with QEMU: SIGCHLD tells how it went */
-}
-
+/* A hang-up is judged by the end of file alone: COMMIT may be the last thing the creator said. */
 static void read_client(struct shim *shim, struct client *client)
 {
 	struct message message;
-	int got, found = 0;
+	int got, found = 0, reads = READS_PER_TURN;
 
-	/* To its end before a hang-up is judged: COMMIT may be the last thing it said. */
 	do {
 		got = conn_read(&client->conn);
 		while (client->id && (found = conn_next(&client->conn, &message)) > 0)
 			route_client(shim, client, &message);
-	} while (client->id && found >= 0 && got == CONN_READ);
+	} while (client->id && found >= 0 && got == CONN_READ && --reads);
 	if (client->id && (found < 0 || got < 0 || got == CONN_CLOSED))
 		drop_client(shim, client);
 }
@@ -210,6 +187,7 @@ static void read_input(struct shim *shim)
 	size_t room = credit_room(&shim->input.credit);
 	ssize_t got = endpoint_read(&shim->input.end, bytes, room < sizeof(bytes) ? room : sizeof(bytes));
 
+	shim->input.eager = got != -EAGAIN;
 	if (got == -EAGAIN)
 		return;
 	if (got <= 0) {
@@ -236,8 +214,7 @@ static void write_output(struct shim *shim, size_t output)
 	if (put < 0) {
 		(void)credit_return(&sink->credit, sink->backlog.size);
 		backlog_clear(&sink->backlog);
-		if (!sink->ended)
-			close_stream(shim, (enum wire_stream)(output + WIRE_STDOUT));
+		refuse_output(shim, output);
 	}
 	if (put < 0 || (sink->ended && !sink->backlog.size))
 		endpoint_close(&sink->end);
@@ -245,7 +222,7 @@ static void write_output(struct shim *shim, size_t output)
 
 static bool wants_input(const struct shim *shim)
 {
-	return shim->set_up && !shim->exited && shim->input.end.fd >= 0 && credit_room(&shim->input.credit) > 0;
+	return shim->fed && !shim->exited && shim->input.end.fd >= 0 && credit_room(&shim->input.credit) > 0;
 }
 
 static size_t fill_polls(struct shim *shim, struct pollfd *polls)
@@ -279,18 +256,24 @@ static void flush_all(struct shim *shim)
 	if (shim->agent.fd >= 0)
 		(void)conn_flush(&shim->agent); /* an error means QEMU ended, which SIGCHLD tells better */
 	for (size_t i = 0; i < shim->client_count; i++)
-		if (shim->clients[i].id && conn_flush(&shim->clients[i].conn))
-			drop_client(shim, &shim->clients[i]);
+		if (shim->clients[i].id)
+			(void)conn_flush(&shim->clients[i].conn); /* an error: what it sent is read first, then its end of file */
 }
 
-/* EXITED has come: ends when all output is out, or when a killed container's reader has stopped reading. */
-static void finish_when_flushed(struct shim *shim)
+static int timeout_ms(const struct shim *shim)
 {
-	bool waiting = shim->outputs[0].end.fd >= 0 || shim->outputs[1].end.fd >= 0;
-	bool patient = !shim->kill_asked || now_ns() - shim->progress_ns < FLUSH_PATIENCE_MS * 1000000LL;
+	if (wants_input(shim) && shim->input.eager)
+		return 0;
+	if (shim->deaf_ns && !shim->exited)
+		return DEAF_MS;
+	return patience_ms(shim);
+}
 
-	if (!waiting || !patient)
-		finish(shim, shim->ending.code, shim->ending.reason, shim->ending.status, shim->ending.detail);
+static void serve_clients(struct shim *shim, const struct pollfd *polls, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		if (polls[i].fd >= 0 && polls[i].revents && shim->clients[i].id)
+			read_client(shim, &shim->clients[i]);
 }
 
 static void turn(struct shim *shim)
@@ -298,23 +281,43 @@ static void turn(struct shim *shim)
 	struct pollfd polls[POLLS_MAX];
 	size_t count = fill_polls(shim, polls), clients = shim->client_count;
 
-	(void)poll(polls, count, shim->exited ? FLUSH_PATIENCE_MS / 4 : -1);
+	(void)poll(polls, count, timeout_ms(shim));
 	if (polls[POLL_AGENT].fd >= 0 && polls[POLL_AGENT].revents)
-		read_agent(shim);
+		serve_agent(shim);
 	if (polls[POLL_SIGNALS].revents)
 		read_signals(shim);
-	for (size_t i = 0; i < clients; i++)
-		if (polls[POLL_CLIENTS + i].fd >= 0 && polls[POLL_CLIENTS + i].revents && shim->clients[i].id)
-			read_client(shim, &shim->clients[i]);
+	serve_clients(shim, polls + POLL_CLIENTS, clients);
 	if (polls[POLL_CONTROL].revents)
 		accept_clients(shim);
 	if (polls[POLL_QMP].fd >= 0 && polls[POLL_QMP].revents)
 		drain_qmp(shim);
-	if (wants_input(shim) && polls[POLL_INPUT].revents)
+	if (wants_input(shim) && (polls[POLL_INPUT].revents || shim->input.eager))
 		read_input(shim);
+	if (shim->deaf_ns && now_ns() - shim->deaf_ns >= DEAF_MS * 1000000LL)
+		end_early(shim, EPIPE, 255, "agent", 0, "the agent's channel closed");
 	flush_all(shim);
-	if (shim->exited)
-		finish_when_flushed(shim);
+	end_when_flushed(shim);
+}
+
+/* Everything of the host that is needed is a descriptor by now; what is opened by name comes before the pivot. */
+static int set_up(struct shim *shim, const struct options *options)
+{
+	int error;
+
+	endpoint_open(&shim->input.end, STDIN_FILENO, false);
+	endpoint_open(&shim->outputs[0].end, STDOUT_FILENO, true);
+	endpoint_open(&shim->outputs[1].end, STDERR_FILENO, true);
+	shim->input.eager = true;
+	shim->creator = add_client(shim, options->creator);
+	if (!shim->creator)
+		return -ENOMEM;
+	if (fcntl(shim->control, F_SETFL, O_NONBLOCK) < 0)
+		return -errno;
+	error = conn_open(&shim->agent, options->agent, WIRE_PAYLOAD_MAX);
+	if (!error)
+		error = root_enter(options);
+	close(options->rootfs);
+	return error;
 }
 
 void serve(const struct options *options, pid_t qemu, int signals)
@@ -322,19 +325,14 @@ void serve(const struct options *options, pid_t qemu, int signals)
 	struct shim shim = {.options = options, .qemu = qemu, .signals = signals, .control = options->control, .qmp = options->qmp};
 	int error;
 
-	endpoint_open(&shim.input.end, 0, false);
-	endpoint_open(&shim.outputs[0].end, 1, true);
-	endpoint_open(&shim.outputs[1].end, 2, true);
-	if (fcntl(shim.control, F_SETFL, O_NONBLOCK) < 0 || conn_open(&shim.agent, options->agent, WIRE_PAYLOAD_MAX))
-		finish(&shim, 255, "internal", 0, "a descriptor is wrong");
-	shim.creator = add_client(&shim, options->creator);
-	error = root_enter(options);
-	close(options->rootfs);
-	if (!shim.creator || error) {
+	/* Without this glibc raises the bound with the first large plan, and keeps the memory for the container's life. */
+	(void)mallopt(M_MMAP_THRESHOLD, 64 * 1024);
+	error = set_up(&shim, options);
+	if (error) {
 		char detail[96];
 
 		(void)snprintf(detail, sizeof(detail), "enter the rootfs: %s", strerror(-error));
-		finish(&shim, 255, "internal", 0, detail);
+		end_early(&shim, -error, 255, "internal", 0, detail);
 	}
 	for (;;)
 		turn(&shim);

@@ -11,7 +11,12 @@
 #include "shim.h"
 #include "streams.h"
 
-enum { CLIENTS_MAX = 64, REQUESTS_MAX = 64, UNREAD_MAX = 64 * 1024 };
+enum {
+	CLIENTS_MAX = 64,
+	REQUESTS_MAX = 64,	    /* forwarded and not answered */
+	UNREAD_MAX = 64 * 1024,	    /* bytes of results a client may leave unread */
+	UNSENT_MAX = 8 * 1024 * 1024, /* bytes of requests the agent may leave unread */
+};
 
 struct client {
 	struct conn conn;
@@ -39,18 +44,22 @@ struct shim {
 	struct client *clients; /* CLIENTS_MAX places, allocated as they are needed */
 	size_t client_count;
 	struct request requests[REQUESTS_MAX];
+	bool fed; /* START was asked for: stdin may be read */
 	struct source input;
 	struct sink outputs[2]; /* stdout, stderr */
-	bool kill_asked;
-	bool exited; /* EXITED has come: only flushing is left */
+	bool kill_asked;     /* so output whose reader stalls is given up after a while */
+	bool exited;	     /* `ending` is known: only flushing is left */
 	struct ending ending;
-	int64_t progress_ns; /* when output last moved, once exited */
+	int64_t progress_ns; /* when output last moved, or when patience began to count */
+	int64_t deaf_ns;     /* when the agent's channel closed, 0 while it is open */
 };
 
 /* route.c: messages of clients and of the agent. */
 void route_client(struct shim *shim, struct client *client, const struct message *message);
 void route_agent(struct shim *shim, const struct message *message);
 void drop_client(struct shim *shim, struct client *client);
+/* Ends the VM: the agent broke the protocol. */
+void agent_violation(struct shim *shim, const char *what);
 /* Sends to the agent, first HELLO. */
 void send_agent(struct shim *shim, const struct wire_header *head, const void *payload, size_t size);
 /* Returns credit to the guest for bytes that left. */
@@ -58,7 +67,25 @@ void acknowledge(struct shim *shim, size_t output, size_t size);
 /* Tells the guest that nobody reads a stream any more, or that stdin is at its end. */
 void close_stream(struct shim *shim, enum wire_stream stream);
 
-/* serve.c: writes the record, ends QEMU and the shim. */
-void finish(struct shim *shim, int code, const char *reason, int status, const char *detail) __attribute__((noreturn));
+/* Tells the guest, once, that nobody reads an output stream. */
+void refuse_output(struct shim *shim, size_t output);
+/* Whether as much waits to be sent to the agent as may. */
+bool agent_is_full(const struct shim *shim);
+
+/* end.c: how it ends. The first that says so wins. */
+/* The container ended by itself: what it wrote is flushed with all patience, then the shim ends. */
+void end_container(struct shim *shim, int status);
+/* Something else ended: QEMU is killed, a creator that still waits hears `error` and `detail`, output that stalls is given up. */
+void end_early(struct shim *shim, int error, int code, const char *reason, int status, const char *detail);
+/* A SIGKILL or STOP was asked for: from now on stalled output is given up. */
+void lose_patience(struct shim *shim);
+/* Ends QEMU and the shim if all output is out or given up. */
+void end_when_flushed(struct shim *shim);
+/* Milliseconds until patience ends, -1 = for ever. */
+int patience_ms(const struct shim *shim);
+/* Writes the record, ends QEMU and the shim. */
+void finish(struct shim *shim) __attribute__((noreturn));
+/* CLOCK_MONOTONIC */
+int64_t now_ns(void);
 
 #endif

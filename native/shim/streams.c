@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cleanup.h"
 #include "streams.h"
 
 /* A description of our own of the same pipe or terminal: -1 when there is none to be had. */
@@ -18,28 +19,39 @@ static int reopen(int fd, bool writing)
 	return open(path, (writing ? O_WRONLY : O_RDONLY) | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 }
 
-void endpoint_open(struct endpoint *endpoint, int fd, bool writing)
+/* Reopening must not give rights that the descriptor itself has not. */
+static bool is_usable(int fd, bool writing)
+{
+	int mode = fcntl(fd, F_GETFL);
+
+	return mode >= 0 && (mode & O_ACCMODE) != (writing ? O_RDONLY : O_WRONLY);
+}
+
+static int open_own(struct endpoint *endpoint, int fd, bool writing)
 {
 	struct stat info;
-	int own;
+	int own = -1;
 
-	*endpoint = (struct endpoint){.fd = fd};
-	if (fstat(fd, &info) < 0) {
-		endpoint->fd = -1;
-		return;
-	}
+	if (fstat(fd, &info) < 0 || !is_usable(fd, writing))
+		return -1;
 	endpoint->is_socket = S_ISSOCK(info.st_mode);
-	if (!S_ISFIFO(info.st_mode) && !(S_ISCHR(info.st_mode) && isatty(fd)))
-		return;
-	own = reopen(fd, writing);
-	if (own >= 0) {
-		close(fd);
-		endpoint->fd = own;
-	} else if (errno == ENXIO) { /* a FIFO that nobody reads */
-		endpoint_close(endpoint);
-	} else {
-		endpoint->may_block = true;
+	if (S_ISFIFO(info.st_mode) || (S_ISCHR(info.st_mode) && isatty(fd))) {
+		own = reopen(fd, writing);
+		if (own >= 0 || errno == ENXIO) /* the latter: a FIFO that nobody reads */
+			return own;
 	}
+	endpoint->may_block = S_ISFIFO(info.st_mode) || S_ISCHR(info.st_mode);
+	return fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+}
+
+void endpoint_open(struct endpoint *endpoint, int fd, bool writing)
+{
+	cleanup_close int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	*endpoint = (struct endpoint){.fd = -1};
+	endpoint->fd = open_own(endpoint, fd, writing);
+	if (null < 0 || dup2(null, fd) < 0)
+		close(fd);
 }
 
 void endpoint_close(struct endpoint *endpoint)

@@ -14,13 +14,14 @@
 struct endpoint {
 	int fd;		/* -1: closed */
 	bool is_socket; /* MSG_DONTWAIT */
-	bool may_block; /* could not be reopened: poll first, and then at most PIPE_BUF bytes */
+	bool may_block; /* a device, or a pipe that could not be reopened: poll first, and then at most PIPE_BUF bytes */
 };
 
 /* The host's stdin: read while the guest has credit for it. */
 struct source {
 	struct endpoint end;
 	struct credit credit; /* outstanding: bytes the guest has not acknowledged */
+	bool eager; /* read before polling: a FIFO opened after its last writer went never reports its end (pipe(7)) */
 };
 
 /* stdout or stderr: what came from the guest and has not been written. */
@@ -29,9 +30,10 @@ struct sink {
 	struct credit credit; /* outstanding: bytes in the backlog */
 	struct backlog backlog;
 	bool ended; /* the guest sends no more: close when the backlog is out */
+	bool refused; /* the guest was told that nobody reads */
 };
 
-/* Takes over a standard descriptor. */
+/* Takes over a standard descriptor; its number stays occupied, by /dev/null, so that nothing else ever gets it. */
 void endpoint_open(struct endpoint *endpoint, int fd, bool writing);
 void endpoint_close(struct endpoint *endpoint);
 /* As read(2) and write(2), but never waiting: -EAGAIN. */

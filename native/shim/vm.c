@@ -67,6 +67,9 @@ static int enter_namespace(void)
 {
 	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0)
 		return -errno;
+	/* Nor does a working directory: the caller's was the bundle. */
+	if (chdir("/") < 0)
+		return -errno;
 	return 0;
 }
 
