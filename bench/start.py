@@ -48,13 +48,19 @@ def measure(bundle: Path, template: str, runs: int) -> dict[str, object]:
     rows = [run_once(bundle, f"bench-{template}-{number}", template) for number in range(runs)]
     walls = [wall for wall, _ in rows]
     stages = {name: round(statistics.median(stages[name] for _, stages in rows), 1) for name in rows[0][1]}
-    return {"runs": runs, "median_ms": round(statistics.median(walls), 1), "min_ms": round(min(walls), 1), "max_ms": round(max(walls), 1), "stages_ms": stages}
+    return {
+        "runs": runs,
+        "median_ms": round(statistics.median(walls), 1),
+        "min_ms": round(min(walls), 1),
+        "max_ms": round(max(walls), 1),
+        "stages_ms": stages,
+    }
 
 
 def main() -> None:
     """Measure, print, save."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    cold_runs = int(sys.argv[2]) if len(sys.argv) > 2 else runs  # noqa: PLR2004
+    cold_runs = int(sys.argv[2]) if len(sys.argv) > 2 else runs
     with tempfile.TemporaryDirectory() as directory:
         bundle = make_bundle(Path(directory) / "bundle")
         run_once(bundle, "bench-warm-up", "on")
@@ -73,7 +79,9 @@ def main() -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=2) + "\n")
     for name, row in (("template", template), ("cold", cold)):
-        print(f"{name:10} median {row['median_ms']:8.1f} ms   min {row['min_ms']:8.1f}   max {row['max_ms']:8.1f}   ({row['runs']} runs)")
+        print(
+            f"{name:10} median {row['median_ms']:8.1f} ms   min {row['min_ms']:8.1f}   max {row['max_ms']:8.1f}   ({row['runs']} runs)"
+        )
         print(f"{'':10} {row['stages_ms']}")
     print(f"cold / template = {result['ratio']}   ({target})")
 

@@ -76,7 +76,7 @@ def _dispatch(parser: Parser, log: Log) -> int:
         raise UsageError(f"{verb.name}: missing command")
     if "systemd-cgroup" in parser.on:
         log.debug("--systemd-cgroup has no effect yet: cgroups are made through cgroupfs")
-    return verb.run(parser.options(log.debug))
+    return verb.run(parser.options(log.debug, log.info))
 
 
 def _find(parser: Parser) -> Verb:

@@ -16,6 +16,8 @@ runc exits with 1 for all of them, so that is the default.
 
 from __future__ import annotations
 
+import errno
+
 
 class RundctlError(Exception):
     """Base of all errors meant for the user: operation and object in the message, advice in the hint."""
@@ -55,3 +57,13 @@ class GuestError(RundctlError):
 
 class ProcessError(RundctlError):
     """The container's process could not be started."""
+
+
+def words(error: OSError) -> str:
+    """An operating system's error in lower-case words.
+
+    A missing file of *ours* "is missing": podman reads "no such file" and "not found" as "the container's command is not there" and exits with 127.
+    """
+    if error.errno == errno.ENOENT:
+        return "is missing"
+    return (error.strerror or str(error)).lower()

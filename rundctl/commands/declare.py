@@ -55,12 +55,15 @@ class Argument:
 class Options:
     """What a command line said, after parsing: every declared name has a value."""
 
-    __slots__ = ("_on", "_text", "debug")
+    __slots__ = ("_on", "_text", "debug", "info")
 
-    def __init__(self, text: dict[str, str], on: set[str], debug: Callable[[str], None]) -> None:
+    def __init__(
+        self, text: dict[str, str], on: set[str], debug: Callable[[str], None], info: Callable[[str], None]
+    ) -> None:
         self._text = text
         self._on = on
         self.debug = debug
+        self.info = info
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Options) and (self._text, self._on) == (other._text, other._on)

@@ -54,7 +54,7 @@ def create_options(options: Options, *, detach: bool = True, keep: bool = False)
         options.text("bundle") or ".",
         pid_file=options.text("pid-file"),
         template=_TEMPLATE[options.text("template")],
-        timings=_say if options.on("timings") else None,
+        timings=options.info if options.on("timings") else None,
         no_new_keyring=options.on("no-new-keyring"),
         keep=keep,
         detach=detach,
@@ -64,11 +64,7 @@ def create_options(options: Options, *, detach: bool = True, keep: bool = False)
 def _progress(line: str) -> None:
     """A template is built once in a while, for seconds: said to people, not to scripts."""
     if sys.stderr.isatty():
-        _say(line)
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"rundctl: {line}\n")
+        sys.stderr.write(f"rundctl: {line}\n")
 
 
 def _refuse(options: Options) -> None:

@@ -29,6 +29,12 @@ class Log:
         if self._fd >= 0:
             self._append("error", message)
 
+    def info(self, message: str) -> None:
+        """What was asked for, such as ``--timings``: one line on stderr, one in the file."""
+        _say(f"rundctl: {message}")
+        if self._fd >= 0:
+            self._append("info", message)
+
     def debug(self, message: str) -> None:
         """One line in the file, or on stderr if there is none; nothing without ``--debug``."""
         if not self.verbose:

@@ -56,9 +56,9 @@ class Parser:
         self._check(verb.flags)
         self._arguments(verb, words)
 
-    def options(self, debug: Callable[[str], None]) -> Options:
+    def options(self, debug: Callable[[str], None], info: Callable[[str], None]) -> Options:
         """What was found, and by what `debug` the verb says what it does."""
-        return Options(self.text, self.on, debug)
+        return Options(self.text, self.on, debug, info)
 
     def _defaults(self, flags: tuple[Flag, ...]) -> None:
         self.text.update({flag.key: flag.default for flag in flags if flag.value})

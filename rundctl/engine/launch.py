@@ -7,7 +7,7 @@ import os
 from contextlib import ExitStack
 
 from rundctl.engine import cgroup_pool, hybrid_rootfs, kernel_template, plan, seccomp, store, vm, volumes
-from rundctl.errors import ConfigError, GuestError, HostError, ProcessError
+from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, words
 from rundctl.guest import wire
 from rundctl.guest.ops import Opcode, Plan
 from rundctl.host import native
@@ -22,10 +22,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rundctl.engine.kernel_template import Template
     from rundctl.engine.lifecycle import Context, CreateOptions
+    from rundctl.engine.plan import CompiledPlan
     from rundctl.engine.stages import Stages
     from rundctl.engine.store import Container
+    from rundctl.engine.template_store import Template
     from rundctl.engine.volumes import Volumes
     from rundctl.oci.bundle import Bundle
 
@@ -77,8 +78,14 @@ class Launch:
 
     __slots__ = ("_state", "bundle", "container", "ctx", "options", "stages", "template")
 
-    def __init__(  # noqa: PLR0913, PLR0917 (what create has found so far)
-        self, ctx: Context, options: CreateOptions, stages: Stages, container: Container, bundle: Bundle, template: Template
+    def __init__(
+        self,
+        ctx: Context,
+        options: CreateOptions,
+        stages: Stages,
+        container: Container,
+        bundle: Bundle,
+        template: Template,
     ) -> None:
         self.ctx = ctx
         self.options = options
@@ -124,8 +131,12 @@ class Launch:
         sockets = vm.Sockets(opened, self.container)
         directory = held(os.open(self.container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         rootfs = held(os.open(self.bundle.rootfs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        pivot = held(os.open(self.bundle.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))  # the shim's own, rootfs is QEMU's
-        log = held(os.open(self.container.path("qemu.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+        pivot = held(
+            os.open(self.bundle.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        )  # the shim's own, rootfs is QEMU's
+        log = held(
+            os.open(self.container.path("qemu.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        )
         v1, v2 = lease.join_descriptors()
         joins = [held(fd) for fd in v1]
         upper = hybrid_rootfs.open_upper(self.template)
@@ -169,11 +180,13 @@ class Launch:
         compiled = plan.compile(
             self.bundle,
             plan.Facts(
-                rootfs_ops=hybrid_rootfs.guest_ops(volumes=bool(shared.descriptors)),
+                rootfs_ops=tuple(hybrid_rootfs.guest_ops(volumes=bool(shared.descriptors))),
                 volumes=shared.guest,
                 shm=shared.shm,
-                seccomp_bpf=seccomp.compile_filter(spec["linux"]["seccomp"], self.ctx.settings.home) if "seccomp" in spec["linux"] else None,
-                machine_id=os.getrandom(16).hex(),
+                seccomp_bpf=seccomp.compile_filter(spec["linux"]["seccomp"], self.ctx.settings.home)
+                if "seccomp" in spec["linux"]
+                else None,
+                machine_id=os.getrandom(16).hex() + "\n",  # machine-id(5)
                 hostname=_hostname(self.container.id),
                 keyring="" if self.options.no_new_keyring else f"_ses.{self.container.id}",
             ),
@@ -190,7 +203,9 @@ class Launch:
         else:
             machine.restore(qemu.state_uri(self.template.shape, self._state))
             self.stages.mark("restore")
-        result = machine.request(wire.IDENTITY, vm.identity(_hostname(self.container.id)), container=0, timeout_s=timeout_s)
+        result = machine.request(
+            wire.IDENTITY, vm.identity(_hostname(self.container.id)), container=0, timeout_s=timeout_s
+        )
         if result.error:
             raise GuestError(f"identify the guest: {result.describe()}")
         if self._cold:
@@ -228,7 +243,9 @@ def _check(result: wire.Result, sent: Plan, what: str) -> None:
     if op is None:
         raise GuestError(f"{what}: {result.describe()}")
     if op.opcode is Opcode.FIND:
-        raise ProcessError(f"unable to start container process: {op.describe()}: {_find_words(str(op.arguments[0]), result.error)}")
+        raise ProcessError(
+            f"unable to start container process: {op.describe()}: {_find_words(str(op.arguments[0]), result.error)}"
+        )
     detail = f" ({result.detail})" if result.detail else ""
     raise ConfigError(f"{what}: {op.describe()}: {words}{detail}")
 
@@ -248,4 +265,4 @@ def _write_pid_file(path: str, pid: int) -> None:
     try:
         replace(path, str(pid).encode(), durable=False)
     except OSError as error:
-        raise HostError(f"write pid file {path}: {error.strerror}") from error
+        raise HostError(f"write pid file {path}: {words(error)}") from error

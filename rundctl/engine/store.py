@@ -8,7 +8,7 @@ import json
 import os
 import time
 
-from rundctl.errors import HostError, StateError
+from rundctl.errors import HostError, StateError, words
 from rundctl.host.files import replace
 from rundctl.host.pidfd import Process, start_time
 from rundctl.types import Status
@@ -63,7 +63,7 @@ class Container:
 
     def _creator_lives(self) -> bool:
         creator = self.record["creator"]
-        return self.record["boot_id"] == boot_id() and start_time(creator["pid"]) == creator["start_time"]
+        return bool(self.record["boot_id"] == boot_id() and start_time(creator["pid"]) == creator["start_time"])
 
     def creator(self) -> Process | None:
         """The call that makes it, held; None if it has ended."""
@@ -72,17 +72,17 @@ class Container:
 
     def status(self) -> Status:
         """Derive the status: from the shim's life, the ``started`` mark and, before the commit, the creator's life."""
-        shim = self.record.get("shim")
         if not self.record.get("committed"):
             return Status.CREATING if self._creator_lives() else Status.STOPPED
-        if self.record["boot_id"] != boot_id() or start_time(shim["pid"]) != shim["start_time"]:
+        if not self.pid():
             return Status.STOPPED
         return Status.RUNNING if os.path.exists(self.path("started")) else Status.CREATED
 
     def pid(self) -> int:
         """Host pid of the shim while it lives, else 0."""
         shim = self.record.get("shim")
-        return int(shim["pid"]) if shim and start_time(shim["pid"]) == shim["start_time"] else 0
+        alive = shim and self.record["boot_id"] == boot_id() and start_time(shim["pid"]) == shim["start_time"]
+        return int(shim["pid"]) if shim and alive else 0
 
     def exit_record(self) -> dict[str, str]:
         """What the shim wrote before it ended (``code``, ``reason``, ``detail`` ...); empty if it was killed."""
@@ -136,7 +136,7 @@ def make_root(root: str) -> str:
     try:
         os.makedirs(root, mode=0o711, exist_ok=True)
     except OSError as error:
-        raise HostError(f"make root directory {root}: {error.strerror}", hint="rundctl needs root") from error
+        raise HostError(f"make root directory {root}: {words(error)}", hint="rundctl needs root") from error
     return os.path.abspath(root)
 
 

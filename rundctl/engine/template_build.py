@@ -9,7 +9,7 @@ import socket
 import time
 
 from rundctl.engine import template_store, upper
-from rundctl.errors import GuestError, HostError, RundctlError
+from rundctl.errors import GuestError, HostError, RundctlError, words
 from rundctl.guest import initramfs, ops, wire
 from rundctl.host import files, process
 from rundctl.vmm import accelerator, qemu
@@ -68,7 +68,7 @@ def build(home: str, key: TemplateKey, recipe: Recipe, progress: Progress) -> No
         os.rename(directory, f"{root}/{key}")
         files.sync_directory(root)
     except OSError as error:
-        raise HostError(f"build the template in {root}: {error.strerror}") from error
+        raise HostError(f"build the template in {root}: {words(error)}") from error
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

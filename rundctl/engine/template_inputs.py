@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 import rundctl
-from rundctl.errors import HostError
+from rundctl.errors import HostError, words
 from rundctl.guest import kernel as kernels
 from rundctl.host import machine
 from rundctl.host.memo import Memo
@@ -110,7 +110,7 @@ def discover(settings: Settings, request: Request, memo: Memo) -> Ingredients:
         digests = {name: memo.digest(path) for name, path in _files(found, kernel).items()}
     except OSError as error:
         raise HostError(
-            f"read {error.filename}: {error.strerror}", hint="python native/build.py" if error.filename == AGENT else ""
+            f"read {error.filename}: {words(error)}", hint="python native/build.py" if error.filename == AGENT else ""
         ) from error
     return Ingredients(settings, request, kernel, found, digests, host)
 

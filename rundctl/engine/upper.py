@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from rundctl.errors import HostError
+from rundctl.errors import HostError, words
 from rundctl.guest import ops
 from rundctl.host import ficlone, files, process
 from rundctl.vmm import qemu
@@ -26,7 +26,7 @@ def clone(image: str, directory: str) -> tuple[int, int]:
     try:
         writable = _clone(image, directory)
     except OSError as error:
-        raise HostError(f"make the upper layer in {directory}: {error.strerror}") from error
+        raise HostError(f"make the upper layer in {directory}: {words(error)}") from error
     return writable, files.reopen(writable, os.O_RDONLY)
 
 

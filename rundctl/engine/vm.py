@@ -8,7 +8,7 @@ import struct
 import time
 from contextlib import suppress
 
-from rundctl.errors import GuestError
+from rundctl.errors import GuestError, words
 from rundctl.guest import wire
 from rundctl.host import process
 from rundctl.host.pidfd import Process, reap
@@ -83,7 +83,9 @@ class Vm:
         """Load the template's device state; the guest runs when this returns. GuestError with QEMU's words."""
         Qmp(self._qmp).restore(uri)
 
-    def request(self, kind: int, payload: bytes, *, container: int = 1, timeout_s: float = ANSWER_TIMEOUT_S) -> wire.Result:
+    def request(
+        self, kind: int, payload: bytes, *, container: int = 1, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> wire.Result:
         """One request and its result. GuestError if none comes."""
         return self.channel.wait(self.channel.post(kind, payload, container=container), timeout_s)
 
@@ -115,7 +117,7 @@ def connect(undo: ExitStack, container: Container) -> wire.Channel:
     try:
         client.connect(_control_path(undo, container.directory))
     except OSError as error:
-        raise GuestError(f"container {container.id}: connect to its shim: {error.strerror}") from error
+        raise GuestError(f"container {container.id}: connect to its shim: {words(error)}") from error
     channel = wire.Channel(client)
     channel.hello(wire.ROLE_CLIENT)
     return channel

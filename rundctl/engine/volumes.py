@@ -7,7 +7,7 @@ import stat
 
 from rundctl.engine import plan_mounts
 from rundctl.engine.plan_mounts import Volume
-from rundctl.errors import ConfigError
+from rundctl.errors import ConfigError, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _open(mount: Mount) -> int:
     try:
         return os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
-        message = f"config.json: mounts[{mount.index}].source: {mount.source}: {error.strerror}"
+        message = f"config.json: mounts[{mount.index}].source: {mount.source}: {words(error)}"
         raise ConfigError(message, hint="a bind mount's source must exist on the host") from error
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 
-from rundctl.errors import ConfigError, HostError
+from rundctl.errors import ConfigError, HostError, words
 from rundctl.host import files, memo
 
 TYPE_CHECKING = False
@@ -120,7 +120,7 @@ def adopt(choice: Choice, cache: memo.Memo) -> Kernel:
         with open(path, "rb") as file:
             image = kernel_image.vmlinux(file.read(), path)
     except OSError as error:
-        raise ConfigError(f"kernel {path}: {error.strerror}") from error
+        raise ConfigError(f"kernel {path}: {words(error)}") from error
     found = modules.resolve(choice.modules) if choice.modules else []
     parts = Parts(image, found, _sibling_config(path), version="", origin=path)
     kernel = install(choice.home, f"{_CUSTOM_PREFIX}{parts.digest()[:16]}", parts)
@@ -178,7 +178,7 @@ def install(home: str, name: str, parts: Parts) -> Kernel:
             files.sync_directory(root)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise HostError(f"write kernel {name} to {root}: {error.strerror}") from error
+            raise HostError(f"write kernel {name} to {root}: {words(error)}") from error
     return Kernel(target)
 
 

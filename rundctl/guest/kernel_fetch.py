@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from rundctl.errors import HostError
+from rundctl.errors import HostError, words
 from rundctl.guest import kernel, kernel_image, modules
 from rundctl.host import files, process
 
@@ -74,7 +74,7 @@ def _unpack(scratch: str, package: str, version: str) -> kernel.Parts:
         with open(f"{root}/boot/config-{version}", encoding="utf-8") as file:
             config = file.read()
     except OSError as error:
-        raise HostError(f"unpack {archive}: {error.filename}: {error.strerror}") from error
+        raise HostError(f"unpack {archive}: {error.filename}: {words(error)}") from error
     found = modules.resolve(_modules_directory(root, version))
     return kernel.Parts(image, found, config, version=version, origin=archive)
 

@@ -52,7 +52,7 @@ class Frame:
 
     __slots__ = ("container", "flags", "payload", "process", "tag", "type")
 
-    def __init__(self, type: int, flags: int, container: int, process: int, tag: int, payload: bytes) -> None:  # noqa: A002, PLR0913, PLR0917 (the header's fields)
+    def __init__(self, type: int, flags: int, container: int, process: int, tag: int, payload: bytes) -> None:  # noqa: A002 (the header's fields)
         self.type = type
         self.flags = flags
         self.container = container
@@ -95,14 +95,17 @@ class Channel:
         """Say who we are; the peer's HELLO is checked when it arrives."""
         self.notify(HELLO, _HELLO.pack(MAGIC, VERSION, role))
 
-    def notify(self, type: int, payload: bytes = b"", *, container: int = 0, process: int = 0, flags: int = 0) -> None:  # noqa: A002, PLR0913
+    def notify(self, type: int, payload: bytes = b"", *, container: int = 0, process: int = 0, flags: int = 0) -> None:  # noqa: A002
         """Send a frame that gets no answer."""
         self._send(HEADER.pack(len(payload), type, flags, container, process, 0) + payload)
 
     def post(self, type: int, payload: bytes = b"", *, container: int = 0, process: int = 0) -> int:  # noqa: A002
         """Send a request, in as many frames as it takes; returns the tag to wait for."""
         if len(payload) > MESSAGE_MAX:
-            raise GuestError(f"a message of {len(payload)} bytes is over the protocol's {MESSAGE_MAX}", hint="environment and arguments too long?")
+            raise GuestError(
+                f"a message of {len(payload)} bytes is over the protocol's {MESSAGE_MAX}",
+                hint="environment and arguments too long?",
+            )
         self._tag += 1
         frames = []
         for offset in range(0, max(len(payload), 1), PAYLOAD_MAX):

@@ -6,7 +6,7 @@ import errno
 import os
 import time
 
-from rundctl.errors import HostError
+from rundctl.errors import HostError, words
 
 _MAKE_TRIES = 20
 _REMOVE_DEADLINE_S = 2.0
@@ -46,9 +46,9 @@ def make(hierarchy: Hierarchy, path: str) -> str:
             return _make(hierarchy, path)
         except FileNotFoundError as error:  # an emptied parent was removed between two mkdirs
             if tries_left == 1:
-                raise HostError(f"make cgroup {hierarchy.directory}{path}: {error.strerror}") from error
+                raise HostError(f"make cgroup {hierarchy.directory}{path}: {words(error)}") from error
         except OSError as error:
-            raise HostError(f"make cgroup {hierarchy.directory}{path}: {error.strerror}") from error
+            raise HostError(f"make cgroup {hierarchy.directory}{path}: {words(error)}") from error
     raise AssertionError("the loop above returns or raises")
 
 
@@ -87,7 +87,7 @@ def remove(directory: str) -> None:
             return
         except OSError as error:
             if error.errno != errno.EBUSY:
-                raise HostError(f"remove cgroup {directory}: {error.strerror}") from error
+                raise HostError(f"remove cgroup {directory}: {words(error)}") from error
             if time.monotonic() > deadline:
                 hint = f"see {directory}/cgroup.procs"
                 raise HostError(f"remove cgroup {directory}: processes remain in it", hint=hint) from error

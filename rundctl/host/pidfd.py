@@ -7,7 +7,7 @@ import os
 import select
 import signal
 
-from rundctl.errors import HostError
+from rundctl.errors import HostError, words
 
 
 def start_time(pid: int) -> int | None:
@@ -20,6 +20,11 @@ def start_time(pid: int) -> int | None:
     # The second field, the name in parentheses, may itself hold blanks and parentheses.
     state, *rest = text[text.rindex(b")") + 2 :].split()
     return None if state in (b"Z", b"X") else int(rest[18])
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class Process:
@@ -39,14 +44,14 @@ class Process:
         except ProcessLookupError:
             return None
         except OSError as error:
-            raise HostError(f"pidfd_open {pid}: {error.strerror}") from error
+            raise HostError(f"pidfd_open {pid}: {words(error)}") from error
         # Compared only now: as long as the descriptor is held the pid cannot be given to another process.
         if started is not None and start_time(pid) != started:
             os.close(fd)
             return None
         return cls(pid, fd)
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

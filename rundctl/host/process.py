@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 
-from rundctl.errors import HostError
+from rundctl.errors import HostError, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def need_tool(name: str, hint: str) -> str:
     path = find_tool(name)
     if path is None:
         raise HostError(
-            f"{name}: not found in {':'.join(TOOL_DIRECTORIES)}" if "/" not in name else f"{name}: no such program",
+            f"{name}: is not in {':'.join(TOOL_DIRECTORIES)}" if "/" not in name else f"{name}: no such program",
             hint=hint,
         )
     return path
@@ -58,10 +58,10 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise HostError(f"{what}: {argv[0]} did not end within {timeout_s:g} s", hint=hint) from error
     except OSError as error:
-        raise HostError(f"{what}: {argv[0]}: {error.strerror}", hint=hint) from error
+        raise HostError(f"{what}: {argv[0]}: {words(error)}", hint=hint) from error
     if done.returncode not in accepted:
-        words = " ".join(done.stderr.decode(errors="replace").split())[-_WORDS_MAX:]
-        raise HostError(f"{what}: {argv[0]}: {words or f'status {done.returncode}'}", hint=hint)
+        said = " ".join(done.stderr.decode(errors="replace").split())[-_WORDS_MAX:]
+        raise HostError(f"{what}: {argv[0]}: {said or f'status {done.returncode}'}", hint=hint)
     return done.stdout
 
 
@@ -77,7 +77,7 @@ def spawn(argv: Sequence[str], keep_fds: Sequence[int] = (), stdio: tuple[int, i
                 argv[0], list(argv), _ENVIRONMENT, file_actions=actions, setsigmask=(), setsigdef=_RESET_SIGNALS
             )
         except OSError as error:
-            raise HostError(f"start {argv[0]}: {error.strerror}") from error
+            raise HostError(f"start {argv[0]}: {words(error)}") from error
 
 
 _RESET_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores and a child would ignore with it

@@ -3,7 +3,7 @@
 A row is (field, status, words[, harmless values]). A row that is refused or meaningless speaks for all below it. Values that ask for
 nothing (false, 0, -1, "", empty, null) are never refused, nor are the harmless ones named in a row.
 """
-# ruff: noqa: E501 - a table, one line a row
+
 
 from __future__ import annotations
 
@@ -39,12 +39,20 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("process.user.umask", "honoured", "0022 by default"),
     ("process.user.additionalGids", "honoured", ""),
     ("process.user.username", "meaningless", "for Windows"),
-    ("process.capabilities", "honoured", "without it the process has none; names the kernel does not know are listed and left out, as in runc"),
+    (
+        "process.capabilities",
+        "honoured",
+        "without it the process has none; names the kernel does not know are listed and left out, as in runc",
+    ),
     ("process.capabilities.bounding", "honoured", ""),
     ("process.capabilities.permitted", "honoured", ""),
     ("process.capabilities.effective", "honoured", ""),
     ("process.capabilities.inheritable", "honoured", ""),
-    ("process.capabilities.ambient", "honoured", "those not permitted and inheritable too are listed and left out, as in runc"),
+    (
+        "process.capabilities.ambient",
+        "honoured",
+        "those not permitted and inheritable too are listed and left out, as in runc",
+    ),
     ("process.apparmorProfile", "meaningless", _LABEL),
     ("process.selinuxLabel", "meaningless", _LABEL),
     ("process.oomScoreAdj", "honoured", "inside the guest"),
@@ -58,9 +66,17 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("process.execCPUAffinity", "refused", "CPU affinity comes with resource support and `exec`"),
     ("mounts", "honoured", "in their order"),
     ("mounts[].destination", "honoured", "a relative one counts from /; into / and into /proc are refused, as in runc"),
-    ("mounts[].type", "honoured", "`cgroup` mounts cgroup v2; `overlay` and host block devices are refused; others are passed to the guest's kernel"),
+    (
+        "mounts[].type",
+        "honoured",
+        "`cgroup` mounts cgroup v2; `overlay` and host block devices are refused; others are passed to the guest's kernel",
+    ),
     ("mounts[].source", "honoured", "of a bind mount: a path of the host, relative to the bundle, shared with the VM"),
-    ("mounts[].options", "honoured", "all names that runc knows; `idmap`, `ridmap` and shared propagation with the host are refused"),
+    (
+        "mounts[].options",
+        "honoured",
+        "all names that runc knows; `idmap`, `ridmap` and shared propagation with the host are refused",
+    ),
     ("mounts[].uidMappings", "refused", _IDMAP),
     ("mounts[].gidMappings", "refused", _IDMAP),
     ("hooks", "honoured", ""),
@@ -77,9 +93,21 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("hooks.createContainer", "refused", _HOOK),
     ("hooks.startContainer", "refused", _HOOK),
     ("linux", "honoured", "required"),
-    ("linux.namespaces", "honoured", "pid, mount, uts, ipc and network are required: sharing the host's is what a VM cannot do"),
-    ("linux.namespaces[].type", "honoured", "cgroup is always made, time when asked for; user is refused until its issue comes"),
-    ("linux.namespaces[].path", "refused", "an existing namespace belongs to the host's kernel, and the container runs on another"),
+    (
+        "linux.namespaces",
+        "honoured",
+        "pid, mount, uts, ipc and network are required: sharing the host's is what a VM cannot do",
+    ),
+    (
+        "linux.namespaces[].type",
+        "honoured",
+        "cgroup is always made, time when asked for; user is refused until its issue comes",
+    ),
+    (
+        "linux.namespaces[].path",
+        "refused",
+        "an existing namespace belongs to the host's kernel, and the container runs on another",
+    ),
     ("linux.uidMappings", "refused", "user namespaces come with their own issue"),
     ("linux.gidMappings", "refused", "user namespaces come with their own issue"),
     ("linux.timeOffsets", "honoured", "with a time namespace"),
@@ -89,7 +117,11 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("linux.timeOffsets.monotonic", "honoured", ""),
     ("linux.timeOffsets.monotonic.secs", "honoured", ""),
     ("linux.timeOffsets.monotonic.nanosecs", "honoured", ""),
-    ("linux.devices", "honoured", "FIFOs and the devices every Linux has: null, zero, full, random, urandom, tty, console, ptmx, fuse, tun; a host's device is refused"),
+    (
+        "linux.devices",
+        "honoured",
+        "FIFOs and the devices every Linux has: null, zero, full, random, urandom, tty, console, ptmx, fuse, tun; a host's device is refused",
+    ),
     ("linux.devices[].type", "honoured", ""),
     ("linux.devices[].path", "honoured", ""),
     ("linux.devices[].major", "honoured", ""),
@@ -117,14 +149,26 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("linux.resources.hugepageLimits", "honoured", "a limit of 0: the guest has no huge pages to hand out"),
     ("linux.resources.hugepageLimits[].pageSize", "honoured", ""),
     ("linux.resources.hugepageLimits[].limit", "refused", _LIMITS),
-    ("linux.resources.network", "refused", "network classes and priorities are the host's; the container's network is its own"),
+    (
+        "linux.resources.network",
+        "refused",
+        "network classes and priorities are the host's; the container's network is its own",
+    ),
     ("linux.resources.rdma", "refused", "the VM has no RDMA device"),
     ("linux.resources.unified", "refused", _LIMITS),
     ("linux.rootfsPropagation", "honoured", "inside the guest; sharing mounts with the host is impossible"),
     ("linux.seccomp", "honoured", "compiled on the host, loaded in the guest"),
-    ("linux.seccomp.defaultAction", "honoured", "SCMP_ACT_NOTIFY is refused: its descriptor would have to leave the VM"),
+    (
+        "linux.seccomp.defaultAction",
+        "honoured",
+        "SCMP_ACT_NOTIFY is refused: its descriptor would have to leave the VM",
+    ),
     ("linux.seccomp.defaultErrnoRet", "honoured", ""),
-    ("linux.seccomp.flags", "honoured", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, which needs SCMP_ACT_NOTIFY, is refused"),
+    (
+        "linux.seccomp.flags",
+        "honoured",
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, which needs SCMP_ACT_NOTIFY, is refused",
+    ),
     ("linux.seccomp.listenerPath", "refused", "a notify descriptor would have to leave the VM"),
     ("linux.seccomp.listenerMetadata", "refused", "a notify descriptor would have to leave the VM"),
     ("linux.seccomp.architectures", "honoured", ""),

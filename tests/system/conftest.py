@@ -72,10 +72,11 @@ class Cli:
         eventually(lambda: self.status(container_id) == status, f"{container_id} {status}")
 
     def create(self, container_id: str, bundle: Path, *flags: str, **options: Any) -> None:
-        """``create`` with stdio on /dev/null, as a supervisor does it."""
-        process = self.popen("create", *flags, "--bundle", str(bundle), container_id, stderr=subprocess.PIPE, **options)
-        _, errors = process.communicate(timeout=DEADLINE_S)
-        assert process.returncode == 0, errors
+        """``create`` with stdio on /dev/null, as a supervisor does it; stderr on a file, because the container keeps it open."""
+        errors = self.root.parent / "create-stderr"
+        with errors.open("wb") as stderr:
+            process = self.popen("create", *flags, "--bundle", str(bundle), container_id, stderr=stderr, **options)
+        assert process.wait(DEADLINE_S) == 0, errors.read_text()
 
 
 @pytest.fixture(scope="session")

@@ -101,9 +101,9 @@ def test_default_devices_and_links(sh) -> None:
 
 def test_devices(sh) -> None:
     def change(config: JsonDict) -> None:
-        config["linux"]["devices"] = [{"path": "/dev/my/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o600, "uid": 1, "gid": 2}]
+        config["linux"]["devices"] = [{"path": "/dev/my/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o606, "uid": 1, "gid": 2}]
 
-    assert sh("stat -c '%a %u %g' /dev/my/null; echo x > /dev/my/null", change=change).stdout == b"600 1 2\n"
+    assert sh("stat -c '%a %u %g' /dev/my/null; echo x > /dev/my/null", change=change).stdout == b"606 1 2\n"
 
 
 def test_mounts(sh) -> None:
@@ -198,6 +198,8 @@ def test_binds(sh, tmp_path: Path) -> None:
     (tmp_path / "rw/owned").chmod(0o640)
 
     def change(config: JsonDict) -> None:
+        for kind in ("bounding", "effective", "permitted"):
+            config["process"]["capabilities"][kind].append("CAP_CHOWN")
         config["mounts"] += [
             {"destination": "/data", "type": "bind", "source": str(tmp_path / "rw"), "options": ["rbind", "rw", "rprivate"]},
             {"destination": "/ro", "type": "none", "source": str(tmp_path / "ro"), "options": ["bind", "ro", "nosuid", "noexec"]},

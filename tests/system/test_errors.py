@@ -50,7 +50,7 @@ def test_malformed_json(cli: Cli, bundle) -> None:
         (lambda config: config["process"].update(args="sh"), "process.args", "array"),
         (lambda config: config["process"]["user"].update(uid="root"), "process.user.uid", "integer"),
         (lambda config: config.update(hostname=7), "hostname", "string"),
-        (lambda config: config.pop("ociVersion"), "ociVersion", "required"),
+        (lambda config: config.pop("ociVersion"), "ociVersion", "missing"),
         (lambda config: config["mounts"].append({"source": "x"}), "mounts[", "destination"),
         (lambda config: config.update(ociVersion="2.0.0"), "ociVersion", "1."),
     ],
@@ -134,7 +134,7 @@ def test_bad_signal(cli: Cli, bundle) -> None:
             lambda config: config["linux"].update(
                 namespaces=[{**n, "path": "/proc/1/ns/net"} if n["type"] == "network" else n for n in config["linux"]["namespaces"]]
             ),
-            "network",
+            "namespaces[1].path",
         ),
         (lambda config: config["mounts"].append({"destination": "/x", "type": "bind", "source": "/nowhere", "options": ["bind"]}), "/nowhere"),
         (lambda config: config["mounts"].append({"destination": "/x", "type": "nosuchfs", "source": "x"}), "nosuchfs"),
@@ -200,10 +200,9 @@ def test_full_disk(cli: Cli, bundle, tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
     try:
         (small / "fill").write_bytes(b"x" * 40960)
-        with (small / "more").open("wb") as file, pytest.raises(OSError, match="No space"):
+        with (small / "more").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(b"x" * 4096)
-                file.flush()
         done = subprocess.run(
             [RUNDCTL, "--root", small / "root", "create", "--bundle", bundle("/bin/true"), "e"],
             capture_output=True, check=False, stdin=subprocess.DEVNULL,
