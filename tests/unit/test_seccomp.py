@@ -55,8 +55,12 @@ def _profile(*rules: dict[str, Any], default: str = "SCMP_ACT_ALLOW", **more: An
     return {"defaultAction": default, "syscalls": list(rules), **more}
 
 
-def _rule(name: str, action: str = "SCMP_ACT_ERRNO", *args: tuple[int, int, str] | tuple[int, int, str, int], **more: Any) -> dict[str, Any]:
-    conditions = [{"index": a[0], "value": a[1], "op": a[2], **({"valueTwo": a[3]} if len(a) > 3 else {})} for a in args]
+def _rule(
+    name: str, action: str = "SCMP_ACT_ERRNO", *args: tuple[int, int, str] | tuple[int, int, str, int], **more: Any
+) -> dict[str, Any]:
+    conditions = [
+        {"index": a[0], "value": a[1], "op": a[2], **({"valueTwo": a[3]} if len(a) > 3 else {})} for a in args
+    ]
     return {"names": [name], "action": action, "args": conditions, **more}
 
 
@@ -68,7 +72,10 @@ def test_errno_default_is_eperm_and_errno_ret_is_kept() -> None:
 
 
 def test_kill() -> None:
-    assert _result(seccomp.compile_profile(_profile(_rule("getpriority", "SCMP_ACT_KILL_PROCESS"))), SYS_GETPRIORITY, 0, 0) == KILLED
+    assert (
+        _result(seccomp.compile_profile(_profile(_rule("getpriority", "SCMP_ACT_KILL_PROCESS"))), SYS_GETPRIORITY, 0, 0)
+        == KILLED
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,9 @@ def test_conditions_on_the_same_argument_are_alternatives() -> None:
 
 
 def test_unknown_names_and_rules_equal_to_the_default_are_left_out() -> None:
-    bpf = seccomp.compile_profile(_profile(_rule("no_such_call"), _rule("getpriority", "SCMP_ACT_ALLOW"), _rule("personality")))
+    bpf = seccomp.compile_profile(
+        _profile(_rule("no_such_call"), _rule("getpriority", "SCMP_ACT_ALLOW"), _rule("personality"))
+    )
     assert _result(bpf, SYS_PERSONALITY, 0) == errno.EPERM
     assert _result(bpf, SYS_GETPRIORITY, 0, 0) == ALLOWED
 

@@ -1,0 +1,142 @@
+"""Bundles: everything that can be wrong with one is said in one line."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rundctl.errors import ConfigError, RundctlError, UsageError
+from rundctl.oci import bundle, options, spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "rootfs").mkdir()
+    _write(tmp_path, spec.example())
+    return tmp_path
+
+
+def _write(path: Path, config: Any) -> None:
+    (path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+
+
+def _message(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        bundle.load(str(path))
+    assert "\n" not in str(caught.value)
+    return caught.value.message
+
+
+def test_good(path: Path) -> None:
+    loaded = bundle.load(str(path))
+    assert (loaded.path, loaded.rootfs) == (str(path), str(path / "rootfs"))
+    assert loaded.spec == spec.example()
+    assert loaded.options.template
+
+
+def test_relative_paths(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    assert bundle.load(path.name).rootfs == str(path / "rootfs")
+
+
+def test_absolute_rootfs(path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    _write(path, spec.example() | {"root": {"path": str(other)}})
+    assert bundle.load(str(path)).rootfs == str(other)
+
+
+def test_missing(tmp_path: Path) -> None:
+    assert _message(tmp_path / "no") == f"bundle {tmp_path}/no: does not exist"
+    assert _message(tmp_path) == f"JSON specification file {tmp_path}/config.json not found"
+    (tmp_path / "file").touch()
+    assert _message(tmp_path / "file") == f"bundle {tmp_path}/file: not a directory"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{\n "a": }', "line 2 column 7: malformed JSON: Expecting value"),
+        ("", "line 1 column 1: malformed JSON: Expecting value"),
+        ('{"ociVersion": NaN}', "malformed JSON: NaN is no JSON"),
+        (
+            "[" * 100_000,
+            "malformed JSON: maximum recursion depth exceeded while decoding a JSON array from a unicode string",
+        ),
+        ("[]", "expected object, got array"),
+        ("null", "expected object, got null"),
+    ],
+)
+def test_malformed(path: Path, text: str, message: str) -> None:
+    _write(path, text)
+    assert _message(path) == f"config.json: {message}"
+
+
+def test_not_utf8(path: Path) -> None:
+    (path / "config.json").write_bytes(b'{"a": "\xff"}')
+    assert "UTF-8" in _message(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"process": {"cwd": "/", "args": []}}, "process.args: must not be empty"),
+        ({"process": {"cwd": "/", "args": "sh"}}, "process.args: expected array, got string"),
+        ({"root": {"path": "no"}}, "root.path: rootfs {}/no: No such file or directory"),
+        ({"root": {"path": "config.json"}}, "root.path: rootfs {}/config.json: not a directory"),
+        ({"root": {"path": "a\0b"}}, "root.path: rootfs {}/a\0b: embedded null byte"),
+        ({"ociVersion": "2.0.0"}, "ociVersion: expected a version 1.x of the runtime specification, got '2.0.0'"),
+    ],
+)
+def test_wrong_values(path: Path, change: dict[str, Any], message: str) -> None:
+    _write(path, spec.example() | change)
+    assert _message(path) == f"config.json: {message.format(path)}"
+
+
+@pytest.mark.parametrize("section", ["process", "root"])
+def test_missing_sections(path: Path, section: str) -> None:
+    config = spec.example()
+    del config[section]
+    _write(path, config)
+    assert f"config.json: {section}" in _message(path)
+
+
+def test_null_is_absent_and_whole_fractions_are_integers(path: Path) -> None:
+    config = spec.example() | {"domainname": None}
+    config["process"]["user"]["uid"] = 7.0
+    _write(path, config)
+    loaded = bundle.load(str(path)).spec
+    assert "domainname" not in loaded
+    assert isinstance(loaded["process"]["user"]["uid"], int)
+
+
+@pytest.mark.parametrize("text", ["a", "A-z_0.9+", "...", "x" * 255])
+def test_ids(text: str) -> None:
+    assert bundle.container_id(text) == text
+
+
+@pytest.mark.parametrize("text", ["", ".", "..", "a/b", "a b", "ä", "a\n", "x" * 256])
+def test_bad_ids(text: str) -> None:
+    with pytest.raises(UsageError):
+        bundle.container_id(text)
+
+
+def test_annotations() -> None:
+    assert not options.parse({"io.rundctl.template": "off", "other": "x"}).template
+    for wrong in ({"io.rundctl.template": "of"}, {"io.rundctl.templat": "off"}):
+        with pytest.raises(ConfigError, match="io.rundctl.templat"):
+            options.parse(wrong)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_parse_or_are_refused(text: bytes) -> None:
+    try:
+        bundle.parse(text)
+    except RundctlError as error:
+        assert "config.json" in error.message

@@ -1,0 +1,35 @@
+"""What ``spec`` writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rundctl.engine import plan
+from rundctl.errors import ConfigError, UsageError
+from rundctl.oci import bundle, spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_bundle_of_it_compiles_without_complaint(tmp_path: Path) -> None:
+    (tmp_path / "rootfs").mkdir()
+    spec.write(str(tmp_path))
+    compiled = plan.compile(bundle.load(str(tmp_path)), plan.Facts(rootfs_ops=()))
+    assert [line.partition(":")[0] for line in compiled.warnings] == ["linux.resources.devices"]
+
+
+def test_never_over_a_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(ConfigError, match="exists"):
+        spec.write(str(tmp_path))
+    assert (tmp_path / "config.json").read_text() == "mine"
+
+
+def test_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        spec.write(str(tmp_path / "no"))
+    with pytest.raises(UsageError, match="rootless"):
+        spec.write(str(tmp_path), rootless=True)
