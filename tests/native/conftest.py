@@ -96,8 +96,10 @@ class Agent:
 class Shim:
     """A shim, launched as `create` launches it. ``qemu`` is a program that stays, so that the shim has a child to watch."""
 
-    def __init__(self, program, directory, *, qemu=("/bin/sleep", "1000"), stdio=(None, None, None), options=(), keep=(), environment=None):
+    def __init__(self, program, directory, *, qemu=("/bin/sleep", "1000"), stdio=(None, None, None), options=(), keep=(), keep_too=(), prepare=None):
         self.directory = Path(directory)
+        if prepare:
+            prepare(self.directory)
         self.state = self.directory / "state"
         self.rootfs = self.directory / "rootfs"
         self.rootfs.mkdir(exist_ok=True)
@@ -132,7 +134,7 @@ class Shim:
             stdin, stdout, stderr = (given if given is not None else other for given, other in zip(stdio, (silent, null, errors), strict=True))
             self.launcher = subprocess.Popen(
                 [*argv, *options, "--", *map(str, qemu)], stdin=stdin, stdout=stdout, stderr=stderr,
-                pass_fds=(*numbers.values(), *keep), env={**SANITIZERS, **(environment or {})},
+                pass_fds=(*numbers.values(), *keep, *keep_too), env=SANITIZERS,
             )  # fmt: skip
         for far in (creator, agent_end, qmp, listener, *self.opened):
             if isinstance(far, int):

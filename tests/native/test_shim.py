@@ -210,6 +210,7 @@ HELLO = wire.HEADER.pack(8, wire.HELLO, 0, 0, 0, 0) + struct.pack("<4sHH", b"RUN
         HELLO + wire.HEADER.pack(0, wire.PLAN, wire.MORE, 1, 0, 1) + wire.HEADER.pack(0, wire.START, 0, 1, 0, 2),
         HELLO + (wire.HEADER.pack(32768, wire.PLAN, wire.MORE, 1, 0, 1) + bytes(32768)) * 129,
     ],
+    ids=["http", "no-hello", "other-version", "two-hellos", "huge-frame", "data", "torn-message", "huge-message"],
 )
 def test_garbage_drops_only_its_client(launch, garbage):
     shim = launch().running()
@@ -269,6 +270,10 @@ def frames(*items):
         frames((wire.EXITED, 0, 1, 0, 0, b"")),
         frames((wire.PLAN, 0, 1, 0, 3, b"")),
         frames((wire.RESULT, 0, 0, 0, 0, struct.pack("<iI", errno.EPROTO, 0) + b"no\ncode=0\xff")),
+    ],
+    ids=[
+        "noise", "two-hellos", "data-stdin", "data-stream-3", "data-container", "data-process", "data-more", "data-after-close", "credit-unsent",
+        "credit-size", "credit-stdout", "result-unasked", "result-short", "exited-short", "request", "complaint",
     ],
 )
 def test_an_agent_that_lies_ends_the_vm(launch, lie):

@@ -1,0 +1,183 @@
+"""Where the shim and its QEMU live: namespaces, root, descriptors, volumes, memory."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from rundctl.guest import wire
+
+PROBE = Path(__file__).with_name("guest_probe.py")
+PSS_MAX_KIB = 1024
+DEADLINE_S = 20.0
+
+
+def link(pid, name):
+    return os.readlink(f"/proc/{pid}/{name}")
+
+
+def probe(launch, *, volumes=(), **arguments):
+    """Launch with the probe as QEMU; returns the shim and what the probe found."""
+    reading, writing = os.pipe()
+    number = "1000" if volumes else "none"
+    with ExitStack() as opened:
+        opened.callback(os.close, reading)
+        options = []
+        keep = [writing]
+        for source, mode, kind in volumes:
+            fd = os.open(source, os.O_PATH)
+            opened.callback(os.close, fd)
+            options += ["--volume", f"{fd},{mode},{kind}"]
+            keep.append(fd)
+        if volumes:
+            options += ["--volumes-fd", number]
+        options += ["--keep", str(writing)]
+        shim = launch(qemu=(sys.executable, "-I", "-S", PROBE, writing, number), options=options, keep=keep, **arguments)
+        os.close(writing)
+        with os.fdopen(os.dup(reading), "rb") as report:
+            return shim, json.loads(report.readline())
+
+
+def test_own_pid_and_mount_namespace(launch):
+    shim, facts = probe(launch)
+    status = Path(f"/proc/{shim.pid}/status").read_text()
+    assert "NSpid:\t" + f"{shim.pid}\t1\n" in status
+    assert link(shim.pid, "ns/mnt") not in (link("self", "ns/mnt"), facts["mount_namespace"])
+    assert facts["mount_namespace"] != link("self", "ns/mnt")
+    assert facts["pid_namespace"] == link(shim.pid, "ns/pid") != link("self", "ns/pid")
+
+
+def test_shim_is_the_callers_child_in_its_own_session(launch):
+    shim = launch()
+    assert os.getsid(shim.pid) == shim.pid or os.getsid(shim.pid) == 0
+    assert f"PPid:\t{os.getpid()}\n" in Path(f"/proc/{shim.pid}/status").read_text()
+
+
+def test_root_is_the_rootfs_read_only_and_nothing_else_is_mounted(launch):
+    def prepare(directory):
+        (directory / "rootfs").mkdir()
+        (directory / "rootfs" / "marker").write_text("here")
+
+    shim = launch(prepare=prepare).planned()
+    root = Path(f"/proc/{shim.pid}/root")
+    assert (root / "marker").read_text() == "here"
+    with pytest.raises(OSError, match="Read-only"):
+        (root / "new").write_text("x")
+    mounts = Path(f"/proc/{shim.pid}/mountinfo").read_text().splitlines()
+    assert len(mounts) == 1, mounts
+    assert " / ro" in mounts[0]
+    assert link(shim.pid, "cwd") == link(shim.pid, "root")
+
+
+def test_mounts_inside_the_rootfs_are_not_in_the_shims_root(launch, tmp_path):
+    def prepare(directory):
+        inner = directory / "rootfs" / "proc"
+        inner.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "proc", "proc", inner], check=True)
+
+    inner = tmp_path / "c0" / "rootfs" / "proc"
+    try:
+        shim = launch(prepare=prepare).planned()
+        assert os.listdir(f"/proc/{shim.pid}/root/proc") == []
+    finally:
+        subprocess.run(["umount", inner], check=True)
+
+
+def test_qemu_inherits_only_what_it_was_promised(launch):
+    shim, facts = probe(launch)
+    standard = {"0": "/dev/null", "1": str(shim.log), "2": str(shim.log)}
+    others = {fd: target for fd, target in facts["descriptors"].items() if fd not in standard}
+    assert {fd: facts["descriptors"][fd] for fd in standard} == standard
+    assert len(others) == 1, others
+    assert next(iter(others.values())).startswith("pipe:")
+    assert facts["cwd"] == "/"
+
+
+def test_shim_holds_no_descriptor_of_the_host_it_does_not_need(launch):
+    stray = os.open("/etc/hostname", os.O_RDONLY)
+    os.set_inheritable(stray, True)
+    try:
+        shim, _ = probe(launch, keep_too=(stray,))
+    finally:
+        os.close(stray)
+    shim.planned()
+    held = [link(shim.pid, f"fd/{fd}") for fd in os.listdir(f"/proc/{shim.pid}/fd")]
+    files = [target for target in held if target.startswith("/")]
+    assert sorted(files) == sorted(["/dev/null"] * files.count("/dev/null") + [str(shim.state), str(shim.errors)])
+    assert not any("hostname" in target for target in held)
+
+
+def test_qemu_has_default_signals(launch):
+    _, facts = probe(launch)
+    assert int(facts["blocked"], 16) == 0
+    # Python itself ignores SIGPIPE (13) and SIGXFSZ (25).
+    assert int(facts["ignored"], 16) & ~(1 << 12 | 1 << 24) == 0
+
+
+def test_qemus_mounts_receive_but_do_not_send(launch):
+    _, facts = probe(launch)
+    assert all(not any(tag.startswith("shared:") for tag in tags) for tags in facts["propagation"])
+
+
+def test_volumes_are_assembled_in_order(launch, tmp_path):
+    directory = tmp_path / "data"
+    inner = directory / "inner"
+    inner.mkdir(parents=True)
+    (directory / "a").write_text("1")
+    file = tmp_path / "file"
+    file.write_text("content")
+    subprocess.run(["mount", "-t", "tmpfs", "inner", inner], check=True)
+    try:
+        (inner / "b").write_text("2")
+        _, facts = probe(launch, volumes=[(directory, "ro", "dir"), (file, "rw", "file"), (directory, "rw", "dir")])
+    finally:
+        subprocess.run(["umount", inner], check=True)
+    volumes = facts["volumes"]
+    assert list(volumes) == ["0", "1", "2"]
+    assert volumes["0"] == {"is_file": False, "read_only": True, "tree": ["a", "inner", "inner/b"], "inner_read_only": [True]}
+    assert volumes["1"] == {"is_file": True, "read_only": False, "text": "content"}
+    assert volumes["2"] == {"is_file": False, "read_only": False, "tree": ["a", "inner", "inner/b"], "inner_read_only": [False]}
+
+
+def test_volumes_leave_no_mount_on_the_host(launch, tmp_path):
+    before = Path("/proc/self/mountinfo").read_text()
+    probe(launch, volumes=[(tmp_path, "rw", "dir")])
+    assert Path("/proc/self/mountinfo").read_text() == before
+
+
+def test_killing_the_shim_kills_qemu(launch):
+    shim = launch()
+    qemu = os.pidfd_open(shim.qemu_pid())
+    os.kill(shim.pid, signal.SIGKILL)
+    assert shim.wait() == -signal.SIGKILL
+    with pytest.raises(ProcessLookupError):
+        signal.pidfd_send_signal(qemu, 0)
+    os.close(qemu)
+    assert not (shim.state / "exit").exists()
+
+
+def test_oom_score_is_for_both(launch):
+    shim = launch(options=("--oom-score-adj", "321"))
+    for pid in (shim.pid, shim.qemu_pid()):
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "321\n"
+
+
+def test_memory_after_a_large_plan_and_much_output(launch, released):
+    shim = launch(program=released["shim"])
+    tag = shim.channel.post(wire.PLAN, bytes(3 << 20), container=1)
+    shim.agent.expect(wire.HELLO)
+    request = shim.agent.expect(wire.PLAN)
+    shim.agent.hello()
+    shim.agent.result(request)
+    shim.channel.wait(tag, DEADLINE_S)
+    for _ in range(100):
+        shim.agent.output(bytes(wire.PAYLOAD_MAX))
+        assert shim.agent.expect(wire.CREDIT).payload
+    rollup = Path(f"/proc/{shim.pid}/smaps_rollup").read_text()
+    pss = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    assert pss < PSS_MAX_KIB, f"{pss} KiB"
