@@ -19,13 +19,13 @@ _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 def run(kind: str, hooks: list[dict[str, Any]], state: dict[str, Any]) -> None:
-    """Run hooks of a kind, in order; the first that fails raises HostError: prestart and createRuntime."""
+    """Run hooks of a kind, in order; the first that fails raises HostError: all kinds but poststop."""
     for index, hook in enumerate(hooks):
         _run_one(hook, f"{kind} hook #{index} {hook['path']}", state)
 
 
 def run_all(hooks: list[dict[str, Any]], state: dict[str, Any], kind: str) -> list[str]:
-    """Run all hooks of a kind whatever fails, and return a line for each failure: poststart and poststop."""
+    """Run all hooks of a kind whatever fails, and return a line for each failure: poststop."""
     failures = []
     for index, hook in enumerate(hooks):
         try:

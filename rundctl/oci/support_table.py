@@ -85,7 +85,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
         for hook, words in (
             ("prestart", "on the host, before the container's process exists; a failure ends `create`"),
             ("createRuntime", "on the host, after prestart; a failure ends `create`"),
-            ("poststart", "on the host; failures are reported, and the container goes on"),
+            ("poststart", "on the host; a failure ends the container, as in runc"),
             ("poststop", "on the host; failures are reported, and `delete` goes on"),
         )
         for suffix in ("", "[].path", "[].args", "[].env", "[].timeout")

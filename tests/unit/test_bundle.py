@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rundctl.errors import ConfigError, RundctlError, UsageError
+from rundctl.errors import ConfigError, UsageError
 from rundctl.oci import bundle, options, spec
 
 if TYPE_CHECKING:
@@ -130,13 +131,11 @@ def test_bad_ids(text: str) -> None:
 def test_annotations() -> None:
     assert not options.parse({"io.rundctl.template": "off", "other": "x"}).template
     for wrong in ({"io.rundctl.template": "of"}, {"io.rundctl.templat": "off"}):
-        with pytest.raises(ConfigError, match="io.rundctl.templat"):
+        with pytest.raises(ConfigError, match=r"io\.rundctl\.templat"):
             options.parse(wrong)
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_parse_or_are_refused(text: bytes) -> None:
-    try:
+    with contextlib.suppress(ConfigError):
         bundle.parse(text)
-    except RundctlError as error:
-        assert "config.json" in error.message

@@ -94,7 +94,41 @@ def test_order() -> None:
     )
     compiled = _compile(config, machine_id="1" * 32, keyring="_ses.x")
     names = [op.opcode.name for op in compiled.ops]
-    expected = ["PROPAGATION", "LINK_UP", "WRITE", "WRITE", "MOUNT", "ROOT", "MOUNT", "MKNOD", "SYMLINK", "HOSTNAME", "DOMAINNAME", "PIVOT", "MACHINE_ID", "MKDIR", "WRITE", "REMOUNT", "READONLY", "MASK", "KEYRING", "RLIMIT", "UMASK", "STDIO_OWNER", "SECCOMP", "BOUNDING", "CHDIR", "IDS", "CAPS", "CHDIR", "ENV", "HOME", "FIND", "WAIT", "EXEC"]
+    expected = [
+        "PROPAGATION",
+        "LINK_UP",
+        "WRITE",
+        "WRITE",
+        "MOUNT",
+        "ROOT",
+        "MOUNT",
+        "MKNOD",
+        "SYMLINK",
+        "HOSTNAME",
+        "DOMAINNAME",
+        "PIVOT",
+        "MACHINE_ID",
+        "MKDIR",
+        "WRITE",
+        "REMOUNT",
+        "READONLY",
+        "MASK",
+        "KEYRING",
+        "RLIMIT",
+        "UMASK",
+        "STDIO_OWNER",
+        "SECCOMP",
+        "BOUNDING",
+        "CHDIR",
+        "IDS",
+        "CAPS",
+        "CHDIR",
+        "ENV",
+        "HOME",
+        "FIND",
+        "WAIT",
+        "EXEC",
+    ]
     assert [name for index, name in enumerate(names) if index < 4 or name != names[index - 1]] == expected
 
 
@@ -332,6 +366,8 @@ def test_any_valid_config_compiles_or_is_refused(data: st.DataObject) -> None:
         validate.validate(config)
         encoded = _compile(config, **facts).encode()
     except ConfigError as error:
-        assert error.message.startswith("config.json: ")
+        refusal = error.message
+        encoded = b""
     else:
-        assert encoded
+        refusal = ""
+    assert encoded or refusal.startswith("config.json: ")
