@@ -4,7 +4,6 @@ A row is (field, status, words[, harmless values]). A row that is refused or mea
 nothing (false, 0, -1, "", empty, null) are never refused, nor are the harmless ones named in a row.
 """
 
-
 from __future__ import annotations
 
 HONOURED = "honoured"
