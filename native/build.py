@@ -59,7 +59,7 @@ def check_toolchain(compiler: str = "cc", *, static: bool = True) -> None:
         raise BuildError(msg)
     with tempfile.TemporaryDirectory() as scratch:
         probe = Path(scratch, "probe.c")
-        probe.write_text("#include <stdio.h>\n#include <linux/mount.h>\nint main(void) { return puts(\"\") < 0; }\n")
+        probe.write_text('#include <stdio.h>\n#include <linux/mount.h>\nint main(void) { return puts("") < 0; }\n')
         flags = ["-static"] if static else []
         done = _run([compiler, *flags, "-o", str(probe.with_suffix("")), str(probe)])
     if done.returncode:
@@ -81,9 +81,7 @@ def _build_program(name: str, out: Path, compiler: str, *, sanitize: bool) -> Pa
 
 
 def _run(argv: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603 - the argv is made above
-        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
+    return subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
 
 
 def main() -> int:

@@ -44,7 +44,10 @@ class Agent:
         self.data = b""
 
     def frame(self):
-        while len(self.data) < wire.HEADER.size or len(self.data) < wire.HEADER.size + wire.HEADER.unpack_from(self.data)[0]:
+        while (
+            len(self.data) < wire.HEADER.size
+            or len(self.data) < wire.HEADER.size + wire.HEADER.unpack_from(self.data)[0]
+        ):
             more = self.socket.recv(65536)
             if not more:
                 raise EOFError("agent channel")
@@ -96,7 +99,18 @@ class Agent:
 class Shim:
     """A shim, launched as `create` launches it. ``qemu`` is a program that stays, so that the shim has a child to watch."""
 
-    def __init__(self, program, directory, *, qemu=("/bin/sleep", "1000"), stdio=(None, None, None), options=(), keep=(), keep_too=(), prepare=None):
+    def __init__(
+        self,
+        program,
+        directory,
+        *,
+        qemu=("/bin/sleep", "1000"),
+        stdio=(None, None, None),
+        options=(),
+        keep=(),
+        keep_too=(),
+        prepare=None,
+    ):
         self.directory = Path(directory)
         if prepare:
             prepare(self.directory)
@@ -131,7 +145,10 @@ class Shim:
         silent, self.silence = os.pipe()  # a stdin on which nothing ever comes
         self.opened.append(silent)
         with self.errors.open("wb") as errors, open(os.devnull, "r+b") as null:
-            stdin, stdout, stderr = (given if given is not None else other for given, other in zip(stdio, (silent, null, errors), strict=True))
+            stdin, stdout, stderr = (
+                given if given is not None else other
+                for given, other in zip(stdio, (silent, null, errors), strict=True)
+            )
             self.launcher = subprocess.Popen(
                 [*argv, *options, "--", *map(str, qemu)], stdin=stdin, stdout=stdout, stderr=stderr,
                 pass_fds=(*numbers.values(), *keep, *keep_too), env=SANITIZERS,

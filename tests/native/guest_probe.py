@@ -41,7 +41,9 @@ def main():
         "ignored": status["SigIgn"],
         "mount_namespace": os.readlink("/proc/self/ns/mnt"),
         "pid_namespace": os.readlink("/proc/self/ns/pid"),
-        "propagation": [line.split(" - ")[0].split()[6:] for line in Path("/proc/self/mountinfo").read_text().splitlines()],
+        "propagation": [
+            line.split(" - ")[0].split()[6:] for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        ],
         "cwd": os.getcwd(),
         "volumes": volumes(number) if number != "none" else None,
     }

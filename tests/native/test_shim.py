@@ -168,13 +168,24 @@ def test_several_clients_get_their_own_results(launch):
     assert len({request.tag for request in requests}) == len(clients)
     for request in reversed(requests):
         shim.agent.result(request, error=struct.unpack("<II", request.payload)[0])
-    assert [client.wait(tag, DEADLINE_S).error for client, tag in zip(clients, tags, strict=True)] == [10, 11, 12, 13, 14]
+    assert [client.wait(tag, DEADLINE_S).error for client, tag in zip(clients, tags, strict=True)] == [
+        10,
+        11,
+        12,
+        13,
+        14,
+    ]
 
 
 def test_client_that_dies_within_a_message_leaves_nothing_in_the_agents_channel(launch):
     shim = launch().running()
     dying = shim.client()
-    dying._send(wire.HEADER.pack(1000, wire.PLAN, wire.MORE, 1, 0, 9) + b"x" * 1000 + wire.HEADER.pack(1000, wire.PLAN, 0, 1, 0, 9) + b"x" * 10)
+    dying._send(
+        wire.HEADER.pack(1000, wire.PLAN, wire.MORE, 1, 0, 9)
+        + b"x" * 1000
+        + wire.HEADER.pack(1000, wire.PLAN, 0, 1, 0, 9)
+        + b"x" * 10
+    )
     dying.close()
     client = shim.client()
     client.post(wire.SIGNAL, struct.pack("<II", 1, 0), container=1)
@@ -272,8 +283,22 @@ def frames(*items):
         frames((wire.RESULT, 0, 0, 0, 0, struct.pack("<iI", errno.EPROTO, 0) + b"no\ncode=0\xff")),
     ],
     ids=[
-        "noise", "two-hellos", "data-stdin", "data-stream-3", "data-container", "data-process", "data-more", "data-after-close", "credit-unsent",
-        "credit-size", "credit-stdout", "result-unasked", "result-short", "exited-short", "request", "complaint",
+        "noise",
+        "two-hellos",
+        "data-stdin",
+        "data-stream-3",
+        "data-container",
+        "data-process",
+        "data-more",
+        "data-after-close",
+        "credit-unsent",
+        "credit-size",
+        "credit-stdout",
+        "result-unasked",
+        "result-short",
+        "exited-short",
+        "request",
+        "complaint",
     ],
 )
 def test_an_agent_that_lies_ends_the_vm(launch, lie):
@@ -315,7 +340,9 @@ def test_qmp_is_not_read_before_commit_and_drained_after(launch):
 
 
 def test_launch_says_which_option_is_wrong(sanitized):
-    done = subprocess.run([sanitized["shim"], "launch", "--agent", "x", "--", "/bin/true"], capture_output=True, check=False)
+    done = subprocess.run(
+        [sanitized["shim"], "launch", "--agent", "x", "--", "/bin/true"], capture_output=True, check=False
+    )
     assert (done.returncode, done.stderr) == (2, b"shim: x\n")
     done = subprocess.run([sanitized["shim"]], capture_output=True, check=False)
     assert done.returncode == 2

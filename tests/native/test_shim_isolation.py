@@ -37,7 +37,9 @@ def probe(launch, *, volumes=(), **arguments):
         if volumes:
             options += ["--volumes-fd", number]
         options += ["--keep", str(writing)]
-        shim = launch(qemu=(sys.executable, "-I", "-S", PROBE, writing, number), options=options, keep=keep, **arguments)
+        shim = launch(
+            qemu=(sys.executable, "-I", "-S", PROBE, writing, number), options=options, keep=keep, **arguments
+        )
         os.close(writing)
         with os.fdopen(os.dup(reading), "rb") as report:
             return shim, json.loads(report.readline())
@@ -139,9 +141,19 @@ def test_volumes_are_assembled_in_order(launch, tmp_path):
         subprocess.run(["umount", inner], check=True)
     volumes = facts["volumes"]
     assert list(volumes) == ["0", "1", "2"]
-    assert volumes["0"] == {"is_file": False, "read_only": True, "tree": ["a", "inner", "inner/b"], "inner_read_only": [True]}
+    assert volumes["0"] == {
+        "is_file": False,
+        "read_only": True,
+        "tree": ["a", "inner", "inner/b"],
+        "inner_read_only": [True],
+    }
     assert volumes["1"] == {"is_file": True, "read_only": False, "text": "content"}
-    assert volumes["2"] == {"is_file": False, "read_only": False, "tree": ["a", "inner", "inner/b"], "inner_read_only": [False]}
+    assert volumes["2"] == {
+        "is_file": False,
+        "read_only": False,
+        "tree": ["a", "inner", "inner/b"],
+        "inner_read_only": [False],
+    }
 
 
 def test_volumes_leave_no_mount_on_the_host(launch, tmp_path):
