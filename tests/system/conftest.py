@@ -154,7 +154,11 @@ def sh(cli: Cli, bundle: Callable[..., Path]) -> Callable[..., subprocess.Comple
     count = 0
 
     def run(
-        script: str, *flags: str, code: int | None = 0, stdin: bytes = b"", change: Callable[[JsonDict], object] | None = None
+        script: str,
+        *flags: str,
+        code: int | None = 0,
+        stdin: bytes = b"",
+        change: Callable[[JsonDict], object] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         nonlocal count
         count += 1
@@ -180,7 +184,9 @@ def _mounts() -> set[str]:
 
 def _cgroups() -> set[str]:
     # Only the first levels: deeper is inside a container's own.
-    return {str(path) for depth in ("*", "*/*", "*/*/*") for path in Path("/sys/fs/cgroup").glob(depth) if path.is_dir()}
+    return {
+        str(path) for depth in ("*", "*/*", "*/*/*") for path in Path("/sys/fs/cgroup").glob(depth) if path.is_dir()
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +203,9 @@ def nothing_left(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Non
     elsewhere = Path("/run/rundctl/.elsewhere")
     links = [link.name for link in elsewhere.iterdir() if os.readlink(link) == str(root)] if elsewhere.exists() else []
     assert links == [], "links left for --root"
-    eventually(lambda: _processes(str(tmp_path)) <= before[0], f"processes left: {_processes(str(tmp_path)) - before[0]}")
+    eventually(
+        lambda: _processes(str(tmp_path)) <= before[0], f"processes left: {_processes(str(tmp_path)) - before[0]}"
+    )
     assert _mounts() == before[1]
     eventually(lambda: _cgroups() <= before[2], f"cgroups left: {_cgroups() - before[2]}")
     assert len(os.listdir("/proc/self/fd")) <= descriptors

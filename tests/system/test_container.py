@@ -101,7 +101,9 @@ def test_default_devices_and_links(sh) -> None:
 
 def test_devices(sh) -> None:
     def change(config: JsonDict) -> None:
-        config["linux"]["devices"] = [{"path": "/dev/my/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o606, "uid": 1, "gid": 2}]
+        config["linux"]["devices"] = [
+            {"path": "/dev/my/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o606, "uid": 1, "gid": 2}
+        ]
 
     assert sh("stat -c '%a %u %g' /dev/my/null; echo x > /dev/my/null", change=change).stdout == b"606 1 2\n"
 
@@ -109,7 +111,12 @@ def test_devices(sh) -> None:
 def test_mounts(sh) -> None:
     def change(config: JsonDict) -> None:
         config["mounts"] += [
-            {"destination": "/scratch", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "noexec", "size=1m", "mode=1777"]},
+            {
+                "destination": "/scratch",
+                "type": "tmpfs",
+                "source": "tmpfs",
+                "options": ["nosuid", "noexec", "size=1m", "mode=1777"],
+            },
             {"destination": "/ro", "type": "tmpfs", "source": "tmpfs", "options": ["ro"]},
             {"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]},
         ]
@@ -150,7 +157,10 @@ def test_masked_and_readonly_paths(sh) -> None:
         config["linux"]["maskedPaths"] = ["/etc/passwd", "/usr", "/missing"]
         config["linux"]["readonlyPaths"] = ["/home", "/missing"]
 
-    out = sh("wc -c < /etc/passwd; ls -A /usr | wc -l; touch /home/x 2>/dev/null || echo ro; touch /tmp/x && echo rw", change=change)
+    out = sh(
+        "wc -c < /etc/passwd; ls -A /usr | wc -l; touch /home/x 2>/dev/null || echo ro; touch /tmp/x && echo rw",
+        change=change,
+    )
     assert out.stdout.split() == [b"0", b"0", b"ro", b"rw"]
 
 
@@ -201,8 +211,18 @@ def test_binds(sh, tmp_path: Path) -> None:
         for kind in ("bounding", "effective", "permitted"):
             config["process"]["capabilities"][kind].append("CAP_CHOWN")
         config["mounts"] += [
-            {"destination": "/data", "type": "bind", "source": str(tmp_path / "rw"), "options": ["rbind", "rw", "rprivate"]},
-            {"destination": "/ro", "type": "none", "source": str(tmp_path / "ro"), "options": ["bind", "ro", "nosuid", "noexec"]},
+            {
+                "destination": "/data",
+                "type": "bind",
+                "source": str(tmp_path / "rw"),
+                "options": ["rbind", "rw", "rprivate"],
+            },
+            {
+                "destination": "/ro",
+                "type": "none",
+                "source": str(tmp_path / "ro"),
+                "options": ["bind", "ro", "nosuid", "noexec"],
+            },
             {"destination": "/etc/hosts", "type": "bind", "source": str(tmp_path / "single"), "options": ["bind"]},
         ]
 
@@ -237,7 +257,9 @@ def test_shm_of_the_host_becomes_the_guests(sh) -> None:
 
     def change(config: JsonDict) -> None:
         config["mounts"] = [mount for mount in config["mounts"] if mount["destination"] != "/dev/shm"]
-        config["mounts"].append({"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["bind", "nosuid"]})
+        config["mounts"].append(
+            {"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["bind", "nosuid"]}
+        )
 
     assert b"tmpfs" in sh("grep ' /dev/shm ' /proc/mounts && echo x > /dev/shm/x", change=change).stdout
     assert not Path("/dev/shm/x").exists()
@@ -301,4 +323,6 @@ def test_time_namespace(sh) -> None:
 
 def test_file_types_of_the_lower_survive(sh, rootfs: Path) -> None:
     assert stat.S_IMODE((rootfs / "tmp").stat().st_mode) == 0o1777
-    assert sh("stat -c '%a %u' /tmp; readlink /bin/ls; mv /etc/hosts /etc/moved && cat /etc/moved").stdout.decode().split("\n")[:2] == ["1777 0", "busybox"]
+    assert sh(
+        "stat -c '%a %u' /tmp; readlink /bin/ls; mv /etc/hosts /etc/moved && cat /etc/moved"
+    ).stdout.decode().split("\n")[:2] == ["1777 0", "busybox"]

@@ -13,7 +13,9 @@ import pytest
 from .conftest import RUNDCTL, Cli, JsonDict
 
 
-def _refused(cli: Cli, *arguments: str, code: int = 1, log: Path | None = None, env: dict[str, str] | None = None) -> str:
+def _refused(
+    cli: Cli, *arguments: str, code: int = 1, log: Path | None = None, env: dict[str, str] | None = None
+) -> str:
     flags = ["--log", str(log), "--log-format", "json"] if log else []
     done = cli(*flags, *arguments, code=code, env=env)
     lines = done.stderr.decode().splitlines()
@@ -87,7 +89,9 @@ def test_not_an_executable_format(cli: Cli, bundle, tmp_path: Path) -> None:
     (tmp_path / "odd").chmod(0o755)
 
     def change(config: JsonDict) -> None:
-        config["mounts"].append({"destination": "/odd", "type": "bind", "source": str(tmp_path / "odd"), "options": ["bind"]})
+        config["mounts"].append(
+            {"destination": "/odd", "type": "bind", "source": str(tmp_path / "odd"), "options": ["bind"]}
+        )
 
     assert "exec format error" in _refused(cli, "run", "--bundle", str(bundle("/odd", change=change)), "e")
 
@@ -127,16 +131,26 @@ def test_bad_signal(cli: Cli, bundle) -> None:
         (lambda config: config["linux"]["namespaces"].append({"type": "user"}), "user"),
         (lambda config: config["linux"].update(resources={"memory": {"limit": 1 << 25}}), "memory"),
         (
-            lambda config: config["linux"].update(namespaces=[n for n in config["linux"]["namespaces"] if n["type"] != "network"]),
+            lambda config: config["linux"].update(
+                namespaces=[n for n in config["linux"]["namespaces"] if n["type"] != "network"]
+            ),
             "network",
         ),
         (
             lambda config: config["linux"].update(
-                namespaces=[{**n, "path": "/proc/1/ns/net"} if n["type"] == "network" else n for n in config["linux"]["namespaces"]]
+                namespaces=[
+                    {**n, "path": "/proc/1/ns/net"} if n["type"] == "network" else n
+                    for n in config["linux"]["namespaces"]
+                ]
             ),
             "namespaces[1].path",
         ),
-        (lambda config: config["mounts"].append({"destination": "/x", "type": "bind", "source": "/nowhere", "options": ["bind"]}), "/nowhere"),
+        (
+            lambda config: config["mounts"].append(
+                {"destination": "/x", "type": "bind", "source": "/nowhere", "options": ["bind"]}
+            ),
+            "/nowhere",
+        ),
         (lambda config: config["mounts"].append({"destination": "/x", "type": "nosuchfs", "source": "x"}), "nosuchfs"),
         (lambda config: config["linux"].update(sysctl={"kernel.hostname": "x"}), "kernel.hostname"),
     ],
@@ -154,7 +168,9 @@ def test_later_verbs_are_refused(cli: Cli) -> None:
 def test_no_qemu(cli: Cli, bundle, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text('qemu = "/nowhere/qemu-system-x86_64"\n')
-    line = _refused(cli, "run", "--bundle", str(bundle("/bin/true")), "e", env={"RUNDCTL_CONFIG": str(config), **_home()})
+    line = _refused(
+        cli, "run", "--bundle", str(bundle("/bin/true")), "e", env={"RUNDCTL_CONFIG": str(config), **_home()}
+    )
     assert "qemu" in line
     assert "not found" not in line  # podman would make 127 of it
     assert "no such file" not in line
@@ -163,7 +179,9 @@ def test_no_qemu(cli: Cli, bundle, tmp_path: Path) -> None:
 def test_no_kernel(cli: Cli, bundle, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text('kernel = "/nowhere/vmlinux"\n')
-    line = _refused(cli, "run", "--bundle", str(bundle("/bin/true")), "e", env={"RUNDCTL_CONFIG": str(config), **_home()})
+    line = _refused(
+        cli, "run", "--bundle", str(bundle("/bin/true")), "e", env={"RUNDCTL_CONFIG": str(config), **_home()}
+    )
     assert "/nowhere/vmlinux" in line
     assert "not found" not in line
     assert "no such file" not in line.lower()
@@ -178,7 +196,9 @@ def own_home(tmp_path: Path, template: str) -> Path:
     """A copy of RUNDCTL_HOME whose template may be damaged."""
     del template
     home = tmp_path / "home"
-    subprocess.run(["cp", "-a", "--sparse=always", os.environ.get("RUNDCTL_HOME", "/var/lib/rundctl"), home], check=True)
+    subprocess.run(
+        ["cp", "-a", "--sparse=always", os.environ.get("RUNDCTL_HOME", "/var/lib/rundctl"), home], check=True
+    )
     return home
 
 

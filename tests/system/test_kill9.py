@@ -33,7 +33,9 @@ def test_of_the_shim(cli: Cli, container: str) -> None:
     qemu = _qemu_of(pid)
     os.kill(pid, signal.SIGKILL)
     cli.wait_status(container, "stopped")
-    eventually(lambda: not psutil.pid_exists(qemu) or psutil.Process(qemu).status() == "zombie", "QEMU ends with its shim")
+    eventually(
+        lambda: not psutil.pid_exists(qemu) or psutil.Process(qemu).status() == "zombie", "QEMU ends with its shim"
+    )
     cli("delete", container)
 
 

@@ -11,7 +11,14 @@ COUNT = 20
 
 def test_twenty_at_once(cli: Cli, bundle) -> None:
     runs = [
-        cli.popen("run", "--bundle", str(bundle("/bin/sh", "-c", f"echo {n}; exit {n}")), f"p{n}", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        cli.popen(
+            "run",
+            "--bundle",
+            str(bundle("/bin/sh", "-c", f"echo {n}; exit {n}")),
+            f"p{n}",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         for n in range(COUNT)
     ]
     for n, run in enumerate(runs):

@@ -38,10 +38,16 @@ class Podman:
     def __init__(self, directory: Path) -> None:
         conf = directory / "containers.conf"
         conf.write_text(CONF.format(rundctl=RUNDCTL))
-        self.environment = {"CONTAINERS_CONF": str(conf), "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+        self.environment = {
+            "CONTAINERS_CONF": str(conf),
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/root",
+        }
         self.flags = ["--root", f"{directory}/storage", "--runroot", f"{directory}/run", "--storage-driver", "overlay"]
 
-    def __call__(self, *arguments: str, code: int | None = 0, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    def __call__(
+        self, *arguments: str, code: int | None = 0, stdin: bytes | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         done = subprocess.run(
             ["/usr/bin/podman", *self.flags, *arguments],
             env=self.environment, input=stdin, capture_output=True, timeout=120, check=False,
@@ -50,7 +56,9 @@ class Podman:
             assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
         return done
 
-    def run(self, *arguments: str, code: int | None = 0, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    def run(
+        self, *arguments: str, code: int | None = 0, stdin: bytes | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         """``podman run --network none``."""
         return self("run", "--network", "none", *arguments, code=code, stdin=stdin)
 
@@ -70,7 +78,9 @@ def podman(tmp_path_factory: pytest.TempPathFactory, rootfs: Path) -> Iterator[P
     for root in ("libpod_parent",):  # podman leaves its own parents
         for controller in Path("/sys/fs/cgroup").iterdir():
             if (controller / root).is_dir():
-                subprocess.run(["find", controller / root, "-depth", "-type", "d", "-delete"], check=False, capture_output=True)
+                subprocess.run(
+                    ["find", controller / root, "-depth", "-type", "d", "-delete"], check=False, capture_output=True
+                )
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +90,10 @@ def nothing_left(podman: Podman) -> Iterator[None]:
     podman("rm", "--all", "--force", "--time", "0")
     listed = subprocess.run([RUNDCTL, "list", "-q"], capture_output=True, check=True).stdout
     assert listed == b""
-    eventually(lambda: subprocess.run(["pgrep", "-f", "_native/shim"], capture_output=True, check=False).stdout == b"", "shims are gone")
+    eventually(
+        lambda: subprocess.run(["pgrep", "-f", "_native/shim"], capture_output=True, check=False).stdout == b"",
+        "shims are gone",
+    )
 
 
 def test_run(podman: Podman) -> None:
@@ -129,7 +142,15 @@ def test_kill_and_wait(podman: Podman) -> None:
 
 
 def test_kill_by_signal(podman: Podman) -> None:
-    podman.run("-d", "--name", "u", "localhost/bb", "/bin/sh", "-c", "trap 'exit 9' USR1; echo up; while :; do sleep 1 & wait $!; done")
+    podman.run(
+        "-d",
+        "--name",
+        "u",
+        "localhost/bb",
+        "/bin/sh",
+        "-c",
+        "trap 'exit 9' USR1; echo up; while :; do sleep 1 & wait $!; done",
+    )
     eventually(lambda: podman("logs", "u").stdout == b"up\n", "log line")
     podman("kill", "--signal", "USR1", "u")
     assert podman("wait", "u").stdout == b"9\n"

@@ -45,7 +45,9 @@ def test_the_guest_has_a_kernel_of_its_own(sh) -> None:
     assert sh("uname -r").stdout.decode().strip() != os.uname().release
 
 
-@pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 255", 255), ("kill -9 $$", 0), ("sh -c 'kill -9 $$'; exit $?", 137)])
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 0", 0), ("exit 255", 255), ("kill -9 $$", 0), ("sh -c 'kill -9 $$'; exit $?", 137)]
+)
 def test_exit_codes(sh, script: str, code: int) -> None:
     # PID 1 is immune to its own SIGKILL, with runc too.
     sh(script, code=code)
