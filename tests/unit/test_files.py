@@ -138,7 +138,7 @@ def test_run() -> None:
         process.run(["ls", "/nonexistent"], what="list", hint="look elsewhere")
     with pytest.raises(HostError, match="did not end within"):
         process.run(["sleep", "60"], what="wait", timeout_s=0.05)
-    with pytest.raises(HostError, match=r"no-such-tool: not found.*\(install it\)"):
+    with pytest.raises(HostError, match=r"no-such-tool: is not in.*\(install it\)"):
         process.run(["no-such-tool"], what="try", hint="install it")
 
 
