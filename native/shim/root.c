@@ -24,7 +24,7 @@ int mount_copy(int fd, bool recursive, bool read_only)
 	return take_fd(&tree);
 }
 
-/* Not recursive: what a user has mounted inside a rootfs, a procfs say, must not be reachable from here (DESIGN: with a procfs in this
+/* Not recursive: what a user has mounted inside a rootfs, a procfs say, must not be reachable from here (docs/adr/0003: with a procfs in this
  * namespace an image's symlink once read a host file through `podman cp`). */
 int root_enter(const struct options *options)
 {
