@@ -1,0 +1,25 @@
+"""Starting from the template is much faster than booting: as a generous ratio; the figures are ``make bench``'s."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from .conftest import Cli
+
+
+def test_a_clone_starts_in_a_third_of_a_boot(cli: Cli, bundle: Callable[..., Path]) -> None:
+    where = str(bundle("/bin/true"))
+
+    def run_s(template: str) -> float:
+        before = time.monotonic()
+        cli("run", "--template", template, "--bundle", where, "speed")
+        return time.monotonic() - before
+
+    run_s("on")
+    assert 3 * statistics.median(run_s("on") for _ in range(3)) < statistics.median(run_s("off") for _ in range(3))
