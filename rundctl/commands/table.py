@@ -17,6 +17,7 @@ VERBS = (
     "features",
     "template",
     "kernel",
+    "doctor",
 )
 
 # Verbs of runc that are still to come. They are refused by name, `--help` included: podman probes `checkpoint --help`.

@@ -55,7 +55,7 @@ def find(settings: Settings, request: Request = _DEFAULT) -> Template | None:
 
 def ensure(settings: Settings, progress: Progress, request: Request = _DEFAULT) -> Template:
     """The template for this machine, built if need be; who comes second waits and finds it."""
-    os.makedirs(template_store.root(settings.home), exist_ok=True)
+    template_store.make_root(settings.home)
     memo = template_inputs.open_memo(settings)
     ingredients = template_inputs.discover(settings, request, memo)
     memo.save()

@@ -60,6 +60,7 @@ def build(home: str, key: TemplateKey, recipe: Recipe, progress: Progress) -> No
     template_store.sweep(home)
     directory = f"{root}/.{key}.tmp"
     os.makedirs(f"{directory}/empty")
+    os.chmod(directory, 0o700)
     try:
         started = time.monotonic()
         _boot_and_save(directory, recipe, progress)
@@ -212,7 +213,7 @@ def _finish(directory: str, key: TemplateKey, recipe: Recipe, seconds: float) ->
     """Make the files durable and read-only, and describe them."""
     for name in ("console.log", "qemu.log"):
         files.unlink(f"{directory}/{name}")
-    described = {name: _describe(f"{directory}/{name}") for name in template_store.FILES}
+    described = {name: _describe(f"{directory}/{name}", _mode(name, recipe.shape)) for name in template_store.FILES}
     manifest = {
         "format": template_store.FORMAT,
         "key": key,
@@ -227,10 +228,15 @@ def _finish(directory: str, key: TemplateKey, recipe: Recipe, seconds: float) ->
     files.sync_directory(directory)
 
 
-def _describe(path: str) -> dict[str, object]:
+def _mode(name: str, shape: MachineShape) -> int:
+    """Nobody writes to a template; but a QEMU that cannot map its memory read-only must be able to open it for writing."""
+    return 0o600 if name == "memory" and not qemu.maps_memory_read_only(shape.qemu_version) else 0o400
+
+
+def _describe(path: str, mode: int) -> dict[str, object]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fchmod(fd, 0o600)
+        os.fchmod(fd, mode)
         os.fsync(fd)
         digest = files.content_digest(fd)
         return {"size": os.fstat(fd).st_size, "digest": digest, "identity": template_store.file_identity(path)}

@@ -70,6 +70,12 @@ def root(home: str) -> str:
     return f"{home}/templates"
 
 
+def make_root(home: str) -> None:
+    """Make it, for root alone: a template holds what all its clones begin with. OSError if it cannot be."""
+    os.makedirs(root(home), exist_ok=True)
+    os.chmod(root(home), 0o700)
+
+
 def open_template(home: str, key: TemplateKey, shape: MachineShape) -> Template | None:
     """The template of that key, if it is there and its files are untouched: one manifest and one stat a file."""
     directory = f"{root(home)}/{key}"

@@ -24,12 +24,21 @@ def examine(memo: Memo) -> str:
     """Read it, and remember. /proc/cpuinfo takes tens of milliseconds on a host with many processors."""
     import hashlib
 
-    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        first = file.read(1 << 16).split("\n\n", 1)[0]
-    fields = [line for line in first.splitlines() if line.partition(":")[0].strip() in _CPU_FIELDS]
+    fields = [line for line in _first_processor() if line.partition(":")[0].strip() in _CPU_FIELDS]
     identity = f"linux-{os.uname().release} cpu-{hashlib.sha256(chr(10).join(fields).encode()).hexdigest()[:16]}"
     memo.remember("host", {"boot": _boot(), "identity": identity})
     return identity
+
+
+def processor() -> tuple[str, set[str]]:
+    """Name and flags of the first processor."""
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in _first_processor())}
+    return fields.get("model name", "unknown"), set(fields.get("flags", "").split())
+
+
+def _first_processor() -> list[str]:
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        return file.read(1 << 16).split("\n\n", 1)[0].splitlines()
 
 
 def _boot() -> str:

@@ -24,6 +24,7 @@ _TRANSLATIONS_MIB = 32  # TCG's buffer of translated code; its default is a GiB
 _UPPER_SET = 1
 _FIRST_SLOT = 2  # PCI slot 0 is the host bridge; 1 is left to what a machine type may put there
 _SPARE_PORTS = 2
+_READ_ONLY_MEMORY = (8, 2)  # from here on a private mapping may be of a file that is opened for reading only
 _FILE_FD_URI = (9, 0)  # from here on `fd:` on a plain file is deprecated, and file:/dev/fdset/N is there
 
 
@@ -167,11 +168,18 @@ def _board(shape: MachineShape) -> list[Option]:
     ]
 
 
+def maps_memory_read_only(version: tuple[int, int]) -> bool:
+    """Whether a clone's QEMU of this version opens the memory file for reading only."""
+    return version >= _READ_ONLY_MEMORY
+
+
 def _memory_file(shape: MachineShape, wiring: Wiring, *, share: bool) -> Option:
-    size = f"{shape.memory_mib}M"
-    return Option(
-        "object", "memory-backend-file", {"id": "memory", "size": size, "mem-path": wiring.memory_path, "share": share}
-    )
+    properties: dict[str, str | int | bool] = {
+        "id": "memory", "size": f"{shape.memory_mib}M", "mem-path": wiring.memory_path, "share": share,
+    }  # fmt: skip
+    if not share and maps_memory_read_only(shape.qemu_version):
+        properties |= {"readonly": True, "rom": False}  # the file is, the guest's memory over it is not
+    return Option("object", "memory-backend-file", properties)
 
 
 def _channels(wiring: Wiring) -> list[Option]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,11 +60,11 @@ class Clone:
         return before, int(self.told["time"]), after
 
     def end(self) -> None:
+        """The checker ends with its stdin."""
         assert self.creating.stdin is not None
         assert self.creating.stdout is not None
         self.creating.stdin.close()
         assert self.creating.stdout.read() == b""
-        self.creating.stdout.close()
         self.cli.wait_status(self.id, "stopped")
         self.cli("delete", self.id)
 
@@ -117,6 +118,13 @@ def _the_clock_is_right(clones: list[Clone]) -> None:
 
 def test_clones_made_at_once_differ_and_know_the_time(cli: Cli, identity: Path) -> None:
     made = [Clone(cli, f"clone{index}", identity) for index in range(CLONES)]
+    with ExitStack() as opened:
+        for clone in made:
+            opened.enter_context(clone.creating)
+        _talk(made)
+
+
+def _talk(made: list[Clone]) -> None:
     for clone in made:
         assert clone.creating.wait(120) == 0, clone.creating.stdout and clone.creating.stdout.read()
     starting = [clone.start() for clone in made]

@@ -56,6 +56,13 @@ def test_nothing_in_a_clone_can_punch_holes_into_the_template() -> None:
     assert not [word for word in clone if "balloon" in word or "virtio-mem" in word or "free-page" in word]
 
 
+def test_newer_qemu_never_opens_the_memory_for_writing() -> None:
+    clone, _ = qemu.clone_argv(_shape(version=(8, 2)), _wiring(), 14)
+    assert "memory-backend-file,id=memory,size=128M,mem-path=/t/a,,b/memory,share=off,readonly=on,rom=off" in clone
+    template, _ = qemu.template_argv(_shape(version=(8, 2)), _wiring())
+    assert not any("readonly" in word for word in template if word.startswith("memory-backend"))
+
+
 def test_kept_descriptors() -> None:
     """Volumes are opened by QEMU's parent, in the child."""
     _, kept = qemu.clone_argv(_shape(), _wiring(rootfs=15, volumes=16, console=17), 14)

@@ -1,0 +1,325 @@
+"""What this host has for running containers, and how to mend what it lacks. Cold.
+
+Every fact comes from the module that `create` itself asks, so a finding is what a start will meet. Nothing is changed but for scratch files
+without a name; what is dear to find out and is not remembered (whether KVM works) is said to be unknown, not tried.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from rundctl.engine import kernel_template, seccomp, settings, template_inputs, template_store
+from rundctl.errors import HostError, RundctlError, words
+from rundctl.guest import kernel
+from rundctl.host import cgroupfs, ficlone, files, machine, native, process
+from rundctl.types import Accelerator
+from rundctl.vmm import accelerator, binary, qemu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rundctl.engine.settings import Settings
+
+    Check = Callable[[Settings], Iterator["Finding"]]
+
+_GUEST_CONTROLLERS = ("cpu", "memory", "pids")  # what containers are limited by
+_TOOLS = (("mkfs.ext4", "e2fsprogs"), ("setpriv", "util-linux"))
+_CONMON = ("conmon", "/usr/libexec/podman/conmon", "/usr/lib/podman/conmon")
+_CONTAINERS_CONF = (
+    "/usr/share/containers/containers.conf",
+    "/etc/containers/containers.conf",
+    "/etc/containers/containers.conf.d",
+)
+_SCRATCH_SIZE = 1 << 16  # bytes; more than one block of any file system
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+class Level(StrEnum):
+    """How much a finding matters: ``fail`` keeps containers from starting, ``warn`` makes them slower, heavier or less safe."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; the hint says how to mend it."""
+
+    subject: str
+    level: Level
+    text: str
+    hint: str = ""
+
+
+def examine() -> list[Finding]:
+    """All findings, in an order in which they can be mended. Raises nothing: what goes wrong is a finding."""
+    found: list[Finding] = []
+    try:
+        chosen = settings.load()
+        found.append(Finding("settings", Level.OK, f"RUNDCTL_HOME is {chosen.home}"))
+    except RundctlError as error:
+        chosen = settings.Settings()
+        found.append(_failure("settings", error))
+    return found + [finding for subject, check in CHECKS for finding in _run(subject, check, chosen)]
+
+
+def _run(subject: str, check: Check, chosen: Settings) -> list[Finding]:
+    """A check's findings; one that failed itself is one more."""
+    found: list[Finding] = []
+    try:
+        found.extend(check(chosen))
+    except RundctlError as error:
+        found.append(_failure(subject, error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        found.append(Finding(subject, Level.FAIL, f"{where}{words(error)}"))
+    return found
+
+
+def _failure(subject: str, error: RundctlError) -> Finding:
+    return Finding(subject, Level.FAIL, error.message, error.hint)
+
+
+def _user(_: Settings) -> Iterator[Finding]:
+    if os.geteuid() == 0:
+        yield Finding("user", Level.OK, "root")
+    else:
+        yield Finding("user", Level.FAIL, f"uid {os.geteuid()} is not root", "sudo rundctl doctor")
+
+
+def _processor(_: Settings) -> Iterator[Finding]:
+    name, flags = machine.processor()
+    if os.uname().machine != "x86_64":
+        yield Finding("processor", Level.FAIL, f"{os.uname().machine} is not supported", "an x86-64 host")
+        return
+    virtual = flags & {"vmx", "svm"}
+    if virtual:
+        yield Finding("processor", Level.OK, f"{name}: {', '.join(sorted(virtual))}")
+    else:
+        hint = "enable VT-x or AMD-V in the firmware, or nested virtualisation where this machine is a guest itself"
+        yield Finding("processor", Level.WARN, f"{name}: neither vmx nor svm: KVM cannot be expected to work", hint)
+
+
+def _native(_: Settings) -> Iterator[Finding]:
+    paths = [native.program(name) for name in ("agent", "shim")]
+    yield Finding("programs", Level.OK, " ".join(paths))
+
+
+def _tools(_: Settings) -> Iterator[Finding]:
+    for name, package in _TOOLS:
+        yield Finding("tools", Level.OK, process.need_tool(name, f"apt-get install {package}"))
+
+
+def _qemu(chosen: Settings) -> Iterator[Finding]:
+    memo = template_inputs.open_memo(chosen)
+    path = binary.find(chosen.qemu)
+    found = binary.known(path, memo) or binary.examine(path, memo)
+    what = f"{path} {_version(found.version)}, machine {found.machine}"
+    if qemu.maps_memory_read_only(found.version):
+        yield Finding("qemu", Level.OK, what)
+        return
+    text = "it cannot map a template's memory read-only, and holds a descriptor to it for writing (docs/security.md)"
+    yield Finding(
+        "qemu", Level.WARN, f"{what}: {text}", "8.2 can: qemu-system-x86 of Debian 13 or of bookworm-backports"
+    )
+
+
+def _version(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def _accelerator(chosen: Settings) -> Iterator[Finding]:
+    memo = template_inputs.open_memo(chosen)
+    verdict = accelerator.given(chosen.accelerator)
+    if verdict is None:
+        host = machine.known(memo) or machine.examine(memo)
+        digest = memo.digest(binary.find(chosen.qemu))
+        verdict = accelerator.recall(memo, accelerator.circumstances(digest, host))
+    if verdict is None:
+        text = f"not known yet: {accelerator.KVM_DEVICE} is there, but only booting a guest tells whether it works"
+        yield Finding("accelerator", Level.WARN, text, "rundctl template build")
+    elif verdict.accelerator is Accelerator.KVM:
+        yield Finding("accelerator", Level.OK, f"kvm: {verdict.reason}")
+    else:
+        hint = "with KVM guests run many times faster; it is tried again when QEMU, the host's kernel or its processor change"
+        if not os.path.exists(accelerator.KVM_DEVICE):
+            hint = "modprobe kvm_intel or kvm_amd; in a virtual machine, enable nested virtualisation on its host"
+        yield Finding("accelerator", Level.WARN, f"tcg (emulation): {verdict.reason}", hint)
+
+
+def _kernel(chosen: Settings) -> Iterator[Finding]:
+    there = kernel.names(chosen.home)
+    choice = kernel.Choice(chosen.home, chosen.kernel, chosen.kernel_modules)
+    found = kernel.find(choice, template_inputs.open_memo(chosen))
+    if found is None:
+        text = f"{chosen.kernel} (from the settings) has not been taken over yet"
+        yield Finding("kernel", Level.WARN, text, "rundctl template build")
+        return
+    found.manifest()
+    others = [name for name in there if name != found.name]
+    yield Finding("kernel", Level.OK, f"{found.name}{', and ' + ', '.join(others) if others else ''}")
+
+
+def _home(chosen: Settings) -> Iterator[Finding]:
+    """A reflink is tried, not guessed from the file system's name: XFS and ext4 come with and without."""
+    if not os.path.isdir(chosen.home):
+        yield Finding("reflink", Level.WARN, f"{chosen.home} is missing", "rundctl kernel fetch makes it")
+        return
+    if _can_reflink(chosen.home):
+        yield Finding(
+            "reflink", Level.OK, f"{chosen.home} shares extents between files: an upper layer costs one ioctl"
+        )
+        return
+    hint = f"put {chosen.home} on XFS (mkfs.xfs is in xfsprogs) or btrfs"
+    text = f"the file system of {chosen.home} cannot: each start copies its upper layer's data, about 1 MiB"
+    yield Finding("reflink", Level.WARN, text, hint)
+
+
+def _can_reflink(directory: str) -> bool:
+    source = files.nameless(directory)
+    try:
+        target = files.nameless(directory)
+        try:
+            files.write_all(source, bytes([1]) * _SCRATCH_SIZE)
+            return ficlone.clone(source, target)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+
+
+def _templates(chosen: Settings) -> Iterator[Finding]:
+    try:
+        current = kernel_template.find(chosen)
+    except RundctlError:
+        current = None  # why is told by the checks of QEMU and kernel
+    if current is None:
+        text = "none for the present settings: the first create builds it"
+        yield Finding("template", Level.WARN, text, "rundctl template build")
+    for entry in template_store.entries(chosen.home):
+        what = f"{entry.key} {entry.size_mib} MiB"
+        if not entry.intact:
+            hint = "rundctl template build rebuilds the present one, rundctl template prune removes the others"
+            yield Finding("template", Level.WARN, f"{what}: damaged, will not be used", hint)
+            continue
+        mine = current is not None and entry.key == current.key
+        yield Finding("template", Level.OK, f"{what}{', used by the next create' if mine else ''}")
+    yield from _exposed(template_store.root(chosen.home))
+
+
+def _exposed(root: str) -> Iterator[Finding]:
+    """Whoever can read a template can read every clone's first secrets; whoever can write to it owns them."""
+    try:
+        status = os.stat(root)
+    except FileNotFoundError:
+        return
+    if status.st_uid != 0:
+        yield Finding("template", Level.FAIL, f"{root} belongs to uid {status.st_uid}", f"chown 0:0 {root}")
+    elif status.st_mode & _OTHERS:
+        mode = stat.S_IMODE(status.st_mode)
+        yield Finding("template", Level.WARN, f"{root} is open to others (mode {mode:04o})", f"chmod 0700 {root}")
+
+
+def _cgroups(_: Settings) -> Iterator[Finding]:
+    found = cgroupfs.hierarchies()
+    if not found:
+        raise HostError("no writable cgroup hierarchy is mounted", hint="mount -t cgroup2 cgroup2 /sys/fs/cgroup")
+    unified = next((each for each in found if each.is_v2), None)
+    mounted = {name for each in found if not each.is_v2 for name in each.controllers}
+    version = "v2" if unified and len(found) == 1 else "v1 and v2" if unified else "v1"
+    there = mounted | _v2_controllers(unified)
+    missing = [name for name in _GUEST_CONTROLLERS if name not in there]
+    text = f"{version}, {len(found)} hierarch{'y' if len(found) == 1 else 'ies'}: {' '.join(sorted(there))}"
+    if missing:
+        hint = "systemd.unified_cgroup_hierarchy=1 on the kernel's command line"
+        yield Finding("cgroup", Level.WARN, f"{text}; without {', '.join(missing)}", hint)
+    else:
+        yield Finding("cgroup", Level.OK, text)
+    yield from _favordynmods(found)
+
+
+def _v2_controllers(hierarchy: cgroupfs.Hierarchy | None) -> set[str]:
+    if hierarchy is None:
+        return set()
+    with open(f"{hierarchy.directory}/cgroup.controllers", encoding="ascii") as file:
+        return set(file.read().split())
+
+
+def _favordynmods(found: list[cgroupfs.Hierarchy]) -> Iterator[Finding]:
+    """Without it each move of a process into a cgroup waits for an RCU grace period (cgroup-v2.rst)."""
+    plain = [each.directory for each in found if "favordynmods" not in each.controllers]
+    if not plain:
+        yield Finding("cgroup", Level.OK, "favordynmods is on: processes join cgroups at once")
+        return
+    hint = f"mount -o remount,favordynmods {plain[0]} (Linux 6.0)"
+    yield Finding(
+        "cgroup", Level.OK, f"favordynmods is off in {len(plain)}: joining a cgroup may wait for the kernel", hint
+    )
+
+
+def _seccomp(_: Settings) -> Iterator[Finding]:
+    seccomp.compile_profile({"defaultAction": "SCMP_ACT_ALLOW"})
+    yield Finding("seccomp", Level.OK, "libseccomp compiles profiles")
+
+
+def _podman(_: Settings) -> Iterator[Finding]:
+    path = process.find_tool("podman")
+    if path is None:
+        yield Finding("podman", Level.OK, "not installed; nothing else needs it", "apt-get install podman")
+        return
+    version = process.run([path, "--version"], what="ask podman for its version").decode().split()[-1]
+    conmon = next((tool for tool in map(process.find_tool, _CONMON) if tool), None)
+    if conmon is None:
+        yield Finding("podman", Level.WARN, f"{path} {version}, without conmon", "apt-get install conmon")
+        return
+    yield Finding("podman", Level.OK, f"{path} {version}, {conmon}")
+    yield _drop_in(_CONTAINERS_CONF)
+
+
+def _drop_in(places: tuple[str, ...]) -> Finding:
+    for path in _configurations(places):
+        with open(path, "rb") as file:
+            engine = tomllib.load(file).get("engine", {})
+        programs = engine.get("runtimes", {}).get("rundctl")
+        if programs is None:
+            continue
+        program = next((each for each in programs if os.access(each, os.X_OK)), None)
+        if program is not None:
+            return Finding("podman", Level.OK, f"{path}: --runtime rundctl is {program}")
+        text = f"{path}: none of {', '.join(programs)} is there"
+        return Finding("podman", Level.WARN, text, "name rundctl's path in that file")
+    hint = "docs/examples/podman-rundctl.conf belongs in /etc/containers/containers.conf.d"
+    return Finding("podman", Level.WARN, "does not know rundctl by name, only by path", hint)
+
+
+def _configurations(places: tuple[str, ...]) -> list[str]:
+    """containers.conf(5): files in their order, a directory's by name; the last that says something wins, so it comes first here."""
+    found: list[str] = []
+    for place in places:
+        if os.path.isdir(place):
+            found += sorted(f"{place}/{name}" for name in os.listdir(place) if name.endswith(".conf"))
+        elif os.path.exists(place):
+            found.append(place)
+    return found[::-1]
+
+
+CHECKS: tuple[tuple[str, Check], ...] = (
+    ("user", _user),
+    ("processor", _processor),
+    ("programs", _native),
+    ("tools", _tools),
+    ("qemu", _qemu),
+    ("accelerator", _accelerator),
+    ("kernel", _kernel),
+    ("reflink", _home),
+    ("template", _templates),
+    ("cgroup", _cgroups),
+    ("seccomp", _seccomp),
+    ("podman", _podman),
+)

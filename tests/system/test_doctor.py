@@ -1,0 +1,54 @@
+"""``rundctl doctor`` on this host, whose containers start: its verdicts are what starts have met."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+from .conftest import RUNDCTL, Cli, JsonDict
+
+
+def _findings(cli: Cli, code: int = 0, **environment: str) -> dict[str, list[JsonDict]]:
+    report = json.loads(cli("doctor", "--json", code=code, env={**os.environ, **environment}).stdout)
+    assert report["ok"] is (code == 0)
+    found: dict[str, list[JsonDict]] = {}
+    for finding in report["findings"]:
+        found.setdefault(finding["subject"], []).append(finding)
+    return found
+
+
+def test_a_host_that_works(cli: Cli, template: str) -> None:
+    found = _findings(cli)
+    assert all(finding["level"] in ("ok", "warn") for each in found.values() for finding in each)
+    assert any(finding["text"].startswith(template.strip()) for finding in found["template"])
+    assert "used by the next create" in found["template"][0]["text"] + found["template"][-1]["text"]
+    manifest = json.loads(cli("template", "show", template.strip()).stdout)
+    assert found["accelerator"][0]["text"].startswith(manifest["accelerator"]["name"])
+    assert manifest["accelerator"]["reason"] in found["accelerator"][0]["text"]
+    assert manifest["kernel"] in found["kernel"][0]["text"]
+
+
+def test_an_empty_host(cli: Cli, tmp_path) -> None:
+    found = _findings(cli, 1, RUNDCTL_HOME=str(tmp_path / "home"))
+    assert found["kernel"][0]["hint"] == "rundctl kernel fetch"
+    assert found["template"][0]["hint"] == "rundctl template build"
+    assert not (tmp_path / "home").exists()
+
+
+def test_it_changes_nothing(cli: Cli) -> None:
+    home = os.environ.get("RUNDCTL_HOME", "/var/lib/rundctl")
+    listing = ["find", home, "-printf", "%p %i %s %m %T@ %C@\n"]
+    before = subprocess.run(listing, capture_output=True, check=True).stdout
+    cli("doctor")
+    after = subprocess.run(listing, capture_output=True, check=True).stdout
+    # A scratch file without a name touches its directory's times and nothing else.
+    assert after.split(b"\n")[1:] == before.split(b"\n")[1:]
+
+
+def test_not_root(template: str) -> None:
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", RUNDCTL, "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "fail user        uid 65534 is not root (sudo rundctl doctor)" in done.stdout.splitlines()
+    assert "Traceback" not in done.stderr

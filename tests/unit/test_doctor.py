@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from rundctl.commands import doctor as command
+from rundctl.commands.declare import Options
+from rundctl.engine import doctor
+from rundctl.engine.doctor import Finding, Level
+from rundctl.engine.settings import Settings
+from rundctl.errors import HostError
+from rundctl.host.cgroupfs import Hierarchy
+from rundctl.vmm import binary
+
+
+def _of(check: doctor.Check, home: Path) -> list[Finding]:
+    settings = Settings()
+    settings.home = str(home)
+    return doctor._run("subject", check, settings)
+
+
+def _options(*on: str) -> Options:
+    return Options({}, set(on), print, print)
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "hint"),
+    [
+        (HostError("no luck", hint="try again"), "no luck", "try again"),
+        (FileNotFoundError(2, "No such file", "/x"), "/x: is missing", ""),
+        (PermissionError(13, "Permission denied"), "permission denied", ""),
+    ],
+)
+def test_a_check_that_fails_is_a_finding(tmp_path: Path, error: Exception, text: str, hint: str) -> None:
+    def check(_: Settings):
+        yield Finding("subject", Level.OK, "before")
+        raise error
+
+    assert _of(check, tmp_path) == [
+        Finding("subject", Level.OK, "before"),
+        Finding("subject", Level.FAIL, text, hint),
+    ]
+
+
+def test_a_bug_is_not_hidden(tmp_path: Path) -> None:
+    def check(_: Settings):
+        yield Finding("subject", Level.OK, str(1 // 0))
+
+    with pytest.raises(ZeroDivisionError):
+        _of(check, tmp_path)
+
+
+def test_nothing_of_a_bare_home_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNDCTL_HOME", str(tmp_path / "none"))
+    found = {finding.subject: finding for finding in doctor.examine()}
+    assert set(found) == {"settings", *(subject for subject, _ in doctor.CHECKS)}
+    assert found["kernel"].level is Level.FAIL
+    assert found["kernel"].hint == "rundctl kernel fetch"
+    assert found["reflink"].level is Level.WARN
+    assert not (tmp_path / "none").exists()
+
+
+def test_bad_settings_do_not_end_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.toml").write_text("memory_mib = 1\n")
+    monkeypatch.setenv("RUNDCTL_CONFIG", str(tmp_path / "config.toml"))
+    found = doctor.examine()
+    assert found[0].level is Level.FAIL
+    assert "memory_mib" in found[0].text
+    assert len(found) > len(doctor.CHECKS)
+
+
+def test_no_qemu_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rundctl.host.process.TOOL_DIRECTORIES", (str(tmp_path),))
+    (found,) = _of(doctor._qemu, tmp_path)
+    assert (found.level, found.hint) == (Level.FAIL, "apt-get install qemu-system-x86")
+
+
+@pytest.mark.parametrize(("version", "level"), [((7, 2), Level.WARN), ((8, 1), Level.WARN), ((8, 2), Level.OK)])
+def test_qemu_that_opens_templates_for_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], level: Level
+) -> None:
+    monkeypatch.setattr(binary, "find", lambda _: "/q")
+    monkeypatch.setattr(binary, "known", lambda *_: binary.Binary("/q", version, "pc-q35", ()))
+    (found,) = _of(doctor._qemu, tmp_path)
+    assert found.level is level
+    assert ("for writing" in found.text) is (level is Level.WARN)
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "level", "words"),
+    [
+        ("tcg", "/dev/null", Level.WARN, "asked for in the settings"),
+        ("kvm", "/dev/null", Level.OK, "asked for in the settings"),
+        ("auto", "/nowhere", Level.WARN, "/nowhere is missing"),
+    ],
+)
+def test_accelerator_that_needs_no_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, device: str, level: Level, words: str
+) -> None:
+    given = doctor.accelerator.given
+    monkeypatch.setattr(doctor.accelerator, "given", lambda setting: given(setting, device))
+    settings = Settings()
+    settings.home, settings.accelerator = str(tmp_path), setting
+    (found,) = doctor._run("accelerator", doctor._accelerator, settings)
+    assert found.level is level
+    assert words in found.text
+
+
+def test_accelerator_that_no_boot_has_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.accelerator, "given", lambda _: None)
+    (found,) = _of(doctor._accelerator, tmp_path)
+    assert found.level is Level.WARN
+    assert "not known yet" in found.text
+    assert found.hint == "rundctl template build"
+
+
+def test_reflink_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def clone(source: int, target: int) -> bool:
+        tried.append(os.fstat(source).st_size)
+        return source != target
+
+    monkeypatch.setattr(doctor.ficlone, "clone", clone)
+    (found,) = _of(doctor._home, tmp_path)
+    assert found.level is Level.OK
+    assert tried == [doctor._SCRATCH_SIZE]
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(doctor.ficlone, "clone", lambda *_: False)
+    (found,) = _of(doctor._home, tmp_path)
+    assert found.level is Level.WARN
+    assert "xfsprogs" in found.hint
+
+
+def test_exposed_templates(tmp_path: Path) -> None:
+    root = tmp_path / "templates"
+    assert list(doctor._exposed(str(root))) == []
+    root.mkdir(0o700)
+    assert list(doctor._exposed(str(root))) == []
+    root.chmod(0o755)
+    (found,) = doctor._exposed(str(root))
+    assert (found.level, found.hint) == (Level.WARN, f"chmod 0700 {root}")
+    os.chown(root, 1000, 1000)
+    (found,) = doctor._exposed(str(root))
+    assert found.level is Level.FAIL
+
+
+def test_damaged_templates(tmp_path: Path) -> None:
+    (tmp_path / "templates/k1").mkdir(parents=True, mode=0o700)
+    (tmp_path / "templates").chmod(0o700)
+    none, damaged = _of(doctor._templates, tmp_path)
+    assert "none for the present settings" in none.text
+    assert damaged.level is Level.WARN
+    assert "damaged" in damaged.text
+
+
+def _hierarchies(monkeypatch: pytest.MonkeyPatch, *found: Hierarchy) -> None:
+    monkeypatch.setattr(doctor.cgroupfs, "hierarchies", lambda: list(found))
+
+
+def test_cgroup_v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+    _hierarchies(monkeypatch, Hierarchy(str(tmp_path), frozenset({"nsdelegate", "favordynmods"}), is_v2=True))
+    one, two = _of(doctor._cgroups, tmp_path)
+    assert (one.level, one.text) == (Level.OK, "v2, 1 hierarchy: cpu cpuset io memory pids")
+    assert "favordynmods is on" in two.text
+
+
+def test_cgroup_v1_without_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _hierarchies(
+        monkeypatch,
+        Hierarchy("/c/cpu", frozenset({"cpu"}), is_v2=False),
+        Hierarchy("/c/pids", frozenset({"pids"}), is_v2=False),
+    )
+    one, two = _of(doctor._cgroups, tmp_path)
+    assert one.level is Level.WARN
+    assert one.text == "v1, 2 hierarchies: cpu pids; without memory"
+    assert two.hint == "mount -o remount,favordynmods /c/cpu (Linux 6.0)"
+
+
+def test_no_cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _hierarchies(monkeypatch)
+    (found,) = _of(doctor._cgroups, tmp_path)
+    assert found.level is Level.FAIL
+
+
+def test_drop_in(tmp_path: Path, checkout: Path) -> None:
+    places = (str(tmp_path / "none.conf"), str(tmp_path / "conf.d"))
+    assert doctor._drop_in(places).level is Level.WARN
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d/a.conf").write_text('[engine.runtimes]\nrundctl = ["/nowhere/rundctl", "/bin/true"]\n')
+    assert "/bin/true" in doctor._drop_in(places).text
+    (tmp_path / "conf.d/b.conf").write_text('[engine.runtimes]\nrundctl = ["/nowhere/rundctl"]\n')
+    assert "none of /nowhere/rundctl is there" in doctor._drop_in(places).text
+    (tmp_path / "conf.d/c.conf").write_text((checkout / "docs/examples/podman-rundctl.conf").read_text())
+    assert "/usr/local/bin/rundctl" in doctor._drop_in(places).text
+
+
+@pytest.mark.parametrize(("level", "code"), [(Level.OK, 0), (Level.WARN, 0), (Level.FAIL, 1)])
+def test_exit_code_and_forms(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], level: Level, code: int
+) -> None:
+    found = [Finding("one", Level.OK, "fine"), Finding("two", level, "[so] so", "do this")]
+    monkeypatch.setattr(doctor, "examine", lambda: found)
+    assert command.examine(_options()) == code
+    assert capsys.readouterr().out.splitlines() == [
+        "ok   one         fine",
+        f"{level.value:5}two         [so] so (do this)",
+    ]
+    assert command.examine(_options("json")) == code
+    assert json.loads(capsys.readouterr().out) == {
+        "ok": code == 0,
+        "findings": [
+            {"subject": "one", "level": "ok", "text": "fine", "hint": ""},
+            {"subject": "two", "level": level.value, "text": "[so] so", "hint": "do this"},
+        ],
+    }
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert command.examine(_options()) == code
+    shown = capsys.readouterr().out
+    assert "LEVEL" in shown
+    assert "[so] so" in shown
+    assert "do this" in shown
