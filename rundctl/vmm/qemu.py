@@ -208,7 +208,8 @@ def _upper(wiring: Wiring) -> list[Option]:
 def _exports(wiring: Wiring) -> list[Option]:
     return [
         *_export(ROOTFS_TAG, _directory(wiring.rootfs, wiring), _slot(2), readonly=True),
-        *_export(VOLUMES_TAG, _directory(wiring.volumes, wiring), _slot(3), readonly=False),
+        # Without volumes it exports the template's empty directory, which a hostile guest would otherwise fill for all.
+        *_export(VOLUMES_TAG, _directory(wiring.volumes, wiring), _slot(3), readonly=wiring.volumes < 0),
     ]
 
 

@@ -46,7 +46,7 @@ def test_template_and_clone_are_one_machine() -> None:
     assert [word for word in template if word not in clone] == [
         "memory-backend-file,id=memory,size=128M,mem-path=/t/a,,b/memory,share=on",
         "local,id=rootfs,path=/t/empty,readonly=on,security_model=passthrough,multidevs=remap",
-        "local,id=volumes,path=/t/empty,readonly=off,security_model=passthrough,multidevs=remap",
+        "local,id=volumes,path=/t/empty,readonly=on,security_model=passthrough,multidevs=remap",
         "-kernel", "/proc/self/fd/20", "-initrd", "/proc/self/fd/21", "-append", cmdline.cmdline(verbose=True),
     ]  # fmt: skip
 
@@ -54,6 +54,17 @@ def test_template_and_clone_are_one_machine() -> None:
 def test_nothing_in_a_clone_can_punch_holes_into_the_template() -> None:
     clone, _ = qemu.clone_argv(_shape(), _wiring(), 14)
     assert not [word for word in clone if "balloon" in word or "virtio-mem" in word or "free-page" in word]
+
+
+def test_only_volumes_are_exported_for_writing() -> None:
+    def writable(**directories: int) -> list[str]:
+        argv, _ = qemu.clone_argv(_shape(), _wiring(**directories), 14)
+        exports = [word for word in argv if word.startswith("local,")]
+        assert len(exports) == 2
+        return [word for word in exports if "readonly=on" not in word]
+
+    assert writable(rootfs=15) == []
+    assert ["id=volumes" in word for word in writable(rootfs=15, volumes=16)] == [True]
 
 
 def test_newer_qemu_never_opens_the_memory_for_writing() -> None:
