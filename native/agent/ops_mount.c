@@ -123,6 +123,16 @@ int op_mount(struct plan_context *context, struct plan_arguments *arguments)
 	return mount_request(context, &request);
 }
 
+/* What mount(2) says of a directory on a file, or the reverse; move_mount(2) says EINVAL, which tells nothing. */
+static int same_kind(int mount, int target)
+{
+	struct stat from, to;
+
+	if (fstat(mount, &from) < 0 || fstat(target, &to) < 0)
+		return -errno;
+	return S_ISDIR(from.st_mode) == S_ISDIR(to.st_mode) ? 0 : -ENOTDIR;
+}
+
 int op_bind(struct plan_context *context, struct plan_arguments *arguments)
 {
 	const char *source = next_string(arguments);
@@ -135,7 +145,10 @@ int op_bind(struct plan_context *context, struct plan_arguments *arguments)
 	if (mount < 0)
 		return mount;
 	cleanup_close int fd = is_file ? path_make_file(context, target) : path_make_directory(context, target, 0755, &made);
-	return fd < 0 ? fd : place_mount(mount, fd);
+	if (fd < 0)
+		return fd;
+	int error = same_kind(mount, fd);
+	return error ? error : place_mount(mount, fd);
 }
 
 /* MOUNT_ATTR_* for what does not concern the access time; -EINVAL for flags that mean nothing here. */

@@ -93,7 +93,7 @@ int op_caps(struct plan_context *context, struct plan_arguments *arguments)
 		data[half].permitted = (uint32_t)(permitted >> (32 * half));
 		data[half].inheritable = (uint32_t)(inheritable >> (32 * half));
 	}
-	if (syscall(SYS_capset, &header, data) < 0)
+	if (syscall(SYS_capset, &header, data) < 0 || prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) < 0)
 		return -errno;
 	return set_ambient(next_number(arguments));
 }
