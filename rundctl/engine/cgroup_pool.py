@@ -57,13 +57,14 @@ class Lease:
         return v1, v2
 
 
-def path_of(cgroups_path: str, container_id: str) -> str:
+def path_of(cgroups_path: str, container_id: str, root_name: str = "") -> str:
     """The path below each hierarchy that ``linux.cgroupsPath`` means (runtime-spec, config-linux, "Cgroups Path").
 
+    Without it the container's id, and for another root than the default one the root's name, which may have a container of the same id.
     systemd's form ``slice:prefix:name`` is made as a plain directory, until the systemd driver comes. ConfigError if the path leaves the hierarchy.
     """
     if not cgroups_path:
-        return f"{_DEFAULT_PARENT}/{container_id}"
+        return f"{_DEFAULT_PARENT}/{container_id}{'.' if root_name else ''}{root_name}"
     parts = cgroups_path.split(":")
     if len(parts) == _SYSTEMD_PARTS:
         slice_, prefix, name = parts
@@ -74,9 +75,9 @@ def path_of(cgroups_path: str, container_id: str) -> str:
     return os.path.normpath(path)
 
 
-def plan(cgroups_path: str, container_id: str) -> Lease:
+def plan(cgroups_path: str, container_id: str, root_name: str = "") -> Lease:
     """Name a container's cgroups, so that the record can hold them before they exist."""
-    path = path_of(cgroups_path, container_id)
+    path = path_of(cgroups_path, container_id, root_name)
     return Lease([(hierarchy, path) for hierarchy in cgroupfs.hierarchies()])
 
 

@@ -7,7 +7,7 @@ import os
 import time
 from contextlib import ExitStack
 
-from rundctl.engine import cgroup_pool, hybrid_rootfs, kernel_template, plan, seccomp, store, vm, volumes
+from rundctl.engine import cgroup_pool, hybrid_rootfs, kernel_template, plan, seccomp, shapes, store, vm, volumes
 from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, words
 from rundctl.guest import wire
 from rundctl.guest.ops import Opcode, Plan
@@ -41,11 +41,14 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
     """Make a container, up to where only ``start`` is missing; returns the shim's pid. On any error nothing of it is left."""
     container_id = bundles.container_id(options.id)
     bundle = bundles.load(options.bundle)
-    lease = cgroup_pool.plan(bundle.spec["linux"].get("cgroupsPath", ""), container_id)
     root = store.make_root(ctx.root or store.DEFAULT_ROOT)
+    lease = cgroup_pool.plan(bundle.spec["linux"].get("cgroupsPath", ""), container_id, store.root_name(root))
     store.check_free(root, container_id)
     stages.mark("bundle")
-    template = kernel_template.find(ctx.settings) or kernel_template.ensure(ctx.settings, ctx.progress)
+    request = shapes.request_for(bundle.spec["linux"].get("resources", {}), ctx.settings)
+    template = kernel_template.find(ctx.settings, request) or kernel_template.ensure(
+        ctx.settings, ctx.progress, request
+    )
     stages.mark("template")
     with ExitStack() as undo:
         container, lock = store.claim(root, container_id, _facts(bundle, lease))

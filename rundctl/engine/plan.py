@@ -109,7 +109,7 @@ def compile(bundle: Bundle, facts: Facts) -> CompiledPlan:  # noqa: A001 - what 
     operations = [
         ops.propagation("/", MS_PRIVATE | MS_REC),
         ops.link_up("lo"),
-        *_pids_limit(linux, facts.container),
+        *_limits(linux.get("resources", {}), facts.container),
         *plan_process.oom_score(process),
         *facts.rootfs_ops,
         ops.root(facts.root),
@@ -164,12 +164,18 @@ def _time_offsets(linux: dict[str, Any], clone_flags: int) -> tuple[int, int]:
     return result[0], result[1]
 
 
-def _pids_limit(linux: dict[str, Any], container: int) -> list[ops.Op]:
-    """Written through the guest's cgroup mount, before the container's own view replaces it."""
-    limit = linux.get("resources", {}).get("pids", {}).get("limit", 0)
-    if limit <= 0:  # none, as in runc
-        return []
-    return [ops.write(f"/sys/fs/cgroup/c{container}/pids.max", str(limit))]
+def _limits(resources: dict[str, Any], container: int) -> list[ops.Op]:
+    """Written through the guest's cgroup mount, before the container's own view replaces it. Nothing or less is no limit, as in runc."""
+    wanted = {
+        "pids.max": resources.get("pids", {}).get("limit", 0),
+        "memory.max": resources.get("memory", {}).get("limit", 0),
+        "cpu.max": resources.get("cpu", {}).get("quota", 0),
+    }
+    texts = {name: str(limit) for name, limit in wanted.items() if limit > 0}
+    period = resources.get("cpu", {}).get("period", 0)
+    if "cpu.max" in texts and period:
+        texts["cpu.max"] += f" {period}"
+    return [ops.write(f"/sys/fs/cgroup/c{container}/{name}", text) for name, text in texts.items()]
 
 
 def _names(spec: dict[str, Any], facts: Facts) -> list[ops.Op]:

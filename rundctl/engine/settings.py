@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CONFIG_PATH = "/etc/rundctl/config.toml"
 HOME = "/var/lib/rundctl"
-_LIMITS = {"memory_mib": (64, 1 << 20), "vcpus": (1, 255), "upper_mib": (64, 16 << 20)}
+_LIMITS = {"memory_mib": (64, 1 << 20), "vcpus": (1, 255), "upper_mib": (64, 16 << 20), "guest_overhead_mib": (0, 4096)}
 _PATHS = ("home", "kernel_modules", "qemu")
 _CHOICES = {"accelerator": ("auto", "kvm", "tcg"), "template": ("on", "off")}
 
@@ -27,11 +27,13 @@ class Settings:
     kernel          name of a fetched kernel, or path of a vmlinux or bzImage; "": the newest fetched
     kernel_modules  directory (lib/modules/VERSION) of a kernel given as a path; "": all it needs is built in
     qemu            path of the QEMU binary; "": Debian's     accelerator                    auto, kvm, tcg
+    guest_overhead_mib  what a VM gets beside its container's memory limit: the guest kernel's own share
     template        on, off: whether VMs are cloned or booted
     """
 
     __slots__ = (
         "accelerator",
+        "guest_overhead_mib",
         "home",
         "kernel",
         "kernel_modules",
@@ -47,6 +49,7 @@ class Settings:
         self.memory_mib = 128
         self.vcpus = 1
         self.upper_mib = 2048
+        self.guest_overhead_mib = 64
         self.kernel = ""
         self.kernel_modules = ""
         self.qemu = ""

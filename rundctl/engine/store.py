@@ -146,10 +146,16 @@ def check_free(root: str, container_id: str) -> None:
         raise _in_use(container_id)
 
 
-def _elsewhere_link(root: str, container_id: str) -> str:
-    # A root is named by its inode: it cannot hold a slash, and two spellings of one root are one.
+def root_name(root: str) -> str:
+    """A name for a root that is not the default one, else empty. By inode: it cannot hold a slash, and two spellings of one root are one."""
+    if _is_default(root):
+        return ""
     info = os.stat(root)
-    return f"{_ELSEWHERE}/{container_id}@{info.st_dev:x}-{info.st_ino:x}"
+    return f"{info.st_dev:x}-{info.st_ino:x}"
+
+
+def _elsewhere_link(root: str, container_id: str) -> str:
+    return f"{_ELSEWHERE}/{container_id}@{root_name(root)}"
 
 
 def _is_default(root: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import struct
@@ -73,6 +74,8 @@ class Result:
 
     def describe(self) -> str:
         """The error in words."""
+        if self.error == errno.ECHILD:
+            return self.detail or "it ended"
         words = os.strerror(self.error).lower() if self.error else "success"
         return f"{self.detail}: {words}" if self.detail else words
 

@@ -168,46 +168,54 @@ def sh(cli: Cli, bundle: Callable[..., Path]) -> Callable[..., subprocess.Comple
     return run
 
 
-def _processes(marker: str) -> set[str]:
-    found = set()
+def _cgroup_suffix(root: Path) -> str:
+    """How rundctl names the cgroups of containers of this root: other suites may run on this host."""
+    info = root.stat()
+    return f".{info.st_dev:x}-{info.st_ino:x}"
+
+
+def _processes(marker: str, suffix: str) -> list[str]:
+    """Processes in a cgroup of this root, or with the test's directory on their command line."""
+    found = []
     for process in psutil.process_iter(["pid", "cmdline", "status"]):
+        if process.info["pid"] == os.getpid() or process.info["status"] == psutil.STATUS_ZOMBIE:
+            continue
         line = " ".join(process.info["cmdline"] or [])
-        mine = process.info["pid"] == os.getpid() or process.info["status"] == psutil.STATUS_ZOMBIE
-        if not mine and ("qemu-system" in line or "_native/shim" in line or marker in line):
-            found.add(f"{process.info['pid']} {line[:200]}")
+        try:
+            cgroups = Path(f"/proc/{process.info['pid']}/cgroup").read_text()
+        except OSError:
+            continue
+        if marker in line or suffix in cgroups:
+            found.append(f"{process.info['pid']} {line[:200]}")
     return found
 
 
-def _mounts() -> set[str]:
-    return {line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+def _mounts(marker: str) -> list[str]:
+    points = (line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return [point for point in points if marker in point]
 
 
-def _cgroups() -> set[str]:
-    # Only the first levels: deeper is inside a container's own.
-    return {
-        str(path) for depth in ("*", "*/*", "*/*/*") for path in Path("/sys/fs/cgroup").glob(depth) if path.is_dir()
-    }
+def _cgroups(suffix: str) -> list[str]:
+    return [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/rundctl/*{suffix}")]
 
 
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Processes, mounts, cgroups, descriptors and files are after a test what they were before."""
+    """After a test no process, mount, cgroup, descriptor or file of its containers is left."""
     if "cli" in request.fixturenames:
         request.getfixturevalue("template")
-    before = (_processes(str(tmp_path)), _mounts(), _cgroups())
+    root = tmp_path / "root"
+    root.mkdir()
+    suffix = _cgroup_suffix(root)
     descriptors = len(os.listdir("/proc/self/fd"))
     yield
-    root = tmp_path / "root"
-    left = sorted(path.name for path in root.iterdir()) if root.exists() else []
-    assert left == [], "files left in --root"
+    assert [path.name for path in root.iterdir()] == [], "files left in --root"
     elsewhere = Path("/run/rundctl/.elsewhere")
-    links = [link.name for link in elsewhere.iterdir() if os.readlink(link) == str(root)] if elsewhere.exists() else []
+    links = [link.name for link in elsewhere.glob(f"*@{suffix[1:]}")] if elsewhere.exists() else []
     assert links == [], "links left for --root"
-    eventually(
-        lambda: _processes(str(tmp_path)) <= before[0], f"processes left: {_processes(str(tmp_path)) - before[0]}"
-    )
-    assert _mounts() == before[1]
-    eventually(lambda: _cgroups() <= before[2], f"cgroups left: {_cgroups() - before[2]}")
+    eventually(lambda: not _processes(str(tmp_path), suffix), f"processes left: {_processes(str(tmp_path), suffix)}")
+    assert _mounts(str(tmp_path)) == []
+    assert _cgroups(suffix) == []
     assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
