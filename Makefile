@@ -24,7 +24,7 @@ demo: setup ## Run a busybox container in a microVM and show what happens
 	@$(PYTHON) tools/demo
 
 test: setup-test ## All checks and tests
-	$(MAKE) --no-print-directory lint test-unit test-native test-contract test-system
+	$(PYTEST) --durations=10 tests/house tests/unit tests/native tests/contract tests/system
 
 lint: setup-test ## Style, types, layers, man pages, start-up imports
 	$(PYTEST) tests/house

@@ -72,4 +72,8 @@ def _commit(root: Path) -> str:
     if name == text:
         return text
     loose = root / ".git" / name
-    return loose.read_text().strip()[:GIT_HEAD_LENGTH] if loose.is_file() else ""
+    if loose.is_file():
+        return loose.read_text().strip()[:GIT_HEAD_LENGTH]
+    packed = root / ".git/packed-refs"
+    lines = packed.read_text().splitlines() if packed.is_file() else []
+    return next((line.split(" ")[0] for line in lines if line.endswith(f" {name}")), "")

@@ -53,7 +53,8 @@ def _fetch_package(home: str, package: str, version: str, progress: Progress) ->
     try:
         progress(f"downloading {package}")
         # apt drops privileges for downloads, and its user cannot write here; as root it says so on stderr and goes on.
-        command = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", package]
+        retries = ["-o", "Acquire::Retries=3"]
+        command = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", *retries, package]
         process.run(command, what=f"download {package}", hint=_HINT, cwd=scratch, timeout_s=_DOWNLOAD_TIMEOUT_S)
         progress(f"unpacking {package}")
         kernel.install(home, version, _unpack(scratch, package, version))

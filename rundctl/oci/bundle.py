@@ -110,8 +110,8 @@ def _rootfs(bundle: str, spec: dict[str, Any]) -> str:
     rootfs = os.path.normpath(os.path.join(bundle, spec["root"]["path"]))
     try:
         mode = os.stat(rootfs).st_mode
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+    except (OSError, ValueError) as error:  # ValueError: in each Python's own words
+        reason = error.strerror if isinstance(error, OSError) else "embedded null byte"
         raise ConfigError(f"config.json: root.path: rootfs {rootfs}: {reason}") from None
     if not stat.S_ISDIR(mode):
         raise ConfigError(f"config.json: root.path: rootfs {rootfs}: not a directory")

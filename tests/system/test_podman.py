@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from .conftest import RUNDCTL, eventually
@@ -42,6 +43,7 @@ class Podman:
             "CONTAINERS_CONF": str(conf),
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": "/root",
+            "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",  # podman 5 would put it into the container's stderr
         }
         self.flags = ["--root", f"{directory}/storage", "--runroot", f"{directory}/run", "--storage-driver", "overlay"]
 
@@ -90,10 +92,12 @@ def nothing_left(podman: Podman) -> Iterator[None]:
     podman("rm", "--all", "--force", "--time", "0")
     listed = subprocess.run([RUNDCTL, "list", "-q"], capture_output=True, check=True).stdout
     assert listed == b""
-    eventually(
-        lambda: subprocess.run(["pgrep", "-f", "_native/shim"], capture_output=True, check=False).stdout == b"",
-        "shims are gone",
-    )
+    eventually(lambda: not _shims(), "shims are gone")
+
+
+def _shims() -> list[int]:
+    processes = psutil.process_iter(["pid", "cmdline"])
+    return [each.pid for each in processes if "_native/shim" in " ".join(each.info["cmdline"] or [])]
 
 
 def test_run(podman: Podman) -> None:
