@@ -25,9 +25,20 @@ def list_(options: Options) -> int:
     from rundctl.engine import settings, template_store
 
     del options
-    entries = template_store.entries(settings.load().home)
-    rows = [(entry.key, f"{entry.size_mib} MiB", "ok" if entry.intact else "damaged") for entry in entries]
-    write(columns([("KEY", "SIZE", "STATE"), *rows]))
+    rows = [("KEY", "MEMORY", "VCPUS", "SIZE", "STATE")]
+    for entry in template_store.entries(settings.load().home):
+        shape = entry.manifest.get("shape", {})
+        state = "ok" if entry.intact else "damaged"
+        rows.append(
+            (
+                entry.key,
+                f"{shape.get('memory_mib', '?')} MiB",
+                str(shape.get("vcpus", "?")),
+                f"{entry.size_mib} MiB",
+                state,
+            )
+        )
+    write(columns(rows))
     return 0
 
 
@@ -41,15 +52,24 @@ def show(options: Options) -> int:
 
 
 def prune(options: Options) -> int:
-    """Remove what nothing current can use; the keys are printed."""
-    from rundctl.engine import kernel_template, settings
+    """Remove what nothing current can use, and what is over the limits given; the keys are printed."""
+    from rundctl.engine import settings, template_prune
 
-    for key in kernel_template.prune(settings.load(), everything=options.on("all")):
+    limits = template_prune.Limits(
+        unused_days=options.number("unused-days") if options.text("unused-days") else None,
+        max_size_mib=options.number("max-size") if options.text("max-size") else None,
+        everything=options.on("all"),
+    )
+    for key in template_prune.prune(settings.load(), limits):
         write(f"{key}\n")
     return 0
 
 
-_ALL = Flag("--all", "Remove the current one as well.", short="-a")
+_PRUNE_FLAGS = (
+    Flag("--all", "Remove the current ones as well.", short="-a"),
+    Flag("--unused-days", "Remove also what no container used for so many days.", value="DAYS"),
+    Flag("--max-size", "Remove also the least recently used, until all take no more than so many MiB.", value="MIB"),
+)
 VERB = Verb(
     "template",
     "Build, list, show and prune kernel templates.",
@@ -62,6 +82,8 @@ VERB = Verb(
             show,
             arguments=(Argument("KEY", "Key of the template, or how it begins."),),
         ),
-        Verb("template prune", "Remove templates but the current one, and print their keys.", prune, flags=(_ALL,)),
+        Verb(
+            "template prune", "Remove templates that nothing can use, and print their keys.", prune, flags=_PRUNE_FLAGS
+        ),
     ),
 )

@@ -19,8 +19,6 @@ Measured by
 
 from __future__ import annotations
 
-import os
-
 from rundctl.engine import template_inputs, template_store
 from rundctl.engine.template_inputs import Request
 from rundctl.errors import GuestError
@@ -94,24 +92,6 @@ def _build(ingredients: Ingredients, verdict: accelerator.Verdict, memo: Memo, p
     accelerator.remember(memo, ingredients.circumstances(), verdict)
     memo.save()
     return found
-
-
-def prune(settings: Settings, *, everything: bool = False) -> list[str]:
-    """Remove templates, but for the one the settings now lead to unless ``everything``; keys of those removed. Running clones are not disturbed."""
-    import shutil
-
-    root = template_store.root(settings.home)
-    if not os.path.isdir(root):
-        return []
-    with files.Lock(f"{root}/.lock"):
-        current = None if everything else find(settings)
-        doomed = [
-            item.key for item in template_store.entries(settings.home) if current is None or item.key != current.key
-        ]
-        template_store.sweep(settings.home)
-        for key in doomed:
-            shutil.rmtree(f"{root}/{key}", ignore_errors=True)
-    return doomed
 
 
 def open_initramfs(template: Template) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 
 from rundctl.errors import HostError
 
@@ -82,6 +83,8 @@ def open_template(home: str, key: TemplateKey, shape: MachineShape) -> Template 
     manifest = read_manifest(directory)
     if manifest is None or not is_intact(directory, manifest):
         return None
+    with suppress(OSError):  # a read-only home: then nothing is pruned by age there either
+        os.utime(f"{directory}/{MANIFEST}")
     return Template(directory, key, shape, manifest)
 
 
@@ -113,14 +116,15 @@ def file_identity(path: str) -> list[int] | None:
 
 
 class Entry:
-    """A template as `list` shows it. ``intact`` is False for one that will be rebuilt."""
+    """A template as `list` shows it. ``intact`` is False for one that will be rebuilt; ``used_s``: last use, seconds since the epoch."""
 
-    __slots__ = ("intact", "key", "manifest", "size_mib")
+    __slots__ = ("intact", "key", "manifest", "size_mib", "used_s")
 
-    def __init__(self, key: str, manifest: dict[str, Any], size_mib: int, *, intact: bool) -> None:
+    def __init__(self, key: str, manifest: dict[str, Any], size_mib: int, used_s: float, *, intact: bool) -> None:
         self.key = key
         self.manifest = manifest
         self.size_mib = size_mib
+        self.used_s = used_s
         self.intact = intact
 
 
@@ -156,7 +160,15 @@ def sweep(home: str) -> None:
 def _entry(name: str, directory: str) -> Entry:
     manifest = read_manifest(directory)
     intact = manifest is not None and is_intact(directory, manifest)
-    return Entry(name, manifest or {}, _size_mib(directory), intact=intact)
+    return Entry(name, manifest or {}, _size_mib(directory), _used_s(directory), intact=intact)
+
+
+def _used_s(directory: str) -> float:
+    """When the template was last opened: `open_template` touches the manifest."""
+    try:
+        return os.stat(f"{directory}/{MANIFEST}").st_mtime
+    except OSError:
+        return 0
 
 
 def _size_mib(directory: str) -> int:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from rundctl.engine import kernel_template, settings, template_store
+from rundctl.engine import kernel_template, settings, template_prune, template_store
 from rundctl.engine.template_inputs import Request
+from rundctl.engine.template_prune import Limits
 from rundctl.guest import kernel_fetch
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def template(home: Settings) -> Template:
 
 def _builder(home: Settings) -> subprocess.Popen[str]:
     environment = {**os.environ, "RUNDCTL_HOME": home.home}
-    return subprocess.Popen([sys.executable, "-c", _ENSURE], env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-u", "-c", _ENSURE], env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def test_built_template_is_found(home: Settings, template: Template) -> None:
@@ -95,7 +96,7 @@ def test_damaged_is_rebuilt(home: Settings, template: Template) -> None:
 
 
 def test_concurrent_builders_build_once(home: Settings) -> None:
-    kernel_template.prune(home, everything=True)
+    template_prune.prune(home, Limits(everything=True))
     builders = [_builder(home) for _ in range(2)]
     outputs = [builder.communicate(timeout=_DEADLINE_S)[0].splitlines() for builder in builders]
     assert len({lines[-1] for lines in outputs}) == 1
@@ -103,7 +104,7 @@ def test_concurrent_builders_build_once(home: Settings) -> None:
 
 
 def test_killed_builder_leaves_no_qemu_and_is_swept_up_after(home: Settings) -> None:
-    kernel_template.prune(home, everything=True)
+    template_prune.prune(home, Limits(everything=True))
     builder = _builder(home)
     assert builder.stdout is not None
     while "booting" not in builder.stdout.readline():
@@ -125,7 +126,7 @@ def test_prune_keeps_the_current_one(home: Settings) -> None:
     current = kernel_template.ensure(home, _quiet)
     stale = Path(template_store.root(home.home), "0" * 32)
     stale.mkdir()
-    assert kernel_template.prune(home) == [stale.name]
+    assert template_prune.prune(home, Limits()) == [stale.name]
     assert kernel_template.find(home) is not None
-    assert kernel_template.prune(home, everything=True) == [current.key]
+    assert template_prune.prune(home, Limits(everything=True)) == [current.key]
     assert template_store.entries(home.home) == []
