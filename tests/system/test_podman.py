@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+import psutil
 import pytest
 
 from .conftest import RUNDCTL, eventually
@@ -85,19 +86,20 @@ def podman(tmp_path_factory: pytest.TempPathFactory, rootfs: Path) -> Iterator[P
                 )
 
 
+def _shims(ids: set[str]) -> list[int]:
+    lines = ((process.pid, process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+    return [pid for pid, line in lines if ids & set(line)]
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(podman: Podman) -> Iterator[None]:
-    """podman keeps mounts and cgroups of its own: only processes and containers are looked for."""
+    """podman keeps mounts and cgroups of its own: only containers and their processes are looked for."""
     yield
+    ids = set(podman("ps", "--all", "--quiet", "--no-trunc").stdout.decode().split())
     podman("rm", "--all", "--force", "--time", "0")
-    listed = subprocess.run([RUNDCTL, "list", "-q"], capture_output=True, check=True).stdout
-    assert listed == b""
-    eventually(lambda: not _shims(), "shims are gone")
-
-
-def _shims() -> list[int]:
-    processes = psutil.process_iter(["pid", "cmdline"])
-    return [each.pid for each in processes if "_native/shim" in " ".join(each.info["cmdline"] or [])]
+    listed = subprocess.run([RUNDCTL, "list", "-q"], capture_output=True, text=True, check=True).stdout.split()
+    assert not ids & set(listed)
+    eventually(lambda: not _shims(ids), f"shims are gone: {_shims(ids)}")
 
 
 def test_run(podman: Podman) -> None:
