@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-import psutil
 import pytest
 
 from .conftest import RUNDCTL, eventually
