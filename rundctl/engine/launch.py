@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack
 
 from rundctl.engine import cgroup_pool, hybrid_rootfs, kernel_template, plan, seccomp, shapes, store, vm, volumes
-from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, words
+from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError, words
 from rundctl.guest import wire
 from rundctl.guest.ops import Opcode, Plan
 from rundctl.host import native
@@ -53,8 +53,8 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
     with ExitStack() as undo:
         container, lock = store.claim(root, container_id, _facts(bundle, lease))
         undo.callback(os.close, lock)
-        undo.callback(store.remove, container)
-        undo.callback(cgroup_pool.give_back, lease.directories)
+        undo.callback(_undo, ctx, store.remove, container)
+        undo.callback(_undo, ctx, cgroup_pool.give_back, lease.directories)
         lease.make()
         stages.mark("cgroup")
         launch = Launch(ctx, options, stages, container, bundle, template)
@@ -62,6 +62,14 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
         undo.pop_all()
         os.close(lock)
     return pid
+
+
+def _undo(ctx: Context, step: Callable[..., None], *arguments: object) -> None:
+    """Take one step back. That it failed is told, but must not hide why it was taken."""
+    try:
+        step(*arguments)
+    except (RundctlError, OSError) as error:
+        ctx.debug(f"undo create: {error}")
 
 
 def _facts(bundle: Bundle, lease: cgroup_pool.Lease) -> dict[str, object]:
