@@ -25,11 +25,37 @@ HEADER = (CHECKOUT / "native/include/wire.h").read_text()
 EXECUTOR = (CHECKOUT / "native/agent/plan.c").read_text()
 
 EXAMPLES = [
-    ops.mount("s", "/t", "tmpfs"), ops.bind("/s", "/t"), ops.remount("/t"), ops.propagation("/", 1), ops.root("/r"), ops.mkdir("/d"),
-    ops.mknod("/n", 0o20666), ops.symlink("/l", "t"), ops.write("/w", "t"), ops.hostname("h"), ops.domainname("d"), ops.link_up("lo"),
-    ops.pivot(), ops.mask("/m"), ops.readonly("/r"), ops.rlimit(1, 2, 3), ops.machine_id("/m", "i"), ops.keyring("k"), ops.umask(0),
-    ops.no_new_privs(), ops.stdio_owner(0, 0), ops.bounding(0), ops.ids(1, 2, (3,)), ops.caps(1, 2, 3, 4), ops.seccomp(0, b"12345678"),
-    ops.chdir("/", last=True), ops.env(("A=b",)), ops.home(0), ops.find("x"), ops.wait(), ops.exec_(("x", "y")),
+    ops.mount("s", "/t", "tmpfs"),
+    ops.bind("/s", "/t"),
+    ops.remount("/t"),
+    ops.propagation("/", 1),
+    ops.root("/r"),
+    ops.mkdir("/d"),
+    ops.mknod("/n", 0o20666),
+    ops.symlink("/l", "t"),
+    ops.write("/w", "t"),
+    ops.hostname("h"),
+    ops.domainname("d"),
+    ops.link_up("lo"),
+    ops.pivot(),
+    ops.mask("/m"),
+    ops.readonly("/r"),
+    ops.rlimit(1, 2, 3),
+    ops.machine_id("/m", "i"),
+    ops.keyring("k"),
+    ops.umask(0),
+    ops.no_new_privs(),
+    ops.stdio_owner(0, 0),
+    ops.bounding(0),
+    ops.ids(1, 2, (3,)),
+    ops.caps(1, 2, 3, 4),
+    ops.seccomp(0, b"12345678"),
+    ops.chdir("/", last=True),
+    ops.env(("A=b",)),
+    ops.home(0),
+    ops.find("x"),
+    ops.wait(),
+    ops.exec_(("x", "y")),
 ]
 LETTERS = {str: "s", int: "u", bytes: "b"}
 
@@ -45,7 +71,9 @@ def _letters(comment):
 
 
 def test_same_numbers():
-    assert {name: number for name, (number, _) in header_table().items()} == {code.name: int(code) for code in ops.Opcode}
+    assert {name: number for name, (number, _) in header_table().items()} == {
+        code.name: int(code) for code in ops.Opcode
+    }
     assert re.search(r"OP_LAST = OP_(\w+)", HEADER).group(1) == max(ops.Opcode).name
 
 
@@ -59,7 +87,13 @@ def test_same_arguments(operation):
     encoded = "".join(LETTERS[type(argument)] for argument in operation.arguments)
     executed = re.search(rf'\[OP_{operation.opcode.name}\] = {{"([sub*+]*)"', EXECUTOR).group(1)
     assert re.fullmatch(executed, encoded), "the agent would refuse what Python sends"
-    assert encoded.startswith(documented.rstrip("u") if executed.endswith("*") else documented.rstrip("s") if executed.endswith("+") else documented)
+    assert encoded.startswith(
+        documented.rstrip("u")
+        if executed.endswith("*")
+        else documented.rstrip("s")
+        if executed.endswith("+")
+        else documented
+    )
     if executed[-1:] not in ("*", "+"):
         assert encoded == documented == executed
 
@@ -135,24 +169,66 @@ def test_malformed_operation_is_refused(rig, operation):
     assert rig.children() == []
 
 
-@pytest.mark.parametrize("operation", [op for op in EXAMPLES if op.opcode in (
-    ops.Opcode.ROOT, ops.Opcode.PIVOT, ops.Opcode.MASK, ops.Opcode.UMASK, ops.Opcode.IDS, ops.Opcode.CAPS, ops.Opcode.SECCOMP, ops.Opcode.CHDIR,
-    ops.Opcode.NO_NEW_PRIVS, ops.Opcode.BOUNDING, ops.Opcode.ENV, ops.Opcode.HOME, ops.Opcode.FIND, ops.Opcode.WAIT, ops.Opcode.EXEC,
-    ops.Opcode.RLIMIT, ops.Opcode.KEYRING, ops.Opcode.STDIO_OWNER, ops.Opcode.MACHINE_ID)], ids=lambda op: op.opcode.name)
+@pytest.mark.parametrize(
+    "operation",
+    [
+        op
+        for op in EXAMPLES
+        if op.opcode
+        in (
+            ops.Opcode.ROOT,
+            ops.Opcode.PIVOT,
+            ops.Opcode.MASK,
+            ops.Opcode.UMASK,
+            ops.Opcode.IDS,
+            ops.Opcode.CAPS,
+            ops.Opcode.SECCOMP,
+            ops.Opcode.CHDIR,
+            ops.Opcode.NO_NEW_PRIVS,
+            ops.Opcode.BOUNDING,
+            ops.Opcode.ENV,
+            ops.Opcode.HOME,
+            ops.Opcode.FIND,
+            ops.Opcode.WAIT,
+            ops.Opcode.EXEC,
+            ops.Opcode.RLIMIT,
+            ops.Opcode.KEYRING,
+            ops.Opcode.STDIO_OWNER,
+            ops.Opcode.MACHINE_ID,
+        )
+    ],
+    ids=lambda op: op.opcode.name,
+)
 def test_machine_plan_cannot_change_the_agent(rig, operation):
     assert rig.machine(operation).error == errno.EPROTO
 
 
 @pytest.mark.parametrize(
     "order",
-    [(), (ops.wait(),), (ops.exec_(("x",)),), (ops.exec_(("x",)), ops.wait()), (ops.wait(), ops.wait(), ops.exec_(("x",))), (ops.wait(), ops.exec_(("x",)), ops.umask(0))],
+    [
+        (),
+        (ops.wait(),),
+        (ops.exec_(("x",)),),
+        (ops.exec_(("x",)), ops.wait()),
+        (ops.wait(), ops.wait(), ops.exec_(("x",))),
+        (ops.wait(), ops.exec_(("x",)), ops.umask(0)),
+    ],
 )
 def test_a_container_waits_once_and_ends_with_exec(rig, order):
     assert rig.create(ops.Plan(NAMESPACES, order)).error == errno.EPROTO
 
 
-@pytest.mark.parametrize("head", [b"", bytes(31), struct.pack("<QIIqq", NAMESPACES, 1, 0, 0, 0), struct.pack("<QIIqq", NAMESPACES, 0xFFFFFFFF, 0, 0, 0),
-                                  struct.pack("<QIIqq", NAMESPACES, 0, 1, 0, 0), struct.pack("<QIIqq", NAMESPACES, 0, 0, 0, 0) + b"x"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        bytes(31),
+        struct.pack("<QIIqq", NAMESPACES, 1, 0, 0, 0),
+        struct.pack("<QIIqq", NAMESPACES, 0xFFFFFFFF, 0, 0, 0),
+        struct.pack("<QIIqq", NAMESPACES, 0, 1, 0, 0),
+        struct.pack("<QIIqq", NAMESPACES, 0, 0, 0, 0) + b"x",
+    ],
+)
 def test_malformed_heads(rig, head):
     for container in (0, 1):
         assert rig.ask(wire.PLAN, head, container=container).error == errno.EPROTO

@@ -14,7 +14,11 @@ from rundctl.guest import ops, wire
 
 DEADLINE_S = 20.0
 BUSYBOX = Path("/usr/bin/busybox")
-ENVIRONMENT = {"ASAN_OPTIONS": "abort_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1", "PATH": "/usr/bin:/bin"}
+ENVIRONMENT = {
+    "ASAN_OPTIONS": "abort_on_error=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+    "PATH": "/usr/bin:/bin",
+}
 
 MS_REC, MS_PRIVATE = 0x4000, 1 << 18
 CLONE_NEWTIME = 0x80
@@ -30,7 +34,10 @@ class Rig:
         ours, theirs = socket.socketpair()
         self.process = subprocess.Popen(
             [*wrapper, str(program), "--fd", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()], env=ENVIRONMENT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         theirs.close()
         self.socket = ours
@@ -127,23 +134,57 @@ class Bundle:
         for name in ("bin", "proc", "dev", "etc", "tmp", "mnt"):
             (self.root / name).mkdir(parents=True)
         shutil.copy(BUSYBOX, self.root / "bin/busybox")
-        for applet in ("sh", "cat", "sleep", "true", "id", "ls", "mkdir", "mount", "kill", "head", "wc", "grep", "echo", "setsid", "seq", "touch", "stat", "sha256sum", "readlink", "dd"):
+        for applet in (
+            "sh",
+            "cat",
+            "sleep",
+            "true",
+            "id",
+            "ls",
+            "mkdir",
+            "mount",
+            "kill",
+            "head",
+            "wc",
+            "grep",
+            "echo",
+            "setsid",
+            "seq",
+            "touch",
+            "stat",
+            "sha256sum",
+            "readlink",
+            "dd",
+        ):
             (self.root / "bin" / applet).symlink_to("busybox")
 
     def before_pivot(self, *more):
         """The operations every plan begins with: nothing done in there reaches the host."""
         root = str(self.root)
         return (
-            ops.propagation("/", MS_REC | MS_PRIVATE), ops.bind(root, root), ops.root(root),
-            ops.mount("proc", "/proc", "proc"), ops.mount("tmpfs", "/dev", "tmpfs", 0, "mode=0755"),
-            ops.mknod("/dev/null", 0o20666, 1, 3), *more,
+            ops.propagation("/", MS_REC | MS_PRIVATE),
+            ops.bind(root, root),
+            ops.root(root),
+            ops.mount("proc", "/proc", "proc"),
+            ops.mount("tmpfs", "/dev", "tmpfs", 0, "mode=0755"),
+            ops.mknod("/dev/null", 0o20666, 1, 3),
+            *more,
         )
 
     def plan(self, *argv, before=(), after=(), late=(), env=("PATH=/bin",), flags=NAMESPACES, **offsets):
         """``before`` and ``after`` PIVOT, ``late``: after WAIT."""
         return ops.Plan(
             flags,
-            (*self.before_pivot(*before), ops.pivot(), *after, ops.env(env), ops.find(argv[0]), ops.wait(), *late, ops.exec_(argv)),
+            (
+                *self.before_pivot(*before),
+                ops.pivot(),
+                *after,
+                ops.env(env),
+                ops.find(argv[0]),
+                ops.wait(),
+                *late,
+                ops.exec_(argv),
+            ),
             **offsets,
         )
 

@@ -49,10 +49,30 @@ def test_nothing_of_the_host_is_left(rig, bundle):
 
 def test_remount_keeps_what_it_is_not_told(rig, bundle):
     tmpfs = ops.mount("tmpfs", "/mnt", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOATIME)
-    assert options(rig, bundle, "/mnt", before=(tmpfs, ops.remount("/mnt", MS_RDONLY, MS_NODEV))) == {"ro", "nosuid", "noatime"}
-    assert options(rig, bundle, "/mnt", before=(tmpfs, ops.remount("/mnt", MS_NOEXEC | MS_RELATIME))) == {"rw", "nosuid", "nodev", "noexec", "relatime"}
-    assert options(rig, bundle, "/mnt", before=(tmpfs, ops.remount("/mnt", 0, MS_NOATIME))) == {"rw", "nosuid", "nodev", "relatime"}
-    assert options(rig, bundle, "/mnt", before=(tmpfs,), after=(ops.remount("/mnt", MS_RDONLY),)) == {"ro", "nosuid", "nodev", "noatime"}
+    assert options(rig, bundle, "/mnt", before=(tmpfs, ops.remount("/mnt", MS_RDONLY, MS_NODEV))) == {
+        "ro",
+        "nosuid",
+        "noatime",
+    }
+    assert options(rig, bundle, "/mnt", before=(tmpfs, ops.remount("/mnt", MS_NOEXEC | MS_RELATIME))) == {
+        "rw",
+        "nosuid",
+        "nodev",
+        "noexec",
+        "relatime",
+    }
+    assert options(rig, bundle, "/mnt", before=(tmpfs, ops.remount("/mnt", 0, MS_NOATIME))) == {
+        "rw",
+        "nosuid",
+        "nodev",
+        "relatime",
+    }
+    assert options(rig, bundle, "/mnt", before=(tmpfs,), after=(ops.remount("/mnt", MS_RDONLY),)) == {
+        "ro",
+        "nosuid",
+        "nodev",
+        "noatime",
+    }
 
 
 def test_recursive_remount(rig, bundle):
@@ -93,7 +113,9 @@ def test_recursive_bind_takes_submounts(rig, bundle, tmp_path):
     prepare = ops.mount("tmpfs", source + "/sub", "tmpfs")
 
     def plan(recursive):
-        plan = bundle.shell("touch /mnt/sub/x; stat -f -c %T /mnt/sub", before=(ops.bind(source, "/mnt", recursive=recursive),))
+        plan = bundle.shell(
+            "touch /mnt/sub/x; stat -f -c %T /mnt/sub", before=(ops.bind(source, "/mnt", recursive=recursive),)
+        )
         plan.ops = (plan.ops[0], prepare, *plan.ops[1:])
         return plan
 
@@ -109,7 +131,9 @@ def test_masked_paths(rig, bundle):
     (bundle.root / "etc/keys/key").write_text("secret")
     (bundle.root / "dev").rmdir()
     (bundle.root / "dev").mkdir()
-    masks = tuple(ops.mask(path) for path in ("/etc/secret", "/etc/second", "/etc/keys", "/etc/missing", "/etc/secret/x"))
+    masks = tuple(
+        ops.mask(path) for path in ("/etc/secret", "/etc/second", "/etc/keys", "/etc/missing", "/etc/secret/x")
+    )
     # The container's own /dev/null is a trap: a file that anybody could fill.
     trap = (ops.mount("tmpfs", "/dev", "tmpfs"), ops.mkdir("/dev/null"))
     script = "cat /etc/secret /etc/second; ls /etc/keys; ls -l /etc/secret | head -c 1; touch /etc/keys/x 2>/dev/null || echo refused"
@@ -118,26 +142,45 @@ def test_masked_paths(rig, bundle):
 
 
 def test_readonly_paths(rig, bundle):
-    protect = (ops.mount("tmpfs", "/mnt", "tmpfs"), ops.mkdir("/mnt/a"), ops.mount("tmpfs", "/mnt/a", "tmpfs"), ops.readonly("/mnt"), ops.readonly("/none"), ops.readonly("/proc/sys"))
+    protect = (
+        ops.mount("tmpfs", "/mnt", "tmpfs"),
+        ops.mkdir("/mnt/a"),
+        ops.mount("tmpfs", "/mnt/a", "tmpfs"),
+        ops.readonly("/mnt"),
+        ops.readonly("/none"),
+        ops.readonly("/proc/sys"),
+    )
     script = "for f in /mnt/x /mnt/a/x; do touch $f 2>/dev/null && echo open; done; echo x 2>/dev/null > /proc/sys/kernel/hostname || echo refused; touch /tmp/y"
     assert run(rig, bundle, script, after=protect) == "refused\n"
 
 
 def test_nodes_links_and_modes(rig, bundle):
     made = (
-        ops.mkdir("/dev/shm", 0o1777), ops.mkdir("/dev/deep/er", 0o750, 3, 4), ops.mkdir("/dev/shm", 0o700),
-        ops.mknod("/dev/full", 0o20666, 1, 7, 5, 6), ops.mknod("/dev/full", 0o20600, 1, 7), ops.mknod("/dev/fifo", 0o10640),
-        ops.symlink("/dev/fd", "/proc/self/fd"), ops.symlink("/dev/fd", "other"),
+        ops.mkdir("/dev/shm", 0o1777),
+        ops.mkdir("/dev/deep/er", 0o750, 3, 4),
+        ops.mkdir("/dev/shm", 0o700),
+        ops.mknod("/dev/full", 0o20666, 1, 7, 5, 6),
+        ops.mknod("/dev/full", 0o20600, 1, 7),
+        ops.mknod("/dev/fifo", 0o10640),
+        ops.symlink("/dev/fd", "/proc/self/fd"),
+        ops.symlink("/dev/fd", "other"),
     )
     script = "stat -c '%n %a %u:%g %F' /dev/shm /dev/deep /dev/deep/er /dev/full /dev/fifo; readlink /dev/fd"
     assert run(rig, bundle, script, before=made).splitlines() == [
-        "/dev/shm 1777 0:0 directory", "/dev/deep 755 0:0 directory", "/dev/deep/er 750 3:4 directory",
-        "/dev/full 666 5:6 character special file", "/dev/fifo 640 0:0 fifo", "/proc/self/fd",
+        "/dev/shm 1777 0:0 directory",
+        "/dev/deep 755 0:0 directory",
+        "/dev/deep/er 750 3:4 directory",
+        "/dev/full 666 5:6 character special file",
+        "/dev/fifo 640 0:0 fifo",
+        "/proc/self/fd",
     ]
     assert rig.create(bundle.plan("true", before=(ops.mknod("/dev/null", 0o20666, 1, 9),))).error == errno.EEXIST
 
 
-@pytest.mark.parametrize(("content", "expected"), [("", "id\n"), ("uninitialized\n", "id\n"), ("uninitialized", "id\n"), ("own\n", "own\n"), (None, None)])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("", "id\n"), ("uninitialized\n", "id\n"), ("uninitialized", "id\n"), ("own\n", "own\n"), (None, None)],
+)
 def test_machine_id(rig, bundle, content, expected):
     path = bundle.root / "etc/machine-id"
     if content is not None:
@@ -160,7 +203,14 @@ def test_copy_up(rig, bundle):
     import hashlib
 
     digest = hashlib.sha256(bytes(range(256)) * 9000).hexdigest()
-    common = ["tmpfs", "/mnt 1755 0:0 directory", "/mnt/sub/file 4711 7:8 2304000 regular file", "/etc/passwd", "fifo", f"{digest}  -"]
+    common = [
+        "tmpfs",
+        "/mnt 1755 0:0 directory",
+        "/mnt/sub/file 4711 7:8 2304000 regular file",
+        "/etc/passwd",
+        "fifo",
+        f"{digest}  -",
+    ]
     assert run(rig, bundle, script, before=(ops.mount("tmpfs", "/mnt", "tmpfs", copy_up=True),)).splitlines() == common
     assert not (source / "x").exists()
     read_only = ops.mount("tmpfs", "/mnt", "tmpfs", MS_RDONLY, copy_up=True)
@@ -170,7 +220,11 @@ def test_copy_up(rig, bundle):
 def test_tmpfs_takes_the_mode_of_its_target(rig, bundle):
     (bundle.root / "tmp").chmod(0o1777)
     script = "stat -c %a /tmp /mnt /made"
-    mounts = (ops.mount("tmpfs", "/tmp", "tmpfs"), ops.mount("tmpfs", "/mnt", "tmpfs", 0, "size=4k,mode=0700"), ops.mount("tmpfs", "/made", "tmpfs", mode=0o710))
+    mounts = (
+        ops.mount("tmpfs", "/tmp", "tmpfs"),
+        ops.mount("tmpfs", "/mnt", "tmpfs", 0, "size=4k,mode=0700"),
+        ops.mount("tmpfs", "/made", "tmpfs", mode=0o710),
+    )
     assert run(rig, bundle, script, before=mounts).split() == ["1777", "700", "1777"]  # a new one has tmpfs' default
 
 
@@ -195,8 +249,11 @@ def test_links_never_lead_out(rig, bundle, outside, pivoted):
     operations = []
     for name in ("absolute", "relative"):
         operations += [
-            ops.mkdir(f"/{name}/directory"), ops.mount("tmpfs", f"/{name}/mounted", "tmpfs"), ops.symlink(f"/{name}/link", "x"),
-            ops.mknod(f"/{name}/node", 0o10600), ops.mkdir(f"/{name}/../{name}-up"),
+            ops.mkdir(f"/{name}/directory"),
+            ops.mount("tmpfs", f"/{name}/mounted", "tmpfs"),
+            ops.symlink(f"/{name}/link", "x"),
+            ops.mknod(f"/{name}/node", 0o10600),
+            ops.mkdir(f"/{name}/../{name}-up"),
         ]
     operations += [ops.mkdir("/rootdir/made"), ops.mask("/victim"), ops.readonly("/absolute/directory")]
     if not pivoted:
@@ -223,7 +280,11 @@ def test_mount_targets_as_links(rig, bundle):
     """/proc -> .., /etc -> /: the mounts land within the root."""
     for name, text in (("proc2", ".."), ("etc2", "/"), ("sys2", "../../../../sys-here")):
         (bundle.root / name).symlink_to(text)
-    before = (ops.mount("tmpfs", "/sys2", "tmpfs"), ops.mount("tmpfs", "/etc2/over", "tmpfs"), ops.mount("tmpfs", "/proc2/up", "tmpfs"))
+    before = (
+        ops.mount("tmpfs", "/sys2", "tmpfs"),
+        ops.mount("tmpfs", "/etc2/over", "tmpfs"),
+        ops.mount("tmpfs", "/proc2/up", "tmpfs"),
+    )
     points = {line.split()[4] for line in run(rig, bundle, "cat /proc/self/mountinfo", before=before).splitlines()}
     assert points == {"/", "/proc", "/dev", "/sys-here", "/over", "/up"}
 
@@ -234,15 +295,32 @@ def test_dangling_links_are_filled_within_the_root(rig, bundle, tmp_path):
     (bundle.root / "etc/absolute").symlink_to("/run/absolute/file")
     (bundle.root / "var").symlink_to("missing/../tmp")
     (bundle.root / "lib").symlink_to("usr/lib")
-    binds = tuple(ops.bind(str(tmp_path / "resolv"), path, is_file=True) for path in ("/etc/resolv.conf", "/etc/absolute"))
-    assert run(rig, bundle, "cat /run/systemd/resolve/stub-resolv.conf /etc/absolute; ls -d /usr/lib/x", before=(*binds, ops.mkdir("/lib/x"))) == "nameserver\nnameserver\n/usr/lib/x\n"
-    assert rig.create(bundle.plan("true", before=(ops.mkdir("/var/x"),))).error == errno.ENOENT  # a .. below what is missing
+    binds = tuple(
+        ops.bind(str(tmp_path / "resolv"), path, is_file=True) for path in ("/etc/resolv.conf", "/etc/absolute")
+    )
+    assert (
+        run(
+            rig,
+            bundle,
+            "cat /run/systemd/resolve/stub-resolv.conf /etc/absolute; ls -d /usr/lib/x",
+            before=(*binds, ops.mkdir("/lib/x")),
+        )
+        == "nameserver\nnameserver\n/usr/lib/x\n"
+    )
+    assert (
+        rig.create(bundle.plan("true", before=(ops.mkdir("/var/x"),))).error == errno.ENOENT
+    )  # a .. below what is missing
 
 
 def test_loops_and_overlong_names_end(rig, bundle):
     (bundle.root / "loop").symlink_to("loop/x")
     (bundle.root / "self").symlink_to("self")
-    for path, error in (("/loop/a", errno.ELOOP), ("/self", errno.ELOOP), ("/" + "n" * 256, errno.ENAMETOOLONG), ("/" + "d/" * 2100, errno.ENAMETOOLONG)):
+    for path, error in (
+        ("/loop/a", errno.ELOOP),
+        ("/self", errno.ELOOP),
+        ("/" + "n" * 256, errno.ENAMETOOLONG),
+        ("/" + "d/" * 2100, errno.ENAMETOOLONG),
+    ):
         for operation in (ops.mkdir(path), ops.bind("/dev/null", path, is_file=True), ops.mknod(path, 0o10600)):
             if operation.opcode == ops.Opcode.MKNOD and path == "/self":
                 error = errno.EEXIST  # noqa: PLW2901 - mknod(2) does not follow the last link
@@ -266,5 +344,10 @@ def test_sysctl_hostname_and_loopback(rig, bundle):
 
 def test_host_mounts_are_untouched(rig, bundle):
     before = Path("/proc/self/mountinfo").read_text()
-    run(rig, bundle, "mount -t tmpfs none /mnt && mount --make-rshared / 2>/dev/null; true", after=(ops.propagation("/", MS_REC | MS_PRIVATE),))
+    run(
+        rig,
+        bundle,
+        "mount -t tmpfs none /mnt && mount --make-rshared / 2>/dev/null; true",
+        after=(ops.propagation("/", MS_REC | MS_PRIVATE),),
+    )
     assert Path("/proc/self/mountinfo").read_text() == before

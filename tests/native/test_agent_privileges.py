@@ -52,7 +52,10 @@ def test_no_groups_are_left(rig, bundle):
 def test_capabilities_of_a_user(rig, bundle):
     kept = CAP_CHOWN | CAP_NET_BIND_SERVICE | CAP_SYS_CHROOT
     facts = status_of(
-        rig, bundle, ops.bounding(kept), ops.ids(1000, 1000),
+        rig,
+        bundle,
+        ops.bounding(kept),
+        ops.ids(1000, 1000),
         ops.caps(kept, kept, CAP_NET_BIND_SERVICE, CAP_NET_BIND_SERVICE),
     )
     masks = {name: int(facts[name][0], 16) for name in ("CapBnd", "CapAmb", "CapInh", "CapEff", "CapPrm")}
@@ -78,7 +81,9 @@ def test_umask_and_no_new_privs(rig, bundle):
 
 
 def test_rlimits(rig, bundle):
-    _, out, _ = rig.run(bundle.plan("cat", "/proc/self/limits", after=(ops.rlimit(7, 100, 200), ops.rlimit(4, 0, 2**64 - 1))))
+    _, out, _ = rig.run(
+        bundle.plan("cat", "/proc/self/limits", after=(ops.rlimit(7, 100, 200), ops.rlimit(4, 0, 2**64 - 1)))
+    )
     limits = {line[:26].strip(): line[26:].split()[:2] for line in out.splitlines()}
     assert limits["Max open files"] == ["100", "200"]
     assert limits["Max core file size"] == ["0", "unlimited"]
@@ -125,7 +130,13 @@ def test_chdir_as_root_then_as_the_user(rig, bundle):
     drop = (ops.bounding(0), ops.caps(0xC0, 0xC0, 0, 0))  # SETGID and SETUID, not DAC_OVERRIDE
 
     def cwd(path):
-        user = (*drop, ops.chdir(path, last=False), ops.ids(1000, 1000), ops.caps(0, 0, 0, 0), ops.chdir(path, last=True))
+        user = (
+            *drop,
+            ops.chdir(path, last=False),
+            ops.ids(1000, 1000),
+            ops.caps(0, 0, 0, 0),
+            ops.chdir(path, last=True),
+        )
         return bundle.plan("readlink", "/proc/self/cwd", after=user)
 
     assert rig.run(cwd("/mnt/user"))[1] == "/mnt/user\n"
@@ -151,5 +162,7 @@ def test_home(rig, bundle, passwd, uid, home):
         (bundle.root / "etc/passwd").write_text(passwd)
     for env, expected in ((("PATH=/bin",), home), (("HOME=", "PATH=/bin"), home), (("HOME=/set", "PATH=/bin"), "/set")):
         plan = bundle.shell("echo $HOME", env=env)
-        plan.ops = tuple(piece for op in plan.ops for piece in ((op, ops.home(uid)) if op.opcode == ops.Opcode.ENV else (op,)))
+        plan.ops = tuple(
+            piece for op in plan.ops for piece in ((op, ops.home(uid)) if op.opcode == ops.Opcode.ENV else (op,))
+        )
         assert rig.run(plan)[1] == expected + "\n"

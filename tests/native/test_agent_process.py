@@ -69,7 +69,11 @@ def test_sigkill_of_running(rig, bundle):
 
 
 def test_signal_to_all_reaches_children(rig, bundle):
-    rig.create(bundle.shell("trap 'exit 9' USR1; sh -c \"trap 'echo child; exit' USR1; echo up; while :; do sleep 0.05; done\" & wait; wait"))
+    rig.create(
+        bundle.shell(
+            "trap 'exit 9' USR1; sh -c \"trap 'echo child; exit' USR1; echo up; while :; do sleep 0.05; done\" & wait; wait"
+        )
+    )
     rig.start()
     assert rig.frame().payload == b"up\n"
     assert rig.signal(signal.SIGUSR1, everyone=True).error == 0
@@ -111,7 +115,12 @@ def test_init_killed_from_outside_before_start(rig, bundle):
 def test_a_fifo_of_the_image_does_not_stop_a_plan(rig, bundle):
     os.mkfifo(bundle.root / "etc/passwd")
     os.mkfifo(bundle.root / "etc/machine-id")
-    result = rig.create(bundle.plan("true", after=(ops.machine_id("/etc/machine-id", "x"), ops.env(()), ops.home(0), ops.write("/etc/passwd", "x"))))
+    result = rig.create(
+        bundle.plan(
+            "true",
+            after=(ops.machine_id("/etc/machine-id", "x"), ops.env(()), ops.home(0), ops.write("/etc/passwd", "x")),
+        )
+    )
     assert result.error == errno.ENXIO  # WRITE, to a FIFO that nobody reads; the two before passed it over
     assert rig.children() == []
 
@@ -212,7 +221,11 @@ def test_clone_failure_is_answered(rig, bundle):
 
 def test_time_namespace_is_only_the_containers(rig, bundle):
     hour = 3600 * 10**9
-    parts = {"flags": NAMESPACES | CLONE_NEWTIME, "monotonic_offset_ns": 1000 * hour, "boottime_offset_ns": 1000 * hour - 1}
+    parts = {
+        "flags": NAMESPACES | CLONE_NEWTIME,
+        "monotonic_offset_ns": 1000 * hour,
+        "boottime_offset_ns": 1000 * hour - 1,
+    }
     _, shifted, _ = rig.run(bundle.plan("cat", "/proc/uptime", **parts))
     _, plain, _ = rig.run(bundle.plan("cat", "/proc/uptime"))
     difference = float(shifted.split()[0]) - float(plain.split()[0])
@@ -267,7 +280,11 @@ def test_agents_end_ends_containers(sanitized, bundle):
 def test_machine_plan(rig, tmp_path):
     target = tmp_path / "a/b/c"
     (tmp_path / "file").write_text("")
-    result = rig.machine(ops.mkdir(str(target), 0o2711, 1, 2), ops.symlink(str(tmp_path / "link"), "text"), ops.write(str(tmp_path / "file"), "words"))
+    result = rig.machine(
+        ops.mkdir(str(target), 0o2711, 1, 2),
+        ops.symlink(str(tmp_path / "link"), "text"),
+        ops.write(str(tmp_path / "file"), "words"),
+    )
     assert result.error == 0, result.describe()
     status = target.stat()
     assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o2711, 1, 2)
