@@ -176,7 +176,7 @@ def _configure(tree: str, options: list[Option], progress: Progress) -> str:
     process.run(argv, what="configure the kernel")
     with open(f"{tree}/.config", encoding="utf-8") as file:
         config = file.read()
-    kernel_options.verify(options, config)
+    kernel_options.verify(options, config, kernel_options.defined(tree))
     return config
 
 

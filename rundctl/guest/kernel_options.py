@@ -1,7 +1,10 @@
 """The lean kernel's configuration: what we ask for, why, and whether it was taken.
 
-The options are in ``fragment/*.config``. Kconfig drops what depends on something that is off without a word, and it does not know names that
-a series of the kernel has not got: so what came out is compared with what was asked.
+The options are in ``fragment/*.config``, one a line: ``NAME=value  # reason``. ``OLD|NEW`` are the names of one option in different series of the
+kernel, one of which must take; ``NAME?`` is an option that some series have not got.
+
+Kconfig drops what depends on something that is off without a word, and ignores names that it does not know: so what came out is compared with
+what was asked.
 """
 
 from __future__ import annotations
@@ -14,18 +17,20 @@ from rundctl.errors import HostError
 
 DIRECTORY = os.path.join(os.path.dirname(__file__), "fragment")
 _FEATURE = re.compile(r"\[(?P<title>[^\]]+)\]$")
-_OPTION = re.compile(r"(?P<names>\w+(?:\|\w+)*)=(?P<value>y|n|\d+|\"[^\"]*\")\s+# (?P<reason>\S.*)$")
+_OPTION = re.compile(r"(?P<names>\w+(?:\|\w+)*)(?P<optional>\??)=(?P<value>y|n|\d+|\"[^\"]*\")\s+# (?P<reason>\S.*)$")
+_DEFINED = re.compile(r"^\s*(?:menu)?config\s+(\w+)", re.MULTILINE)
 _SET = re.compile(r"^CONFIG_(\w+)=(.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option: its names in the kernel's series (one of them is to take), value as Kconfig writes it, the feature that needs it, and why."""
+    """An option: its names in the kernel's series, value as Kconfig writes it, the feature that needs it, why, whether a series may lack it."""
 
     names: tuple[str, ...]
     value: str
     feature: str
     reason: str
+    optional: bool = False
 
     def lines(self) -> list[str]:
         """What Kconfig is given. Names that it does not know do no harm."""
@@ -64,7 +69,8 @@ def parse(text: str, where: str) -> list[Option]:
         option = _OPTION.match(line)
         if option is None or not feature:
             raise HostError(f"{where}:{number}: expected NAME=value  # reason, below a [feature]: {line!r}")
-        options.append(Option(tuple(option["names"].split("|")), option["value"], feature, option["reason"]))
+        names = tuple(option["names"].split("|"))
+        options.append(Option(names, option["value"], feature, option["reason"], bool(option["optional"])))
     return options
 
 
@@ -73,20 +79,35 @@ def allconfig(options: list[Option]) -> str:
     return "".join(f"{line}\n" for option in options for line in option.lines())
 
 
-def verify(options: list[Option], config: str) -> None:
-    """HostError naming every option that a finished configuration lacks."""
+def defined(tree: str) -> set[str]:
+    """Names of all options that a kernel's source knows, for whatever architecture."""
+    found: set[str] = set()
+    for parent, _, names in os.walk(tree):
+        for name in names:
+            if name.startswith("Kconfig"):
+                with open(os.path.join(parent, name), encoding="utf-8", errors="replace") as file:
+                    found.update(_DEFINED.findall(file.read()))
+    return found
+
+
+def verify(options: list[Option], config: str, known: set[str]) -> None:
+    """HostError naming every option that a finished configuration lacks, of a source that has the options ``known``."""
     values = dict(_SET.findall(config))
-    missing = [option for option in options if not option.taken(values)]
+    missing = [
+        option
+        for option in options
+        if not option.taken(values) and not (option.optional and known.isdisjoint(option.names))
+    ]
     if missing:
-        told = "; ".join(f"{_wanted(option)} ({option.feature}: {option.reason})" for option in missing)
         raise HostError(
-            f"configure the kernel: not taken: {told}",
-            hint="what it depends on is off, or this series of the kernel has no such option",
+            f"configure the kernel: not taken: {'; '.join(_missed(option, known) for option in missing)}",
+            hint=f"the options are in {DIRECTORY}",
         )
 
 
-def _wanted(option: Option) -> str:
-    return f"{' or '.join(option.names)}={option.value}"
+def _missed(option: Option, known: set[str]) -> str:
+    why = "this series has no such option" if known.isdisjoint(option.names) else "something else forbids or forces it"
+    return f"{' or '.join(option.names)}={option.value} ({why}; {option.feature}: {option.reason})"
 
 
 def _check_unique(options: list[Option]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from rundctl.errors import HostError, UsageError
 from rundctl.guest import kernel, kernel_build, kernel_default, kernel_options, kernel_source
 from rundctl.guest.kernel_options import Option
 
+KNOWN = {"FOO", "NEW", "BAR", "SIZE", "NAME"}
 OPTIONS = kernel_options.load()
 _TEXT = '[thing]\nFOO=y  # needed\nOLD|NEW=y  # renamed\nBAR=n  # unwanted\nSIZE=15  # small\nNAME="-x"  # says so\n'
 _NEEDED = [
@@ -104,23 +106,44 @@ def test_an_option_named_twice_is_refused(tmp_path: Path) -> None:
 
 def test_verify_takes_what_was_taken() -> None:
     config = 'CONFIG_FOO=y\nCONFIG_NEW=y\n# CONFIG_BAR is not set\nCONFIG_SIZE=15\nCONFIG_NAME="-x"\n'
-    kernel_options.verify(kernel_options.parse(_TEXT, "t"), config)
+    kernel_options.verify(kernel_options.parse(_TEXT, "t"), config, KNOWN)
 
 
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ("CONFIG_NEW=y\nCONFIG_SIZE=15\n", "FOO=y .thing: needed."),
+        ("CONFIG_NEW=y\nCONFIG_SIZE=15\n", "FOO=y .*thing: needed."),
         ("CONFIG_FOO=m\nCONFIG_NEW=y\nCONFIG_SIZE=15\n", "FOO=y"),
         ("CONFIG_FOO=y\nCONFIG_SIZE=15\n", "OLD or NEW=y"),
-        ("CONFIG_FOO=y\nCONFIG_OLD=y\nCONFIG_SIZE=17\n", "SIZE=15"),
+        ("CONFIG_FOO=y\nCONFIG_OLD=y\nCONFIG_SIZE=17\n", "SIZE=15 .something else forbids"),
         ("CONFIG_FOO=y\nCONFIG_OLD=y\nCONFIG_SIZE=15\nCONFIG_BAR=y\n", "BAR=n"),
     ],
     ids=["dropped", "module", "unknown", "other value", "selected"],
 )
 def test_verify_names_what_was_not_taken(config: str, named: str) -> None:
     with pytest.raises(HostError, match=f"not taken: .*{named}"):
-        kernel_options.verify(kernel_options.parse(_TEXT, "t"), f'{config}CONFIG_NAME="-x"\n')
+        kernel_options.verify(kernel_options.parse(_TEXT, "t"), f'{config}CONFIG_NAME="-x"\n', KNOWN)
+
+
+@pytest.mark.parametrize(("known", "accepted"), [(set(), True), ({"NEWER"}, True), ({"GONE"}, False)])
+def test_an_option_that_some_series_lack(known: set[str], accepted: bool) -> None:
+    options = kernel_options.parse("[thing]\nGONE?=y  # not in newer ones\n", "t")
+    with nullcontext() if accepted else pytest.raises(HostError, match="GONE=y"):
+        kernel_options.verify(options, "", known)
+
+
+def test_an_option_that_the_series_lacks_is_told_apart() -> None:
+    options = kernel_options.parse("[thing]\nGONE=y  # not in newer ones\n", "t")
+    with pytest.raises(HostError, match=r"GONE=y .this series has no such option"):
+        kernel_options.verify(options, "", {"OTHER"})
+
+
+def test_defined_options_of_a_tree(tmp_path: Path) -> None:
+    (tmp_path / "fs").mkdir()
+    (tmp_path / "Kconfig").write_text("config ONE\n\tbool\nmenuconfig TWO\n")
+    (tmp_path / "fs/Kconfig.sub").write_text("if ONE\n config THREE\n")
+    (tmp_path / "fs/Makefile").write_text("config FOUR\n")
+    assert kernel_options.defined(str(tmp_path)) == {"ONE", "TWO", "THREE"}
 
 
 def test_name_tells_the_version_and_depends_on_everything_but_words() -> None:
