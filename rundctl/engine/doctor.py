@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from rundctl.engine import kernel_template, seccomp, settings, template_inputs, template_store
+from rundctl.engine import seccomp, settings, template_inputs, template_store
 from rundctl.errors import HostError, RundctlError, words
 from rundctl.guest import kernel
 from rundctl.host import cgroupfs, ficlone, files, machine, native, process
@@ -195,22 +195,29 @@ def _can_reflink(directory: str) -> bool:
 
 
 def _templates(chosen: Settings) -> Iterator[Finding]:
-    try:
-        current = kernel_template.find(chosen)
-    except RundctlError:
-        current = None  # why is told by the checks of QEMU and kernel
-    if current is None:
+    entries = template_store.entries(chosen.home)
+    current = _current_key(chosen)
+    if not any(entry.intact and entry.key == current for entry in entries):
         text = "none for the present settings: the first create builds it"
         yield Finding("template", Level.WARN, text, "rundctl template build")
-    for entry in template_store.entries(chosen.home):
+    for entry in entries:
         what = f"{entry.key} {entry.size_mib} MiB"
         if not entry.intact:
             hint = "rundctl template build rebuilds the present one, rundctl template prune removes the others"
             yield Finding("template", Level.WARN, f"{what}: damaged, will not be used", hint)
             continue
-        mine = current is not None and entry.key == current.key
+        mine = entry.key == current
         yield Finding("template", Level.OK, f"{what}{', used by the next create' if mine else ''}")
     yield from _exposed(template_store.root(chosen.home))
+
+
+def _current_key(chosen: Settings) -> str | None:
+    """Of the template that the settings lead to. Not through `kernel_template.find`, which notes the template's use."""
+    try:
+        known = template_inputs.known(chosen, template_inputs.Request(), template_inputs.open_memo(chosen))
+    except RundctlError:
+        return None  # why is told by the checks of QEMU and kernel
+    return None if known is None else known[1]
 
 
 def _exposed(root: str) -> Iterator[Finding]:
