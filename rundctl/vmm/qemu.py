@@ -13,14 +13,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.vmm.shape import MachineShape
 
-ARGV_FORMAT = "1"  # raise it with every change that makes a clone's machine differ from an older template's
+ARGV_FORMAT = "2"  # raise it with every change that makes a clone's machine differ from an older template's
 AGENT_PORT = "rundctl.agent"
 ROOTFS_TAG = "rootfs"
 VOLUMES_TAG = "volumes"
 UPPER_DEVICE = "/dev/vda"
 _MEMORY_MAX = "4G"  # room for memory hot-plug
 _MEMORY_SLOTS = 2
-_TRANSLATIONS_MIB = 32  # TCG's buffer of translated code; its default is a GiB
+_TRANSLATIONS_MIB = 16  # TCG's buffer of translated code, a GiB by default; a start fills 15 (docs/performance.md has others' cost)
 _UPPER_SET = 1
 _FIRST_SLOT = 2  # PCI slot 0 is the host bridge; 1 is left to what a machine type may put there
 _SPARE_PORTS = 2
@@ -157,7 +157,15 @@ def _board(shape: MachineShape) -> list[Option]:
         Option(
             "machine",
             shape.machine,
-            {"memory-backend": "memory", "vmport": False, "smbus": False, "sata": False, "hpet": False},
+            # No mem-merge: on a host with KSM, guests' pages would be merged, and merging can be timed.
+            {
+                "memory-backend": "memory",
+                "mem-merge": False,
+                "vmport": False,
+                "smbus": False,
+                "sata": False,
+                "hpet": False,
+            },
         ),
         accelerator,
         Option("cpu", "host" if kvm else "max"),

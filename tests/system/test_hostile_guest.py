@@ -1,0 +1,190 @@
+"""A container that has taken over its guest's kernel ends its own VM at most: template, other containers and host stay as they are.
+
+The containers here have every capability, a writable /sys and /proc, and no seccomp filter: root in the guest, without a container around it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rundctl.engine import template_store
+from rundctl.engine.settings import HOME
+from rundctl.host import files
+from rundctl.oci.linux import CAPABILITIES
+
+from .conftest import Cli, JsonDict, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+END_S = 60.0
+NODE = 'node() { mknod "$1" "$2" $(tr : " " < "$3"); }; '
+
+# What the container does; the exit record's reason; the exit codes it may have.
+ENDS: dict[str, tuple[str, str, set[int]]] = {
+    "crash": ("echo c > /proc/sysrq-trigger", "qemu", {255}),
+    "reset": ("echo b > /proc/sysrq-trigger", "qemu", {255}),
+    "power off": ("echo o > /proc/sysrq-trigger; sleep 1000", "qemu", {255}),
+    "kill all": ("echo i > /proc/sysrq-trigger; sleep 1000", "container", {128 + 9}),
+    "reboot(2)": ("reboot -f; sleep 1000", "container", {128 + 1}),  # of a pid namespace: pid_namespaces(7)
+    "power off(2)": ("poweroff -f; sleep 1000", "container", {128 + 2}),
+    "memory": ("tail /dev/zero", "container", {1, 128 + 9}),
+    "memory in files": (
+        "mkdir /fill; mount -t tmpfs -o size=100% tmpfs /fill; cat /dev/zero > /fill/a; tail /dev/zero",
+        "container",
+        {1, 128 + 9},
+    ),
+    "own disk gone": (
+        "cd /sys/bus/virtio/drivers/virtio_blk; set -- virtio*; echo $1 > unbind; echo x > /new || exit 7",
+        "container",
+        {7},
+    ),
+    # The agent holds the port, and no one else may open it: the driver has to let go of it first.
+    "agent's channel": (
+        (
+            f"{NODE} cd /sys/bus/virtio/drivers/virtio_console; set -- virtio*; echo $1 > unbind; echo $1 > bind; sleep 1; "
+            "node /dev/port c /sys/class/virtio-ports/*/dev; cat /dev/urandom > /dev/port; sleep 1000"
+        ),
+        "agent",
+        {255},
+    ),
+}  # fmt: skip
+
+# What leaves a VM that lives and answers nobody: a kill ends it.
+HANGS: dict[str, str] = {
+    "own disk": (  # a damaged ext4 may end the container as well, or keep the kernel busy
+        f"{NODE} node /dev/disk b /sys/class/block/vda/dev; dd if=/dev/urandom of=/dev/disk bs=1M count=16; sync; "
+        "echo 3 > /proc/sys/vm/drop_caches; echo hung; while :; do ls -R /; echo x > /new; sleep 0.1; done"
+    ),
+    "panic": "echo 0 > /proc/sys/kernel/panic; echo hung; echo c > /proc/sysrq-trigger",
+    "agent's channel": (
+        "cd /sys/bus/virtio/drivers/virtio_console; set -- virtio*; echo hung; sleep 0.2; echo $1 > unbind; sleep 1000"
+    ),
+    "lower": (
+        "cd /sys/bus/virtio/drivers/9pnet_virtio; echo hung; for device in virtio*; do echo $device > unbind & done; "
+        "while sleep 1; do ls /bin; done"
+    ),
+}
+
+
+def _take_over(config: JsonDict) -> None:
+    for kind in ("bounding", "effective", "permitted", "inheritable"):
+        config["process"]["capabilities"][kind] = sorted(CAPABILITIES)
+    config["process"]["noNewPrivileges"] = False
+    config["linux"]["maskedPaths"] = []
+    config["linux"]["readonlyPaths"] = []
+    for mount in config["mounts"]:
+        if mount["destination"] == "/sys":
+            mount["options"].remove("ro")
+
+
+def _home() -> str:
+    return os.environ.get("RUNDCTL_HOME", HOME)
+
+
+def _templates() -> dict[str, list[str]]:
+    """Keys of the templates whose files are what their manifests say, and all names in their directories."""
+    root = Path(template_store.root(_home()))
+    intact = [entry.key for entry in template_store.entries(_home()) if entry.intact]
+    return {key: sorted(str(path) for path in (root / key).rglob("*")) for key in intact}
+
+
+@pytest.fixture(autouse=True)
+def same_templates(template: str) -> Iterator[None]:
+    """No file of a template is touched, and none is added."""
+    before = _templates()
+    assert template.strip() in before
+    yield
+    after = _templates()
+    assert {key: after.get(key) for key in before} == before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_contents_after_the_whole_suite(template: str) -> Iterator[None]:
+    """When the last test is over, every template is byte by byte what it was when it was built, whatever ran before this file's tests."""
+    yield
+    wrong = []
+    for entry in template_store.entries(_home()):
+        for name in template_store.FILES if entry.intact else ():
+            fd = os.open(f"{template_store.root(_home())}/{entry.key}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            if files.content_digest(fd) != entry.manifest["files"][name]["digest"]:
+                wrong.append(f"{entry.key}/{name}")
+            os.close(fd)
+    assert wrong == []
+    assert template.strip() in _templates()
+
+
+@pytest.fixture
+def bystander(cli: Cli, bundle: Callable[..., Path], tmp_path: Path) -> Iterator[Path]:
+    """Another container of the same template, which writes to a volume; its growth shows that it lives."""
+    ticks = tmp_path / "volume"
+    ticks.mkdir()
+
+    def change(config: JsonDict) -> None:
+        config["mounts"].append({"destination": "/v", "type": "bind", "source": str(ticks), "options": ["bind"]})
+
+    cli.create("bystander", bundle("/bin/sh", "-c", "while echo; do sleep 0.2; done >> /v/ticks", change=change))
+    cli("start", "bystander")
+    yield ticks / "ticks"
+    seen = (ticks / "ticks").stat().st_size
+    eventually(lambda: (ticks / "ticks").stat().st_size > seen + 2, "the other container goes on")
+    assert cli.status("bystander") == "running"
+
+
+def _record(cli: Cli, container_id: str) -> dict[str, str]:
+    lines = (cli.root / container_id / "exit").read_text().splitlines()
+    return dict(line.partition("=")[::2] for line in lines)
+
+
+@pytest.mark.parametrize("attack", ENDS)
+def test_it_ends_with_a_reason(cli: Cli, bundle, bystander: Path, attack: str) -> None:
+    script, reason, codes = ENDS[attack]
+    cli.create("hostile", bundle("/bin/sh", "-c", script, change=_take_over))
+    cli("start", "hostile")
+    eventually(lambda: cli.status("hostile") == "stopped", f"{attack}: the VM ends", END_S)
+    record = _record(cli, "hostile")
+    assert record["reason"] == reason, record
+    assert int(record["code"]) in codes, record
+    assert record["detail"] or reason == "container"
+    cli("delete", "hostile")
+
+
+@pytest.mark.parametrize("attack", HANGS)
+def test_a_guest_that_hangs_is_killed(cli: Cli, bundle, bystander: Path, tmp_path: Path, attack: str) -> None:
+    said = tmp_path / "said"
+    with said.open("wb") as stdout:
+        cli.create("hostile", bundle("/bin/sh", "-c", HANGS[attack], change=_take_over), stdout=stdout)
+    cli("start", "hostile")
+    eventually(lambda: b"hung" in said.read_bytes(), f"{attack} begins", END_S)
+    time.sleep(1)  # what hangs cannot say that it does
+    before = time.monotonic()
+    cli("kill", "hostile", "KILL", code=None)  # 1 if it ended by itself
+    cli.wait_status("hostile", "stopped")
+    assert time.monotonic() - before < 4
+    cli("delete", "hostile")
+
+
+def test_9p_exports_are_read_only_without_volumes(sh) -> None:
+    """The export of volumes that nobody asked for leads to a directory of the template."""
+    said = sh(
+        "mkdir /v; mount -t 9p -o trans=virtio,version=9p2000.L volumes /v; echo evil > /v/evil; mknod /v/n b 1 1; ls /v; "
+        "mount -o remount,rw /v; echo evil > /v/evil; exit 0",
+        change=_take_over,
+    )
+    assert said.stdout == b""
+    assert said.stderr.count(b"Read-only file system") == 3, said.stderr
+
+
+def test_only_root_can_read_a_template(template: str) -> None:
+    root = Path(template_store.root(_home()))
+    assert stat.S_IMODE((root / template.strip()).stat().st_mode) == 0o700
+    for name in template_store.FILES:
+        status = (root / template.strip() / name).stat()
+        assert status.st_uid == 0
+        assert stat.S_IMODE(status.st_mode) & ~0o600 == 0
