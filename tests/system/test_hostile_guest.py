@@ -59,8 +59,8 @@ ENDS: dict[str, tuple[str, str, set[int]]] = {
 # What leaves a VM that lives and answers nobody: a kill ends it.
 HANGS: dict[str, str] = {
     "own disk": (  # a damaged ext4 may end the container as well, or keep the kernel busy
-        f"{NODE} node /dev/disk b /sys/class/block/vda/dev; dd if=/dev/urandom of=/dev/disk bs=1M count=16; sync; "
-        "echo 3 > /proc/sys/vm/drop_caches; echo hung; while :; do ls -R /; echo x > /new; sleep 0.1; done"
+        f"{NODE} node /dev/disk b /sys/class/block/vda/dev; echo hung; dd if=/dev/urandom of=/dev/disk bs=1M count=4; sync; "
+        "echo 3 > /proc/sys/vm/drop_caches; while :; do ls -R /; echo x > /new; sleep 0.1; done"
     ),
     "panic": "echo 0 > /proc/sys/kernel/panic; echo hung; echo c > /proc/sysrq-trigger",
     "agent's channel": (
@@ -162,7 +162,7 @@ def test_a_guest_that_hangs_is_killed(cli: Cli, bundle, bystander: Path, tmp_pat
         cli.create("hostile", bundle("/bin/sh", "-c", HANGS[attack], change=_take_over), stdout=stdout)
     cli("start", "hostile")
     eventually(lambda: b"hung" in said.read_bytes(), f"{attack} begins", END_S)
-    time.sleep(1)  # what hangs cannot say that it does
+    time.sleep(2)  # what hangs cannot say that it does
     before = time.monotonic()
     cli("kill", "hostile", "KILL", code=None)  # 1 if it ended by itself
     cli.wait_status("hostile", "stopped")
