@@ -3,15 +3,22 @@
 #include <fcntl.h>
 #include <linux/random.h>
 #include <malloc.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <time.h>
 
 #include "cleanup.h"
 #include "plan.h"
+#include "spare.h"
 #include "wire.h"
 
-enum { NS_PER_S = 1000000000, BITS_PER_BYTE = 8 };
+enum {
+	NS_PER_S = 1000000000,
+	BITS_PER_BYTE = 8,
+	CLOCK_TRIES = 1000, /* times CLOCK_PAUSE_NS: the kernel takes a second, from its boot on */
+	CLOCK_PAUSE_NS = 10 * 1000 * 1000,
+};
 
 /* struct rand_pool_info with its buffer. */
 struct entropy {
@@ -63,8 +70,39 @@ int machine_identity(uint8_t *payload, size_t size, const char **what)
 	return check(sethostname((const char *)payload + sizeof *identity, size - sizeof *identity));
 }
 
+/* Whether the kernel still measures the time stamp counter: then `tsc-early` stands in for it, or waits to be thrown out,
+ * and a clone would repeat what is left of the measurement. */
+static bool clock_is_provisional(void)
+{
+	char names[256];
+	cleanup_close int fd = open("/sys/devices/system/clocksource/clocksource0/available_clocksource", O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? -1 : read(fd, names, sizeof names - 1);
+
+	if (got < 0)
+		return false;
+	names[got] = '\0';
+	return strstr(names, "tsc-early") != NULL;
+}
+
+static int await_clock(void)
+{
+	struct timespec pause = {.tv_nsec = CLOCK_PAUSE_NS};
+
+	for (int tries = 0; clock_is_provisional(); tries++) {
+		if (tries == CLOCK_TRIES)
+			return -ETIME;
+		nanosleep(&pause, NULL);
+	}
+	return 0;
+}
+
 int machine_settle(const char **what)
 {
+	*what = "wait until the clock is calibrated";
+	int error = await_clock();
+	if (error)
+		return error;
+	spare_make();
 	*what = "drop caches";
 	cleanup_close int fd = open("/proc/sys/vm/drop_caches", O_WRONLY | O_CLOEXEC);
 	if (fd < 0)

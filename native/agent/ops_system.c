@@ -27,13 +27,11 @@ int op_domainname(struct plan_context *context, struct plan_arguments *arguments
 	return check(setdomainname(name, strlen(name)));
 }
 
-int op_link_up(struct plan_context *context, struct plan_arguments *arguments)
+int link_up(const char *name)
 {
-	const char *name = next_string(arguments);
 	struct ifreq request = {0};
 	cleanup_close int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
-	(void)context;
 	if (fd < 0)
 		return -errno;
 	if (strlen(name) >= sizeof request.ifr_name)
@@ -41,8 +39,16 @@ int op_link_up(struct plan_context *context, struct plan_arguments *arguments)
 	memcpy(request.ifr_name, name, strlen(name));
 	if (ioctl(fd, SIOCGIFFLAGS, &request) < 0)
 		return -errno;
+	if (request.ifr_flags & IFF_UP)
+		return 0;
 	request.ifr_flags = (short)(request.ifr_flags | IFF_UP);
 	return check(ioctl(fd, SIOCSIFFLAGS, &request));
+}
+
+int op_link_up(struct plan_context *context, struct plan_arguments *arguments)
+{
+	(void)context;
+	return link_up(next_string(arguments));
 }
 
 int op_rlimit(struct plan_context *context, struct plan_arguments *arguments)

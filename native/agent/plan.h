@@ -48,7 +48,7 @@ enum plan_kind {
 };
 
 /* What the child says through its status pipe; one write, so it is never torn (PIPE_BUF). */
-enum status_kind { STATUS_READY = 1, STATUS_FAILED = 2 };
+enum status_kind { STATUS_READY = 1, STATUS_FAILED = 2, STATUS_SPARE = 3 };
 
 struct status_record {
 	uint32_t kind;
@@ -88,6 +88,8 @@ plan_operation op_chdir, op_env, op_home, op_find, op_wait, op_exec;				    /* o
 
 /* ops_hide.c: takes hold of the guest's /dev/null while it can still be reached. */
 int hold_null_mount(struct plan_context *context);
+/* ops_system.c: sets IFF_UP; 0 or -errno. */
+int link_up(const char *name);
 /* ops_copy.c: fills the directory `to` with what the directory `from` holds. */
 int copy_up(int from, int to);
 /* ops_mount.c: a detached copy of the mount at `path` below `directory`, as a descriptor or -errno. */

@@ -49,10 +49,9 @@ struct process {
 	struct output outputs[OUTPUTS];
 };
 
-/* spawn.c: clones the first process of a container, which begins to run its plan. NULL: `*error` is an errno. */
-struct process *process_spawn(uint16_t container, const uint8_t *plan, int *error);
-/* spawn.c: what the clone does; never returns. */
-void child_run(const int stdio[3], int status, int start, const uint8_t *plan) __attribute__((noreturn));
+/* spawn.c: clones the first process of a container (or takes the spare), which begins to run its checked plan of `size` bytes.
+ * NULL: `*error` is an errno. */
+struct process *process_spawn(uint16_t container, const uint8_t *plan, size_t size, int *error);
 
 /* process.c. Answers and events go to `conn`. */
 void process_free(struct process *process);

@@ -8,6 +8,7 @@
 
 #include "machine.h"
 #include "process.h"
+#include "spare.h"
 
 enum {
 	PROCESSES_MAX = 64,
@@ -69,7 +70,7 @@ static void run_container_plan(const struct message *message)
 	if (message->head.process != 0)
 		error = EOPNOTSUPP;
 	if (!error)
-		*place = process_spawn(message->head.container, message->payload, &error);
+		*place = process_spawn(message->head.container, message->payload, message->size, &error);
 	if (error)
 		send_result(&agent.conn, &message->head, error, 0, "start the container's first process");
 	else
@@ -241,10 +242,12 @@ static void reap_children(void)
 
 	while (read(agent.signals, &information, sizeof information) > 0)
 		;
-	while ((pid = waitpid(-1, &exit_status, WNOHANG)) > 0)
+	while ((pid = waitpid(-1, &exit_status, WNOHANG)) > 0) {
+		spare_reaped(pid);
 		for (size_t i = 0; i < PROCESSES_MAX; i++)
 			if (agent.processes[i] && !agent.processes[i]->reaped && agent.processes[i]->pid == pid)
 				process_reap(agent.processes[i], exit_status);
+	}
 }
 
 static void serve_processes(void)

@@ -26,12 +26,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str], None]
 
-_CLOCK_SETTLED = (
-    b"Switched to clocksource tsc\r\n"  # the last step of the time stamp counter's calibration, about 1 s after boot
-)
-_CLOCK_TIMEOUT_S = 3.0
 _CONSOLE_LINES = 8  # of a guest's last words in an error message
-_POLL_S = 0.02
 _CGROUP = "/sys/fs/cgroup"
 # linux/mount.h
 _MS_NOSUID = 2
@@ -103,7 +98,6 @@ def _boot_and_save(directory: str, recipe: Recipe, progress: Progress) -> None:
     with _Guest(directory, recipe) as guest:
         try:
             guest.set_up(accelerator.BOOT_DEADLINE_S[recipe.shape.accelerator])
-            guest.wait_for_clock()
             progress("saving the guest")
             guest.save()
         except RundctlError as error:
@@ -152,12 +146,6 @@ class _Guest:
         settled = self._channel.wait(self._channel.post(wire.SETTLE), timeout_s)
         if settled.error:
             raise GuestError(f"settle the guest: {settled.describe()}")
-
-    def wait_for_clock(self) -> None:
-        """Let the guest finish its clocks' calibration, or every clone repeats it. Going on without it is only slower, so there is no error."""
-        deadline = time.monotonic() + _CLOCK_TIMEOUT_S
-        while _CLOCK_SETTLED not in self._read("console.log") and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
 
     def save(self) -> None:
         """Stop and write the device state; the memory is in its file already."""
