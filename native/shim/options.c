@@ -25,6 +25,7 @@ enum key {
 	KEY_VOLUME,
 	KEY_VOLUMES_FD,
 	KEY_OOM_SCORE_ADJ,
+	KEY_SMALL_PAGES,
 };
 
 static const struct option long_options[] = {
@@ -43,6 +44,7 @@ static const struct option long_options[] = {
 	{"volume", required_argument, NULL, KEY_VOLUME},
 	{"volumes-fd", required_argument, NULL, KEY_VOLUMES_FD},
 	{"oom-score-adj", required_argument, NULL, KEY_OOM_SCORE_ADJ},
+	{"small-pages", no_argument, NULL, KEY_SMALL_PAGES},
 	{NULL, 0, NULL, 0},
 };
 
@@ -123,6 +125,8 @@ static bool take(struct options *options, int key, const char *value)
 		return parse_descriptor(value, '\0', &options->volumes_fd, NULL);
 	case KEY_ROOTFS_RW:
 		return options->rootfs_writable = true;
+	case KEY_SMALL_PAGES:
+		return options->small_pages = true;
 	case KEY_OOM_SCORE_ADJ:
 		return (options->oom_score_adj = value) != NULL;
 	case KEY_CGROUP:

@@ -27,6 +27,7 @@ struct options {
 	size_t volume_count;
 	int volumes_fd; /* the number under which QEMU finds the assembled volumes */
 	const char *oom_score_adj;
+	bool small_pages; /* no transparent huge pages for QEMU */
 	char **qemu; /* argv */
 };
 

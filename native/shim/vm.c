@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -129,6 +130,10 @@ static void run_qemu(const struct options *options)
 		error = options->volume_count ? assemble(options) : enter_namespace();
 	if (!error)
 		error = inherit(options);
+	/* QEMU asks for huge pages for tables and buffers of which a clone uses a part. Inherited over exec; without it
+	 * memory is lost, nothing else. */
+	if (options->small_pages)
+		(void)prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	if (!error) {
 		sigaction(SIGPIPE, &standard, NULL);
 		sigemptyset(&none);
