@@ -15,6 +15,7 @@ from rundctl.commands.log import Log
 from rundctl.commands.output import OutputClosed, write
 from rundctl.commands.parse import HelpAsked, Parser
 from rundctl.errors import RundctlError, UsageError
+from rundctl.host import stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """Run the installed command. Nothing is left to clean up when `main` returns, and ending the interpreter in order costs 1 ms."""
+    stdio.fill()
     code = main()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None: the caller closed the descriptor

@@ -19,9 +19,10 @@ def run(options: Options) -> int:
 
 
 def signal_number(text: str) -> int:
-    """``15``, ``TERM``, ``SIGTERM``, ``sigterm``, ``RTMIN+3``; UsageError for anything else."""
-    number = int(text) if text.isascii() and text.isdigit() else _by_name(text.upper().removeprefix("SIG"))
-    if not 1 <= number <= _LAST:
+    """``15``, ``TERM``, ``SIGTERM``, ``sigterm``, ``RTMIN+3``, 0; UsageError for anything else."""
+    is_number = text.isascii() and text.isdigit()
+    number = int(text) if is_number else _by_name(text.upper().removeprefix("SIG"))
+    if not (0 if is_number else 1) <= number <= _LAST:
         raise UsageError(f"unknown signal {text!r}")
     return number
 

@@ -11,10 +11,10 @@ from rundctl.engine import cgroup_pool, hybrid_rootfs, kernel_template, plan, se
 from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError, words
 from rundctl.guest import wire
 from rundctl.guest.ops import Opcode, Plan
-from rundctl.host import native
+from rundctl.host import limits, native
 from rundctl.host.files import replace
 from rundctl.oci import bundle as bundles
-from rundctl.oci import hooks
+from rundctl.oci import hooks, identity
 from rundctl.oci.state import state_json
 from rundctl.types import Status
 from rundctl.vmm import qemu
@@ -39,7 +39,7 @@ _CLOCK_TRIES = 10
 
 def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
     """Make a container, up to where only ``start`` is missing; returns the shim's pid. On any error nothing of it is left."""
-    container_id = bundles.container_id(options.id)
+    container_id = identity.container_id(options.id)
     bundle = bundles.load(options.bundle)
     root = store.make_root(ctx.root or store.DEFAULT_ROOT)
     lease = cgroup_pool.plan(bundle.spec["linux"].get("cgroupsPath", ""), container_id, store.root_name(root))
@@ -202,6 +202,7 @@ class Launch:
                 else None,
                 machine_id=os.getrandom(16).hex() + "\n",  # machine-id(5)
                 hostname=_hostname(self.container.id),
+                rlimits=limits.inherited(),
                 keyring="" if self.options.no_new_keyring else f"_ses.{self.container.id}",
             ),
         )

@@ -8,6 +8,7 @@ import signal
 from contextlib import ExitStack, suppress
 
 from rundctl.engine import cgroup_pool, store, vm
+from rundctl.engine.interruption import UndoneFirst
 from rundctl.engine.stages import Stages
 from rundctl.errors import GuestError, HostError, ProcessError, StateError
 from rundctl.guest import wire
@@ -82,7 +83,8 @@ def create(ctx: Context, options: CreateOptions) -> None:
     from rundctl.engine import launch  # 13 ms that the other verbs need not pay
 
     stages = Stages()
-    launch.create(ctx, options, stages)
+    with UndoneFirst():
+        launch.create(ctx, options, stages)
     _report(ctx, options, stages)
 
 
@@ -136,6 +138,8 @@ def kill(ctx: Context, container_id: str, signo: int, *, everyone: bool = False)
         if everyone:
             return
         raise StateError("container not running")
+    if signo == 0:  # asks whether it runs, as kill(2)
+        return
     if signo == signal.SIGKILL:
         _end(container)
         return
@@ -218,10 +222,11 @@ def run(ctx: Context, options: CreateOptions) -> int:
     from rundctl.engine import launch
 
     stages = Stages()
-    pid = launch.create(ctx, options, stages)
-    try:
+    with UndoneFirst():
+        pid = launch.create(ctx, options, stages)
         if not options.detach:
             signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED, signal.SIGCHLD})
+    try:
         start(ctx, options.id)
     except BaseException:
         delete(ctx, options.id, force=True)

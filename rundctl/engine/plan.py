@@ -45,7 +45,7 @@ class Facts:
 
     ``rootfs_ops`` mount the root at ``root`` (engine/hybrid_rootfs.py); ``volumes`` and ``shm`` (sizes in bytes) are by
     index of ``mounts``; ``container`` is the number the wire knows it by; empty ``hostname``, ``machine_id`` and
-    ``keyring`` leave these alone.
+    ``keyring`` leave these alone. ``rlimits``: soft and hard by number, for those that config.json leaves out.
     """
 
     __slots__ = (
@@ -53,6 +53,7 @@ class Facts:
         "hostname",
         "keyring",
         "machine_id",
+        "rlimits",
         "root",
         "rootfs_ops",
         "seccomp_bpf",
@@ -72,6 +73,7 @@ class Facts:
         machine_id: str = "",
         hostname: str = "",
         keyring: str = "",
+        rlimits: Mapping[int, tuple[int, int]] | None = None,
     ) -> None:
         self.rootfs_ops = rootfs_ops
         self.root = root
@@ -82,6 +84,7 @@ class Facts:
         self.machine_id = machine_id
         self.hostname = hostname
         self.keyring = keyring
+        self.rlimits = rlimits or {}
 
 
 class CompiledPlan(ops.Plan):
@@ -124,7 +127,7 @@ def compile(bundle: Bundle, facts: Facts) -> CompiledPlan:  # noqa: A001 - what 
         *([ops.remount("/", MS_RDONLY)] if spec.get("root", {}).get("readonly") else []),
         *_hidden_paths(linux),
         *([ops.keyring(facts.keyring)] if facts.keyring else []),
-        *plan_process.compile_process(process, _seccomp(linux, facts), warnings),
+        *plan_process.compile_process(process, _seccomp(linux, facts), warnings, facts.rlimits),
     ]
     _check_strings(operations)
     return CompiledPlan(clone_flags, operations, offsets, warnings)

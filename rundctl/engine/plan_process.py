@@ -10,11 +10,15 @@ from rundctl.oci.support import invalid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 _DEFAULT_UMASK = 0o022  # runc's
 _UMASK_BITS = 0o777
 _OOM_SCORE = range(-1000, 1001)
+_RLIMIT_NUMBERS = frozenset(RLIMITS.values())
+_NOFILE = RLIMITS["RLIMIT_NOFILE"]
+_NR_OPEN = 1 << 20  # the guest's fs.nr_open, above which no RLIMIT_NOFILE can be set
 
 
 class Seccomp:
@@ -27,8 +31,16 @@ class Seccomp:
         self.bpf = bpf
 
 
-def compile_process(process: dict[str, Any], seccomp: Seccomp | None, warnings: list[str]) -> list[ops.Op]:
-    """Operations after the root is in place, WAIT and EXEC included; the order is that of docs/adr/0002."""
+def compile_process(
+    process: dict[str, Any],
+    seccomp: Seccomp | None,
+    warnings: list[str],
+    inherited: Mapping[int, tuple[int, int]] | None = None,
+) -> list[ops.Op]:
+    """Operations after the root is in place, WAIT and EXEC included; the order is that of docs/adr/0002.
+
+    ``inherited``: resource limits of the caller, which hold where config.json names none, as in runc; a small guest's own would be tiny.
+    """
     user = process.get("user", {})
     uid, gid = user.get("uid", 0), user.get("gid", 0)
     masks = _capabilities(process.get("capabilities", {}), warnings)
@@ -37,7 +49,7 @@ def compile_process(process: dict[str, Any], seccomp: Seccomp | None, warnings: 
     confined = bool(process.get("noNewPrivileges", False))
     argv = _arguments(process)
     return [
-        *_rlimits(process.get("rlimits", ())),
+        *_rlimits(process.get("rlimits", ()), inherited or {}),
         ops.umask(user.get("umask", _DEFAULT_UMASK) & _UMASK_BITS),
         *([ops.no_new_privs()] if confined else []),
         ops.stdio_owner(uid, gid),
@@ -95,8 +107,11 @@ def _environment(variables: list[str]) -> tuple[str, ...]:
     return tuple(last.values())
 
 
-def _rlimits(entries: list[dict[str, Any]]) -> list[ops.Op]:
-    result = []
+def _rlimits(entries: list[dict[str, Any]], inherited: Mapping[int, tuple[int, int]]) -> list[ops.Op]:
+    limits = {number: pair for number, pair in inherited.items() if number in _RLIMIT_NUMBERS}
+    if _NOFILE in limits:
+        soft, hard = limits[_NOFILE]
+        limits[_NOFILE] = min(soft, _NR_OPEN), min(hard, _NR_OPEN)
     seen = set()
     for index, entry in enumerate(entries):
         where = f"process.rlimits[{index}]"
@@ -108,8 +123,8 @@ def _rlimits(entries: list[dict[str, Any]]) -> list[ops.Op]:
         if soft > hard:
             raise invalid(f"{where}.soft", f"{soft} is above the hard limit {hard}")
         seen.add(name)
-        result.append(ops.rlimit(RLIMITS[name], soft, hard))
-    return result
+        limits[RLIMITS[name]] = soft, hard
+    return [ops.rlimit(number, soft, hard) for number, (soft, hard) in limits.items()]
 
 
 def _capabilities(sets: dict[str, list[str]], warnings: list[str]) -> dict[str, int]:

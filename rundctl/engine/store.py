@@ -8,9 +8,10 @@ import json
 import os
 import time
 
-from rundctl.errors import HostError, StateError, words
+from rundctl.errors import HostError, StateError, UsageError, words
 from rundctl.host.files import replace
 from rundctl.host.pidfd import Process, start_time
+from rundctl.oci import identity
 from rundctl.types import Status
 
 TYPE_CHECKING = False
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_ROOT = "/run/rundctl"
-_ELSEWHERE = f"{DEFAULT_ROOT}/.elsewhere"
+_ELSEWHERE = f"{DEFAULT_ROOT}/{identity.RESERVED}"
+_NEW, _OLD = ".new:", ".old:"  # with a colon, which no id holds
+_NAME_MAX = 255
 _RECORD = "record.json"
 _LOCK_POLL_S = 0.01
 
@@ -106,21 +109,28 @@ def claim(root: str, container_id: str, facts: dict[str, Any]) -> tuple[Containe
     so nobody ever sees one without a record. StateError if the id is in use.
     """
     final = f"{root}/{container_id}"
-    temporary = f"{root}/.new-{os.getpid()}"
+    temporary = f"{root}/{_NEW}{os.getpid()}"
+    _remove_tree(temporary)  # an earlier process of our pid may have been killed
     os.makedirs(temporary, mode=0o700)
     lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    container = Container(temporary, {})
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         creator = {"pid": os.getpid(), "start_time": start_time(os.getpid())}
-        record = {"id": container_id, "boot_id": boot_id(), "creator": creator, "created": time.time(), **facts}
-        container = Container(temporary, record)
+        container.record = {
+            "id": container_id,
+            "boot_id": boot_id(),
+            "creator": creator,
+            "created": time.time(),
+            **facts,
+        }
         container.save()
         os.rename(temporary, final)
         container.directory = final
         _link_elsewhere(root, container_id)
     except BaseException as error:
+        _remove_tree(container.directory)
         os.close(lock)
-        _remove_tree(temporary)
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise _in_use(container_id) from error
         raise
@@ -141,7 +151,10 @@ def make_root(root: str) -> str:
 
 
 def check_free(root: str, container_id: str) -> None:
-    """StateError if the id is in use: said before anything is spent on it; ``claim`` decides."""
+    """StateError if the id is in use, UsageError if it is too long: said before anything is spent on it; ``claim`` decides."""
+    longest = _NAME_MAX if _is_default(root) else _NAME_MAX - len(f"@{root_name(root)}")
+    if len(container_id) > longest:
+        raise UsageError(f"container ID is longer than {longest} characters, the most that this --root allows")
     if os.path.exists(f"{root}/{container_id}/{_RECORD}"):
         raise _in_use(container_id)
 
@@ -186,8 +199,9 @@ def _roots_elsewhere(container_id: str) -> list[str]:
 def load(root: str | None, container_id: str) -> Container:
     """Find a container; without ``root`` also one that was made under another root than the default one.
 
-    podman's clean-up calls ``delete`` without the runtime's flags. StateError if it does not exist, or in several roots.
+    podman's clean-up calls ``delete`` without the runtime's flags. StateError if it does not exist, or in several roots; UsageError if it is no id.
     """
+    identity.container_id(container_id)
     for candidate in (root or DEFAULT_ROOT,) if root else (DEFAULT_ROOT, *_roots_elsewhere(container_id)):
         container = _read(f"{candidate}/{container_id}")
         if container is not None:
@@ -213,7 +227,7 @@ def list_all(root: str | None) -> Iterator[Container]:
     except FileNotFoundError:
         return
     for name in names:
-        container = None if name.startswith(".") else _read(f"{root}/{name}")
+        container = None if ":" in name else _read(f"{root}/{name}")
         if container is not None:
             yield container
 
@@ -264,7 +278,8 @@ def remove(container: Container) -> None:
             os.unlink(_elsewhere_link(root, container_id))
     except FileNotFoundError:
         pass
-    trash = f"{root}/.old-{os.getpid()}"
+    trash = f"{root}/{_OLD}{os.getpid()}"
+    _remove_tree(trash)
     os.rename(container.directory, trash)
     _remove_tree(trash)
     _sweep(root)
@@ -273,8 +288,8 @@ def remove(container: Container) -> None:
 def _sweep(root: str) -> None:
     """Remove what calls that were killed in the middle of a claim or a removal have left."""
     for name in os.listdir(root):
-        owner = name.removeprefix(".new-").removeprefix(".old-")
-        if name[:5] in (".new-", ".old-") and owner.isdigit() and start_time(int(owner)) is None:
+        owner = name.removeprefix(_NEW).removeprefix(_OLD)
+        if owner != name and owner.isdigit() and start_time(int(owner)) is None:
             _remove_tree(f"{root}/{name}")
 
 

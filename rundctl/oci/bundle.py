@@ -6,16 +6,12 @@ import json
 import os
 import stat
 
-from rundctl.errors import ConfigError, UsageError
+from rundctl.errors import ConfigError
 from rundctl.oci import options, validate
-from rundctl.types import ContainerId
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
-
-_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
-_ID_LENGTH = 255  # NAME_MAX: the id names a directory
 
 
 class Bundle:
@@ -56,17 +52,6 @@ def parse(text: bytes) -> dict[str, Any]:
     if b"null" in text:
         document = _without_nulls(document)
     return document  # type: ignore[no-any-return] # validate() refuses what is no object
-
-
-def container_id(text: str) -> ContainerId:
-    """Check an id by runc's rule; UsageError if it breaks it."""
-    if not text:
-        raise UsageError("container id cannot be empty")
-    if text in (".", "..") or not _ID_CHARACTERS.issuperset(text):
-        raise UsageError(f"invalid container ID format: {text!r}", hint="letters, digits and _ + - . are allowed")
-    if len(text) > _ID_LENGTH:
-        raise UsageError(f"container ID is longer than {_ID_LENGTH} characters: {text[:20]}...")
-    return ContainerId(text)
 
 
 def _read(path: str) -> bytes:

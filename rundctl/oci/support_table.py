@@ -56,7 +56,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("process.selinuxLabel", "meaningless", _LABEL),
     ("process.oomScoreAdj", "honoured", "inside the guest"),
     ("process.noNewPrivileges", "honoured", ""),
-    ("process.rlimits", "honoured", ""),
+    ("process.rlimits", "honoured", "those left out are the caller's, as in runc"),
     ("process.rlimits[].type", "honoured", "each at most once"),
     ("process.rlimits[].soft", "honoured", ""),
     ("process.rlimits[].hard", "honoured", ""),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rundctl.errors import ConfigError, UsageError
-from rundctl.oci import bundle, options, spec
+from rundctl.oci import bundle, identity, options, spec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,13 +119,13 @@ def test_null_is_absent_and_whole_fractions_are_integers(path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["a", "A-z_0.9+", "...", "x" * 255])
 def test_ids(text: str) -> None:
-    assert bundle.container_id(text) == text
+    assert identity.container_id(text) == text
 
 
-@pytest.mark.parametrize("text", ["", ".", "..", "a/b", "a b", "ä", "a\n", "x" * 256])
+@pytest.mark.parametrize("text", ["", ".", "..", ".elsewhere", "a/b", "a b", "ä", "a\n", "x" * 256])
 def test_bad_ids(text: str) -> None:
     with pytest.raises(UsageError):
-        bundle.container_id(text)
+        identity.container_id(text)
 
 
 def test_annotations() -> None:

@@ -1,0 +1,123 @@
+"""What callers do that nobody expects: closed stdio, odd ids, signals in the middle, limits of their own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import time
+
+import pytest
+
+from .conftest import Cli, eventually
+
+SLEEP = ("/bin/sleep", "1000")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_stdio(cli: Cli, bundle, tmp_path, closed: str) -> None:
+    """What is closed is /dev/null to the container, and no file of ours: a lock it kept would block every later verb."""
+    where = bundle("/bin/sh", "-c", "cat; echo out; exit 7")
+    log = tmp_path / "log"
+    verbs = cli.argv("--log", str(log), "run", "--bundle", str(where), "c")
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *verbs],
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 7, (done.stderr, log.read_text())
+    assert done.stdout == (b"" if ">&-" in closed.replace("2>&-", "") else b"out\n")
+    assert log.read_text() == ""
+
+
+def test_closed_stdio_and_create(cli: Cli, bundle) -> None:
+    argv = cli.argv("create", "--bundle", str(bundle(*SLEEP)), "c")
+    subprocess.run(["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *argv], timeout=60, check=True)
+    cli("start", "c")
+    assert cli.status("c") == "running"
+
+
+@pytest.mark.parametrize("verb", ["state", "start", "kill", "delete"])
+@pytest.mark.parametrize("bad", ["../c", "c/.", "..", "", "a b"])
+def test_every_verb_refuses_what_is_no_id(cli: Cli, bundle, verb: str, bad: str) -> None:
+    cli.create("c", bundle(*SLEEP))
+    assert b"container" in cli(verb, "--", bad, code=1).stderr
+    assert b"does not exist" not in cli(verb, "--", bad, code=1).stderr
+    assert cli.status("c") == "created"
+
+
+def test_force_is_no_excuse(cli: Cli, bundle) -> None:
+    cli.create("c", bundle(*SLEEP))
+    cli("delete", "--force", f"../{cli.root.name}/c", code=1)
+    assert cli.status("c") == "created"
+
+
+def test_long_ids(cli: Cli, bundle) -> None:
+    where = str(bundle("/bin/true"))
+    cli("run", "--bundle", where, "a" * 200)
+    done = cli("run", "--bundle", where, "a" * 255, code=1)
+    assert b"longer than" in done.stderr
+    assert b"longer than" in cli("state", "a" * 300, code=1).stderr
+
+
+def test_an_id_with_a_leading_dot_is_listed(cli: Cli, bundle) -> None:
+    cli.create(".hidden", bundle(*SLEEP))
+    assert cli("list", "-q").stdout == b".hidden\n"
+
+
+def test_what_an_earlier_process_of_our_pid_left(cli: Cli, bundle) -> None:
+    """A call that was killed may leave a half-made directory, and its pid comes again."""
+    for pid in range(os.getpid(), os.getpid() + 2000):  # one of them will be the call's own
+        for name in (f".new:{pid}", f".old:{pid}"):
+            (cli.root / name).mkdir()
+            (cli.root / name / "record.json").touch()
+    cli("run", "--bundle", str(bundle("/bin/true")), "c")
+    eventually(lambda: not list(cli.root.iterdir()) or _sweep(cli), "swept")
+
+
+def _sweep(cli: Cli) -> bool:
+    """Those of live processes stay: remove them as the test's own."""
+    for path in cli.root.iterdir():
+        (path / "record.json").unlink()
+        path.rmdir()
+    return True
+
+
+def test_kill_zero_asks_whether_it_runs(cli: Cli, bundle) -> None:
+    cli.create("c", bundle(*SLEEP))
+    cli("kill", "c", "0")
+    cli("kill", "c", "KILL")
+    cli.wait_status("c", "stopped")
+    assert b"container not running" in cli("kill", "c", "0", code=1).stderr
+
+
+@pytest.mark.parametrize("verb", ["create", "run"])
+@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("delay_ms", [120, 200, 300])
+def test_a_signal_while_it_is_made_leaves_nothing(cli: Cli, bundle, verb: str, signo: int, delay_ms: int) -> None:
+    with cli.popen(verb, "--bundle", str(bundle(*SLEEP)), "c") as call:
+        eventually(lambda: (cli.root / "c").exists() or call.poll() is not None, "claimed")
+        time.sleep(delay_ms / 1000)
+        call.send_signal(signo)
+        if verb == "run":
+            # Once it runs the signal is the container's; sleep, its PID 1, ignores it.
+            eventually(lambda: call.poll() is not None or b"running" in cli("state", "c", code=None).stdout, "an end")
+            cli("kill", "c", "KILL", code=None)
+        code = call.wait(30)
+    if code == -signo:
+        assert list(cli.root.iterdir()) == []
+
+
+def test_limits_are_the_callers_where_none_are_named(cli: Cli, bundle) -> None:
+    where = bundle("/bin/sh", "-c", "ulimit -u; ulimit -n; ulimit -c", change=lambda c: c["process"].pop("rlimits"))
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NPROC, (4321, 4321))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (765, 999))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    done = subprocess.run(
+        cli.argv("run", "--bundle", str(where), "c"),
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=60, preexec_fn=limit, check=False,
+    )  # fmt: skip
+    assert done.stdout == b"4321\n765\n0\n"

@@ -1,0 +1,27 @@
+"""Inherited resource limits: read as getrlimit(2) says them, set where config.json names none."""
+
+from __future__ import annotations
+
+import resource
+
+from rundctl.engine import plan_process
+from rundctl.guest import ops
+from rundctl.host import limits
+from rundctl.oci import linux
+
+
+def test_as_getrlimit_says() -> None:
+    mask = limits.INFINITY  # Python says -1 for infinity
+    wanted = {
+        number: (resource.getrlimit(number)[0] & mask, resource.getrlimit(number)[1] & mask)
+        for number in linux.RLIMITS.values()
+    }
+    assert limits.inherited() == wanted
+
+
+def test_named_ones_win_and_nofile_fits_the_guest() -> None:
+    process = {"args": ["x"], "cwd": "/", "rlimits": [{"type": "RLIMIT_CORE", "soft": 1, "hard": 2}]}
+    inherited = {4: (7, 7), 6: (96365, 96365), 7: (1024, limits.INFINITY), 99: (1, 1)}
+    compiled = plan_process.compile_process(process, None, [], inherited)
+    found = [op.arguments for op in compiled if op.opcode is ops.Opcode.RLIMIT]
+    assert sorted(found) == [(4, 1, 2), (6, 96365, 96365), (7, 1024, 1 << 20)]
