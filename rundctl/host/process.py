@@ -107,6 +107,10 @@ class _Inheritable:
             os.set_inheritable(fd, False)
 
 
+# The signal comes for deaths after prctl(2): who died before is no longer the parent.
+_STILL_OURS = ("/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
+
+
 class Child:
     """A program that lives no longer than a ``with`` block, nor than the process that started it (PDEATHSIG)."""
 
@@ -114,7 +118,7 @@ class Child:
 
     def __init__(self, argv: Sequence[str], keep_fds: Sequence[int], stdio: tuple[int, int, int]) -> None:
         leash = [need_tool("setpriv", "apt-get install util-linux"), "--pdeathsig", "KILL", "--"]
-        self.pid = spawn([*leash, *argv], keep_fds, stdio)
+        self.pid = spawn([*leash, *_STILL_OURS, str(os.getpid()), *argv], keep_fds, stdio)
         self._pidfd = os.pidfd_open(self.pid)
 
     def __enter__(self) -> Self:
