@@ -35,11 +35,6 @@ ENDS: dict[str, tuple[str, str, set[int]]] = {
     "reboot(2)": ("reboot -f; sleep 1000", "container", {128 + 1}),  # of a pid namespace: pid_namespaces(7)
     "power off(2)": ("poweroff -f; sleep 1000", "container", {128 + 2}),
     "memory": ("tail /dev/zero", "container", {1, 128 + 9}),
-    "memory in files": (
-        "mkdir /fill; mount -t tmpfs -o size=100% tmpfs /fill; cat /dev/zero > /fill/a; tail /dev/zero",
-        "container",
-        {1, 128 + 9},
-    ),
     "own disk gone": (
         "cd /sys/bus/virtio/drivers/virtio_blk; set -- virtio*; echo $1 > unbind; echo x > /new || exit 7",
         "container",
@@ -58,6 +53,9 @@ ENDS: dict[str, tuple[str, str, set[int]]] = {
 
 # What leaves a VM that lives and answers nobody: a kill ends it.
 HANGS: dict[str, str] = {
+    "memory in files": (  # the kernel kills the container, or thrashes: it can drop nothing but programs
+        "mkdir /fill; mount -t tmpfs -o size=100% tmpfs /fill; echo hung; cat /dev/zero > /fill/a; tail /dev/zero"
+    ),
     "own disk": (  # a damaged ext4 may end the container as well, or keep the kernel busy
         f"{NODE} node /dev/disk b /sys/class/block/vda/dev; echo hung; dd if=/dev/urandom of=/dev/disk bs=1M count=4; sync; "
         "echo 3 > /proc/sys/vm/drop_caches; while :; do ls -R /; echo x > /new; sleep 0.1; done"
