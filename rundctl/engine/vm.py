@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rundctl.engine.store import Container
 
-ANSWER_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 60.0  # as in vmm.qmp: patience for an overloaded host; whoever has none can delete --force
 COLD_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 3.0
 _PID = struct.Struct("<I")

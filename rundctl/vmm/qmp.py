@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _BUFFER = 65536
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 60.0  # a host with dozens of emulated guests starting is slow, not broken
 _SAVE_TIMEOUT_S = 120.0
 
 
