@@ -54,18 +54,16 @@ ENDS: dict[str, tuple[str, str, set[int]]] = {
 # What leaves a VM that lives and answers nobody: a kill ends it.
 HANGS: dict[str, str] = {
     "memory in files": (  # the kernel kills the container, or thrashes: it can drop nothing but programs
-        "mkdir /fill; mount -t tmpfs -o size=100% tmpfs /fill; echo hung; cat /dev/zero > /fill/a; tail /dev/zero"
+        "mkdir /fill; mount -t tmpfs -o size=100% tmpfs /fill; cat /dev/zero > /fill/a; tail /dev/zero"
     ),
     "own disk": (  # a damaged ext4 may end the container as well, or keep the kernel busy
-        f"{NODE} node /dev/disk b /sys/class/block/vda/dev; echo hung; dd if=/dev/urandom of=/dev/disk bs=1M count=4; sync; "
+        f"{NODE} node /dev/disk b /sys/class/block/vda/dev; dd if=/dev/urandom of=/dev/disk bs=1M count=4; sync; "
         "echo 3 > /proc/sys/vm/drop_caches; while :; do ls -R /; echo x > /new; sleep 0.1; done"
     ),
-    "panic": "echo 0 > /proc/sys/kernel/panic; echo hung; echo c > /proc/sysrq-trigger",
-    "agent's channel": (
-        "cd /sys/bus/virtio/drivers/virtio_console; set -- virtio*; echo hung; sleep 0.2; echo $1 > unbind; sleep 1000"
-    ),
+    "panic": "echo 0 > /proc/sys/kernel/panic; echo c > /proc/sysrq-trigger",
+    "agent's channel": ("cd /sys/bus/virtio/drivers/virtio_console; set -- virtio*; echo $1 > unbind; sleep 1000"),
     "lower": (
-        "cd /sys/bus/virtio/drivers/9pnet_virtio; echo hung; for device in virtio*; do echo $device > unbind & done; "
+        "cd /sys/bus/virtio/drivers/9pnet_virtio; for device in virtio*; do echo $device > unbind & done; "
         "while sleep 1; do ls /bin; done"
     ),
 }
@@ -155,11 +153,15 @@ def test_it_ends_with_a_reason(cli: Cli, bundle, bystander: Path, attack: str) -
 
 @pytest.mark.parametrize("attack", HANGS)
 def test_a_guest_that_hangs_is_killed(cli: Cli, bundle, bystander: Path, tmp_path: Path, attack: str) -> None:
-    said = tmp_path / "said"
-    with said.open("wb") as stdout:
-        cli.create("hostile", bundle("/bin/sh", "-c", HANGS[attack], change=_take_over), stdout=stdout)
+    ready, go = tmp_path / "ready", os.pipe()
+    script = f"echo ready; read go; {HANGS[attack]}"
+    with ready.open("wb") as stdout:
+        cli.create("hostile", bundle("/bin/sh", "-c", script, change=_take_over), stdin=go[0], stdout=stdout)
+    os.close(go[0])
     cli("start", "hostile")
-    eventually(lambda: b"hung" in said.read_bytes(), f"{attack} begins", END_S)
+    eventually(lambda: ready.read_bytes() == b"ready\n", f"{attack} begins", END_S)
+    os.write(go[1], b"\n")
+    os.close(go[1])
     time.sleep(2)  # what hangs cannot say that it does
     before = time.monotonic()
     cli("kill", "hostile", "KILL", code=None)  # 1 if it ended by itself
