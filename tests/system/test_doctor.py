@@ -21,8 +21,8 @@ def _findings(cli: Cli, code: int = 0, **environment: str) -> dict[str, list[Jso
 def test_a_host_that_works(cli: Cli, template: str) -> None:
     found = _findings(cli)
     assert all(finding["level"] in ("ok", "warn") for each in found.values() for finding in each)
-    assert any(finding["text"].startswith(template.strip()) for finding in found["template"])
-    assert "used by the next create" in found["template"][0]["text"] + found["template"][-1]["text"]
+    used = [finding["text"] for finding in found["template"] if "used by the next create" in finding["text"]]
+    assert [text.split(" ")[0] for text in used] == [template.strip()]
     manifest = json.loads(cli("template", "show", template.strip()).stdout)
     assert found["accelerator"][0]["text"].startswith(manifest["accelerator"]["name"])
     assert manifest["accelerator"]["reason"] in found["accelerator"][0]["text"]
