@@ -20,7 +20,8 @@ VOLUMES_TAG = "volumes"
 UPPER_DEVICE = "/dev/vda"
 _MEMORY_MAX = "4G"  # room for memory hot-plug
 _MEMORY_SLOTS = 2
-_TRANSLATIONS_MIB = 16  # TCG's buffer of translated code, a GiB by default; a start fills 15 (docs/performance.md has others' cost)
+# TCG's buffer of translated code, a GiB by default; a start fills 15 (docs/performance.md has others' cost).
+_TRANSLATIONS_MIB = 16
 _UPPER_SET = 1
 _FIRST_SLOT = 2  # PCI slot 0 is the host bridge; 1 is left to what a machine type may put there
 _SPARE_PORTS = 2
