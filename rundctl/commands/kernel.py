@@ -12,9 +12,12 @@ def build(options: Options) -> int:
     from rundctl.engine import settings
     from rundctl.guest import kernel_build
 
-    make = kernel_build.check if options.on("check") else kernel_build.build
+    home, source = settings.load().home, options.text("source")
     with Progress() as progress:
-        made = make(settings.load().home, options.text("source"), progress.say)
+        if options.on("check"):
+            made = kernel_build.check(home, source, progress.say)
+        else:
+            made = kernel_build.build(home, source, progress.say, use=not options.on("keep-default"))
     write(f"{made.vmlinux}\n")
     return 0
 
@@ -55,6 +58,7 @@ def list_(options: Options) -> int:
 
 
 _SOURCE = Flag("--source", "Debian's source package (default: that of this release).", value="PACKAGE")
+_KEEP = Flag("--keep-default", "Do not make it the default.")
 _CHECK = Flag("--check", "Build again and compare, byte by byte, with the kernel that is there.")
 VERB = Verb(
     "kernel",
@@ -64,7 +68,7 @@ VERB = Verb(
             "kernel build",
             "Build the lean kernel from Debian's source, make it the default, and print where it is.",
             build,
-            flags=(_SOURCE, _CHECK),
+            flags=(_SOURCE, _KEEP, _CHECK),
         ),
         Verb("kernel fetch", "Download and unpack Debian's kernel package, and print where the kernel is.", fetch),
         Verb(

@@ -79,8 +79,8 @@ class Recipe:
         return f"{self.source.version}-lean-{hashlib.sha256(told.encode()).hexdigest()[:_DIGEST_LENGTH]}"
 
 
-def build(home: str, package: str, progress: Progress) -> kernel.Kernel:
-    """The lean kernel of a source package ("": this release's), built unless it is there; it is the default from now on.
+def build(home: str, package: str, progress: Progress, *, use: bool = True) -> kernel.Kernel:
+    """The lean kernel of a source package ("": this release's), built unless it is there; to ``use`` it is to make it the default.
 
     HostError for missing tools, no space, an option that was not taken, a failed compilation.
     """
@@ -89,8 +89,9 @@ def build(home: str, package: str, progress: Progress) -> kernel.Kernel:
     with _lock(home):
         if name not in kernel.names(home):
             kernel.install(home, name, _parts(home, recipe, progress))
-        kernel.make_current(home, name)
-    progress(f"guest kernel {name} is the default")
+        if use:
+            kernel.make_current(home, name)
+    progress(f"guest kernel {name} is {'the default' if use else f'in {home}/kernels'}")
     return kernel.Kernel(f"{home}/kernels/{name}")
 
 

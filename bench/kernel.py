@@ -1,0 +1,151 @@
+"""Guest kernels side by side: size, what they leave of a VM's memory, boot, template, and starts from it.
+
+usage: kernel.py [RUNS [KERNEL ...]]        writes build/bench/kernel.json; without names: Debian's newest and the lean one
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rundctl.engine import settings
+from rundctl.guest import kernel
+from rundctl.vmm.cmdline import cmdline
+
+RUNDCTL = os.environ.get("RUNDCTL", f"{sys.prefix}/bin/rundctl")
+MEMORY_MIB = 128
+HOME = settings.load().home
+
+
+def chosen() -> list[str]:
+    """Debian's newest and the newest lean one, or those that are named."""
+    if len(sys.argv) > 2:
+        return sys.argv[2:]
+    names = kernel.names(HOME)
+    kinds = ([name for name in names if ending in name] for ending in ("-amd64", "-lean-"))
+    return [found[-1] for found in kinds if found]
+
+
+def make_bundle(directory: Path, script: str) -> Path:
+    (directory / "rootfs/bin").mkdir(parents=True)
+    for name in ("proc", "sys", "dev", "etc"):
+        (directory / "rootfs" / name).mkdir()
+    (directory / "rootfs/bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
+    (directory / "rootfs/bin/busybox").chmod(0o755)
+    subprocess.run([RUNDCTL, "spec", "--bundle", directory], check=True)
+    config = json.loads((directory / "config.json").read_text())
+    config["process"].update(terminal=False, args=["/bin/busybox", "sh", "-c", script])
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def run(bundle: Path, name: str, template: str, environment: dict[str, str]) -> tuple[str, float, dict[str, float]]:
+    """Output, wall-clock milliseconds, stages of a run."""
+    before = time.perf_counter()
+    argv = [RUNDCTL, "run", "--timings", "--template", template, "--bundle", str(bundle), name]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment)
+    wall_ms = (time.perf_counter() - before) * 1e3
+    return done.stdout, wall_ms, {stage: float(ms) for stage, ms in re.findall(r"(\w+)=([\d.]+)", done.stderr)}
+
+
+def boot_ms(vmlinux: str, modules: bytes) -> float:
+    """From QEMU's start until the kernel starts an init that ends at once, under TCG: what the kernel itself costs, without an agent."""
+    with tempfile.TemporaryDirectory() as directory:
+        initramfs, console = Path(directory, "initramfs"), Path(directory, "console")
+        initramfs.write_bytes(modules)
+        # fmt: off
+        argv = [
+            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35,hpet=off", "-accel", "tcg",
+            "-cpu", "max", "-m", f"{MEMORY_MIB}M", "-kernel", vmlinux, "-initrd", str(initramfs), "-append", cmdline(verbose=False),
+            "-chardev", f"file,id=c,path={console}", "-serial", "chardev:c",
+        ]
+        # fmt: on
+        before = time.perf_counter()
+        subprocess.run(argv, check=True, timeout=300)
+        assert "Attempted to kill init" in console.read_text(errors="replace"), console.read_text(errors="replace")[
+            -500:
+        ]
+        return (time.perf_counter() - before) * 1e3
+
+
+def ending_init() -> bytes:
+    """An initramfs whose init exits: the kernel panics and, with panic=-1, QEMU ends."""
+    from rundctl.guest import cpio
+
+    with tempfile.TemporaryDirectory() as directory:
+        program = Path(directory, "init")
+        source = b".globl _start\n_start: mov $60, %eax\nxor %edi, %edi\nsyscall\n"
+        argv = ["gcc", "-static", "-nostdlib", "-x", "assembler", "-", "-o", str(program)]
+        subprocess.run(argv, input=source, check=True)
+        archive = cpio.Archive()
+        archive.directory("dev")
+        archive.character_device("dev/console", 5, 1)
+        archive.file("init", program.read_bytes(), 0o755)
+        return archive.close()
+
+
+def measure(name: str, runs: int, directory: Path) -> dict[str, object]:
+    config = directory / f"{name}.toml"
+    config.write_text(f'kernel = "{name}"\nhome = "{HOME}"\nmemory_mib = {MEMORY_MIB}\n')
+    environment = {**os.environ, "RUNDCTL_CONFIG": str(config)}
+    key = subprocess.run([RUNDCTL, "template", "build"], env=environment, check=True, capture_output=True, text=True)
+    template = Path(HOME, "templates", key.stdout.strip())
+    image = Path(HOME, "kernels", name, "vmlinux").read_bytes()
+    modules = sum(path.stat().st_size for path in Path(HOME, "kernels", name, "modules").iterdir())
+    report = make_bundle(directory / f"report-{name}", "cat /proc/meminfo")
+    quick = make_bundle(directory / f"quick-{name}", "exit 0")
+    meminfo = dict(re.findall(r"(\w+): +(\d+) kB", run(report, "bench-meminfo", "on", environment)[0]))
+    warm = [run(quick, f"bench-warm-{number}", "on", environment) for number in range(runs)]
+    cold = [run(quick, f"bench-cold-{number}", "off", environment)[1] for number in range(runs)]
+    boots = [boot_ms(f"{HOME}/kernels/{name}/vmlinux", ending_init()) for _ in range(runs)]
+    return {
+        "vmlinux_mib": round(len(image) / 2**20, 1),
+        "modules_mib": round(modules / 2**20, 1),
+        "xz_mib": round(len(lzma.compress(image, preset=9)) / 2**20, 1),
+        "mem_total_mib": round(int(meminfo["MemTotal"]) / 1024, 1),
+        "mem_available_mib": round(int(meminfo["MemAvailable"]) / 1024, 1),
+        "template_mib": round(sum(path.stat().st_blocks * 512 for path in template.iterdir()) / 2**20, 1),
+        "template_memory_mib": round((template / "memory").stat().st_blocks * 512 / 2**20, 1),
+        "boot_ms": round(statistics.median(boots)),
+        "cold_run_ms": round(statistics.median(cold)),
+        "clone_run_ms": round(statistics.median(wall for _, wall, _ in warm), 1),
+        "clone_stages_ms": {
+            stage: round(statistics.median(stages[stage] for _, _, stages in warm), 1) for stage in warm[0][2]
+        },
+    }
+
+
+def main() -> None:
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    names = chosen()
+    with tempfile.TemporaryDirectory() as directory:
+        rows = {name: measure(name, runs, Path(directory)) for name in names}
+    result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{os.cpu_count()} x {platform.machine()}, Linux {platform.release()}, load {os.getloadavg()[0]:.1f}",
+        "command": " ".join(["bench/kernel.py", *sys.argv[1:]]),
+        "memory_mib": MEMORY_MIB,
+        "runs": runs,
+        "kernels": rows,
+    }
+    target = Path("build/bench/kernel.json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(result, indent=2) + "\n")
+    for fact in next(iter(rows.values())):
+        if fact != "clone_stages_ms":
+            print(f"{fact:22}" + "".join(f"{row[fact]!s:>16}" for row in rows.values()))
+    for name, row in rows.items():
+        print(f"{name}: stages {row['clone_stages_ms']}")
+    print(f"{result['machine']}, {result['date']}   ({target})")
+
+
+main()
