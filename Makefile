@@ -9,7 +9,7 @@ export RUNDCTL_HOME ?= /var/lib/rundctl
 export VENV
 
 .DEFAULT_GOAL = help
-.PHONY: help setup setup-test demo test lint test-unit test-native test-contract test-system bench clean
+.PHONY: help setup setup-test demo test lint test-unit test-native test-contract test-system bench bench-template clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -43,6 +43,9 @@ test-system: setup-test ## The installed rundctl with real VMs
 
 bench: setup-test ## Measure start-up and memory
 	$(PYTHON) bench/start.py
+
+bench-template: setup-test ## Measure what a clone costs: memory by part, idle CPU, time to its first answer
+	$(PYTHON) bench/template.py
 
 clean: ## Remove what was built; kernels and templates in RUNDCTL_HOME stay
 	rm -rf $(VENV) build dist rundctl/_native rundctl/oci/_generated
