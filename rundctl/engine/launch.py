@@ -264,8 +264,8 @@ def _check(result: wire.Result, sent: Plan, what: str) -> None:
         return
     op = sent.ops[result.index] if result.index < len(sent.ops) else None
     words = os.strerror(result.error).lower()
-    if op is None:
-        raise GuestError(f"{what}: {result.describe()}")
+    if op is None or result.error == errno.ECHILD:  # the container was killed, whatever it was doing
+        raise GuestError(f"{what}: {result.detail or result.describe()}")
     if op.opcode is Opcode.FIND:
         raise ProcessError(
             f"unable to start container process: {op.describe()}: {_find_words(str(op.arguments[0]), result.error)}"

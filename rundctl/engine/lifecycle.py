@@ -105,9 +105,9 @@ def _start_locked(container: Container) -> None:
         raise StateError("cannot start a container that has stopped", hint=f"rundctl delete {container.id}")
     if not status.can_start:
         raise StateError("cannot start an already running container")
-    with ExitStack() as undo:
-        channel = vm.connect(undo, container)
-        result = channel.wait(channel.post(wire.START, container=1), vm.ANSWER_TIMEOUT_S)
+    result = _ask(container, wire.START, b"", vm.ANSWER_TIMEOUT_S)
+    if result is None or result.error in (errno.ESRCH, errno.ECHILD):  # no errors of execve(2): a signal was faster
+        raise StateError("cannot start a container that has stopped", hint=f"rundctl delete {container.id}")
     if result.error:
         argv0 = container.record["argv0"]
         raise ProcessError(f'exec: "{argv0}": {os.strerror(result.error).lower()}')
@@ -143,14 +143,26 @@ def kill(ctx: Context, container_id: str, signo: int, *, everyone: bool = False)
     if signo == signal.SIGKILL:
         _end(container)
         return
-    with ExitStack() as undo:
-        channel = vm.connect(undo, container)
-        payload = vm.signal_payload(signo, everyone=everyone)
-        result = channel.wait(channel.post(wire.SIGNAL, payload, container=1), KILL_TIMEOUT_S)
-    if result.error == errno.ESRCH:
+    result = _ask(container, wire.SIGNAL, vm.signal_payload(signo, everyone=everyone), KILL_TIMEOUT_S)
+    if result is None or result.error == errno.ESRCH:
         raise StateError("container not running")
     if result.error:
         raise GuestError(f"kill {container_id}: {os.strerror(result.error).lower()}")
+
+
+def _ask(container: Container, kind: int, payload: bytes, timeout_s: float) -> wire.Result | None:
+    """One request to the agent and its result; None if the container ended first. GuestError if it lives and does not answer."""
+    shim = container.shim()
+    if shim is None:
+        return None
+    with shim, ExitStack() as undo:
+        try:
+            channel = vm.connect(undo, container)
+            return channel.wait(channel.post(kind, payload, container=1), timeout_s)
+        except GuestError:
+            if shim.wait(KILL_TIMEOUT_S):
+                return None
+            raise
 
 
 def _end(container: Container) -> None:

@@ -116,7 +116,7 @@ def connect(undo: ExitStack, container: Container) -> wire.Channel:
     client = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     try:
         client.connect(_control_path(undo, container.directory))
-    except OSError as error:
+    except OSError as error:  # of the directory, too: a delete may have been faster
         raise GuestError(f"container {container.id}: connect to its shim: {words(error)}") from error
     channel = wire.Channel(client)
     channel.hello(wire.ROLE_CLIENT)

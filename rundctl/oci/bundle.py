@@ -28,7 +28,10 @@ class Bundle:
 
 def load(path: str, config: str = "config.json") -> Bundle:
     """Read and check a bundle; ``config`` is relative to it. ConfigError says in one line what is wrong."""
-    bundle = os.path.abspath(path)
+    try:
+        bundle = os.path.abspath(path)
+    except FileNotFoundError:  # of getcwd(3)
+        raise ConfigError(f"bundle {path}: the current directory was removed") from None
     if not os.path.isdir(bundle):
         raise ConfigError(f"bundle {bundle}: {'not a directory' if os.path.lexists(bundle) else 'does not exist'}")
     spec = parse(_read(os.path.join(bundle, config)))
@@ -41,6 +44,8 @@ def parse(text: bytes) -> dict[str, Any]:
     """Parse config.json: null means absent, as in Go, and 1.0 is the integer 1. ConfigError names line and column."""
     try:
         document: Any = json.loads(text, parse_float=_number, parse_constant=_no_constant)
+        if b"null" in text:
+            document = _without_nulls(document)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"config.json: line {error.lineno} column {error.colno}: malformed JSON: {error.msg}"
@@ -49,8 +54,6 @@ def parse(text: bytes) -> dict[str, Any]:
         raise ConfigError(f"config.json: byte {error.start}: not UTF-8") from None
     except (RecursionError, ValueError) as error:
         raise ConfigError(f"config.json: malformed JSON: {error}") from None
-    if b"null" in text:
-        document = _without_nulls(document)
     return document  # type: ignore[no-any-return] # validate() refuses what is no object
 
 

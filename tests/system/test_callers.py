@@ -121,3 +121,18 @@ def test_limits_are_the_callers_where_none_are_named(cli: Cli, bundle) -> None:
         stdin=subprocess.DEVNULL, capture_output=True, timeout=60, preexec_fn=limit, check=False,
     )  # fmt: skip
     assert done.stdout == b"4321\n765\n0\n"
+
+
+@pytest.mark.parametrize("verb", [("start",), ("kill", "TERM"), ("kill", "0")])
+def test_a_delete_that_is_faster_is_told_plainly(cli: Cli, bundle, verb: tuple[str, ...]) -> None:
+    """In words of states: neither of sockets, nor "no such ...", which podman reads as a missing command."""
+    for number in range(4):
+        cli.create("c", bundle(*SLEEP))
+        with (
+            cli.popen(verb[0], "c", *verb[1:], stderr=subprocess.PIPE) as call,
+            cli.popen("delete", "--force", "c") as delete,
+        ):
+            said = call.stderr.read() if call.stderr else b""
+            assert delete.wait(30) == 0, number
+        known = (b"not running", b"has stopped", b"does not exist")
+        assert call.returncode == 0 or any(words in said for words in known), said

@@ -117,6 +117,20 @@ def test_null_is_absent_and_whole_fractions_are_integers(path: Path) -> None:
     assert isinstance(loaded["process"]["user"]["uid"], int)
 
 
+def test_deeper_than_python_goes() -> None:
+    for depth in (600, 100_000):
+        with pytest.raises(ConfigError, match="malformed JSON"):
+            bundle.parse(b'{"a": null, "b": ' + b"[" * depth + b"]" * depth + b"}")
+
+
+def test_a_current_directory_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match=r"^bundle \.: the current directory was removed"):
+        bundle.load(".")
+
+
 @pytest.mark.parametrize("text", ["a", "A-z_0.9+", "...", "x" * 255])
 def test_ids(text: str) -> None:
     assert identity.container_id(text) == text
