@@ -90,13 +90,22 @@ static void set_oom_score(const char *score)
 	close(fd);
 }
 
-static int block_signals(void)
+/* Before the shim is there: a signal that finds the first process of a PID namespace without a handler, and not blocked,
+ * is lost (pid_namespaces(7)), and the creator may send one as soon as it knows the pid. */
+static void block_signals(void)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+}
+
+static int open_signals(void)
 {
 	struct sigaction ignore = {.sa_handler = SIG_IGN};
 	sigset_t all;
 
 	sigfillset(&all);
-	sigprocmask(SIG_SETMASK, &all, NULL);
 	/* Our own writes to a pipe without reader must not look like somebody's signal. */
 	sigaction(SIGPIPE, &ignore, NULL);
 	return signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -109,7 +118,7 @@ static void become_shim(const struct options *options)
 	pid_t qemu;
 
 	(void)setsid();
-	signals = block_signals();
+	signals = open_signals();
 	if (signals < 0)
 		_exit(fail(options->creator, errno, "signalfd"));
 	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
@@ -149,6 +158,7 @@ int main(int argc, char **argv)
 	error = join_cgroups(&options);
 	if (error)
 		return fail(options.creator, -error, "join cgroup");
+	block_signals();
 	pid = clone_shim(&options);
 	if (pid < 0)
 		return fail(options.creator, errno, "clone");
