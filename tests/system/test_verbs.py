@@ -170,12 +170,12 @@ def test_the_pid_is_safe_to_enter(cli: Cli, bundle, rootfs: Path) -> None:
 
 
 def test_nothing_python_stays_and_the_shim_is_small(cli: Cli, bundle) -> None:
-    before = {process.pid for process in psutil.process_iter()}
     cli.create("m", bundle(*SLEEP))
     cli("start", "m")
     pid = cli.state("m")["pid"]
-    new = [process for process in psutil.process_iter(["name"]) if process.pid not in before]
-    assert [process for process in new if "python" in process.info["name"] and process.status() != "zombie"] == []
+    mine = [each for each in psutil.process_iter(["name", "cmdline"]) if str(cli.root) in (each.info["cmdline"] or [])]
+    assert [each for each in mine if each.status() != psutil.STATUS_ZOMBIE] == []
+    assert not any("python" in child.name() for child in psutil.Process(pid).children(recursive=True))
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     pss_kib = int(next(line.split()[1] for line in rollup.splitlines() if line.startswith("Pss:")))
     assert pss_kib < 1024
