@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -118,7 +119,8 @@ def test_null_is_absent_and_whole_fractions_are_integers(path: Path) -> None:
 
 
 def test_deeper_than_python_goes() -> None:
-    for depth in (600, 100_000):
+    # The first is too deep for us and not for json, whose limit and ours both rose with Python 3.12.
+    for depth in (600 if sys.version_info < (3, 12) else 2000, 100_000):
         with pytest.raises(ConfigError, match="malformed JSON"):
             bundle.parse(b'{"a": null, "b": ' + b"[" * depth + b"]" * depth + b"}")
 
