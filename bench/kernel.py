@@ -57,11 +57,11 @@ def run(bundle: Path, name: str, template: str, environment: dict[str, str]) -> 
     return done.stdout, wall_ms, {stage: float(ms) for stage, ms in re.findall(r"(\w+)=([\d.]+)", done.stderr)}
 
 
-def boot_ms(vmlinux: str, modules: bytes) -> float:
-    """From QEMU's start until the kernel starts an init that ends at once, under TCG: what the kernel itself costs, without an agent."""
+def boot(vmlinux: str, archive: bytes) -> tuple[float, float]:
+    """(wall-clock, processor) milliseconds of a QEMU whose kernel starts an init that ends at once, under TCG: the kernel's own cost."""
     with tempfile.TemporaryDirectory() as directory:
         initramfs, console = Path(directory, "initramfs"), Path(directory, "console")
-        initramfs.write_bytes(modules)
+        initramfs.write_bytes(archive)
         # fmt: off
         argv = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35,hpet=off", "-accel", "tcg",
@@ -70,11 +70,13 @@ def boot_ms(vmlinux: str, modules: bytes) -> float:
         ]
         # fmt: on
         before = time.perf_counter()
-        subprocess.run(argv, check=True, timeout=300)
+        child = subprocess.Popen(argv)
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
         assert "Attempted to kill init" in console.read_text(errors="replace"), console.read_text(errors="replace")[
             -500:
         ]
-        return (time.perf_counter() - before) * 1e3
+        return (time.perf_counter() - before) * 1e3, (used.ru_utime + used.ru_stime) * 1e3
 
 
 def ending_init() -> bytes:
@@ -93,42 +95,64 @@ def ending_init() -> bytes:
         return archive.close()
 
 
-def measure(name: str, runs: int, directory: Path) -> dict[str, object]:
-    config = directory / f"{name}.toml"
-    config.write_text(f'kernel = "{name}"\nhome = "{HOME}"\nmemory_mib = {MEMORY_MIB}\n')
-    environment = {**os.environ, "RUNDCTL_CONFIG": str(config)}
-    key = subprocess.run([RUNDCTL, "template", "build"], env=environment, check=True, capture_output=True, text=True)
-    template = Path(HOME, "templates", key.stdout.strip())
-    image = Path(HOME, "kernels", name, "vmlinux").read_bytes()
-    modules = sum(path.stat().st_size for path in Path(HOME, "kernels", name, "modules").iterdir())
-    report = make_bundle(directory / f"report-{name}", "cat /proc/meminfo")
-    quick = make_bundle(directory / f"quick-{name}", "exit 0")
-    meminfo = dict(re.findall(r"(\w+): +(\d+) kB", run(report, "bench-meminfo", "on", environment)[0]))
-    warm = [run(quick, f"bench-warm-{number}", "on", environment) for number in range(runs)]
-    cold = [run(quick, f"bench-cold-{number}", "off", environment)[1] for number in range(runs)]
-    boots = [boot_ms(f"{HOME}/kernels/{name}/vmlinux", ending_init()) for _ in range(runs)]
-    return {
-        "vmlinux_mib": round(len(image) / 2**20, 1),
-        "modules_mib": round(modules / 2**20, 1),
-        "xz_mib": round(len(lzma.compress(image, preset=9)) / 2**20, 1),
-        "mem_total_mib": round(int(meminfo["MemTotal"]) / 1024, 1),
-        "mem_available_mib": round(int(meminfo["MemAvailable"]) / 1024, 1),
-        "template_mib": round(sum(path.stat().st_blocks * 512 for path in template.iterdir()) / 2**20, 1),
-        "template_memory_mib": round((template / "memory").stat().st_blocks * 512 / 2**20, 1),
-        "boot_ms": round(statistics.median(boots)),
-        "cold_run_ms": round(statistics.median(cold)),
-        "clone_run_ms": round(statistics.median(wall for _, wall, _ in warm), 1),
-        "clone_stages_ms": {
-            stage: round(statistics.median(stages[stage] for _, _, stages in warm), 1) for stage in warm[0][2]
-        },
-    }
+class Subject:
+    """A kernel, with settings that name it and bundles to run on it."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        config = directory / f"{name}.toml"
+        config.write_text(f'kernel = "{name}"\nhome = "{HOME}"\nmemory_mib = {MEMORY_MIB}\n')
+        self.name = name
+        self.path = Path(HOME, "kernels", name)
+        self.environment = {**os.environ, "RUNDCTL_CONFIG": str(config)}
+        self.report = make_bundle(directory / f"report-{name}", "cat /proc/meminfo")
+        self.quick = make_bundle(directory / f"quick-{name}", "exit 0")
+        build = [RUNDCTL, "template", "build"]
+        key = subprocess.run(build, env=self.environment, check=True, capture_output=True, text=True).stdout.strip()
+        self.template = Path(HOME, "templates", key)
+        self.clones: list[tuple[float, dict[str, float]]] = []
+        self.colds: list[float] = []
+        self.boots: list[tuple[float, float]] = []
+
+    def round(self, archive: bytes) -> None:
+        """One clone, one cold start, one bare boot."""
+        self.clones.append(run(self.quick, "bench-clone", "on", self.environment)[1:])
+        self.colds.append(run(self.quick, "bench-cold", "off", self.environment)[1])
+        self.boots.append(boot(f"{self.path}/vmlinux", archive))
+
+    def facts(self) -> dict[str, object]:
+        """What the table says of it."""
+        image = (self.path / "vmlinux").read_bytes()
+        modules = sum(path.stat().st_size for path in (self.path / "modules").iterdir())
+        meminfo = dict(re.findall(r"(\w+): +(\d+) kB", run(self.report, "bench-meminfo", "on", self.environment)[0]))
+        stages = {
+            stage: round(statistics.median(row[stage] for _, row in self.clones), 1) for stage in self.clones[0][1]
+        }
+        return {
+            "vmlinux_mib": round(len(image) / 2**20, 1),
+            "modules_mib": round(modules / 2**20, 1),
+            "xz_mib": round(len(lzma.compress(image, preset=9)) / 2**20, 1),
+            "mem_total_mib": round(int(meminfo["MemTotal"]) / 1024, 1),
+            "mem_available_mib": round(int(meminfo["MemAvailable"]) / 1024, 1),
+            "template_mib": round(sum(path.stat().st_blocks * 512 for path in self.template.iterdir()) / 2**20, 1),
+            "template_memory_mib": round((self.template / "memory").stat().st_blocks * 512 / 2**20, 1),
+            "boot_ms": round(statistics.median(wall for wall, _ in self.boots)),
+            "boot_cpu_ms": round(statistics.median(used for _, used in self.boots)),
+            "cold_run_ms": round(statistics.median(self.colds)),
+            "clone_run_ms": round(statistics.median(wall for wall, _ in self.clones)),
+            "clone_run_min_ms": round(min(wall for wall, _ in self.clones)),
+            "clone_stages_ms": stages,
+        }
 
 
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    names = chosen()
     with tempfile.TemporaryDirectory() as directory:
-        rows = {name: measure(name, runs, Path(directory)) for name in names}
+        subjects = [Subject(name, Path(directory)) for name in chosen()]
+        archive = ending_init()
+        for _ in range(runs):  # in turn, so that a busy host is busy for all of them
+            for subject in subjects:
+                subject.round(archive)
+        rows = {subject.name: subject.facts() for subject in subjects}
     result = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} x {platform.machine()}, Linux {platform.release()}, load {os.getloadavg()[0]:.1f}",

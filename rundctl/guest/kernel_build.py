@@ -50,6 +50,8 @@ _NEEDS = (
     ("/usr/include/stdio.h", "libc6-dev", "the build tools are programs of the host"),
     ("/usr/include/gelf.h", "libelf-dev", "objtool reads what was compiled, for retpolines and static calls"),
 )
+# A pid namespace of its own: whoever kills the builder ends the compilers too, which make would otherwise leave running.
+_ALONE = ("unshare", "--pid", "--fork", "--kill-child=KILL", "--")
 _FILES_A_REPORT = 250  # compiled files between two words of progress
 _POLL_MS = 1000
 _LOG_LINES = 12
@@ -196,7 +198,7 @@ def _compile(tree: str, progress: Progress) -> str:
 
 def _run_logged(argv: list[str], log: str, progress: Progress) -> int:
     """Run a program with its output in a file, telling how many files it has compiled; its exit code."""
-    argv = [process.need_tool(argv[0], "apt-get install coreutils"), *argv[1:]]
+    argv = [process.need_tool(_ALONE[0], "apt-get install util-linux"), *_ALONE[1:], *argv]
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

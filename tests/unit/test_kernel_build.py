@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -222,3 +225,23 @@ def test_a_logged_program_s_status_and_progress(tmp_path: Path, monkeypatch: pyt
     script = "printf '\\n  CC a\\n  CC b\\n'; sleep 0.2; exit 3"
     assert kernel_build._run_logged(["sh", "-c", script], str(tmp_path / "log"), said.append) == 3
     assert said == ["compiling the kernel: 2 files"]
+
+
+def test_nothing_a_killed_builder_started_goes_on(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    script = f"(while :; do date +%N > {marker}; sleep 0.05; done) & wait"
+    code = (
+        "from rundctl.guest import kernel_build\n"
+        f"kernel_build._run_logged(['sh', '-c', {script!r}], {str(tmp_path / 'log')!r}, print)"
+    )
+    builder = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 20
+    while not marker.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    builder.kill()
+    builder.wait()
+    time.sleep(0.5)  # nothing tells when the last grandchild has gone
+    before = marker.read_bytes()
+    time.sleep(0.5)
+    assert marker.read_bytes() == before
