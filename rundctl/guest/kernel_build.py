@@ -1,7 +1,7 @@
 """Build the lean guest kernel: Debian's source, ``allnoconfig`` and our options, everything built in.
 
-A built kernel is named after the digest of all that its bytes depend on: source version, options, compiler and this recipe. The same name is
-the same bytes (`check` builds again and compares), so one that is there already is only made the default.
+A built kernel is named after the digest of all that its bytes depend on: source version, options, compiler and this recipe. One that is
+there already is only made the default; `check` builds again and compares the bytes.
 """
 
 from __future__ import annotations
