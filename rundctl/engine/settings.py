@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CONFIG_PATH = "/etc/rundctl/config.toml"
 HOME = "/var/lib/rundctl"
 _LIMITS = {"memory_mib": (64, 1 << 20), "vcpus": (1, 255), "upper_mib": (64, 16 << 20), "guest_overhead_mib": (0, 4096)}
-_PATHS = ("home", "kernel_modules", "qemu")
+_PATHS = ("home", "kernel_modules")
 _CHOICES = {"accelerator": ("auto", "kvm", "tcg"), "template": ("on", "off")}
 
 
@@ -26,7 +26,8 @@ class Settings:
     home            kernels, templates and caches             memory_mib, vcpus, upper_mib   size of a VM
     kernel          name of a fetched kernel, or path of a vmlinux or bzImage; "": the newest fetched
     kernel_modules  directory (lib/modules/VERSION) of a kernel given as a path; "": all it needs is built in
-    qemu            path of the QEMU binary; "": Debian's     accelerator                    auto, kvm, tcg
+    qemu            path of the program, name of a lean one, or "system"; "": the lean one once built, else the host's
+    accelerator     auto, kvm, tcg
     guest_overhead_mib  what a VM gets beside its container's memory limit: the guest kernel's own share
     template        on, off: whether VMs are cloned or booted
     """

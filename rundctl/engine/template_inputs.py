@@ -82,7 +82,7 @@ def open_memo(settings: Settings) -> Memo:
 
 def known(settings: Settings, request: Request, memo: Memo) -> tuple[MachineShape, TemplateKey] | None:
     """Shape and key if all about them is remembered. HostError or ConfigError for what no finding out can mend (no QEMU, no kernel)."""
-    found = binary.known(binary.find(settings.qemu), memo)
+    found = binary.known(find_qemu(settings), memo)
     kernel = kernels.find(_choice(settings), memo)
     host = machine.known(memo)
     if found is None or kernel is None or host is None:
@@ -101,7 +101,7 @@ def known(settings: Settings, request: Request, memo: Memo) -> tuple[MachineShap
 
 def discover(settings: Settings, request: Request, memo: Memo) -> Ingredients:
     """Find out what is not remembered. HostError if a file cannot be read."""
-    path = binary.find(settings.qemu)
+    path = find_qemu(settings)
     found = binary.known(path, memo) or binary.examine(path, memo)
     choice = _choice(settings)
     kernel = kernels.find(choice, memo) or kernels.adopt(choice, memo)
@@ -113,6 +113,11 @@ def discover(settings: Settings, request: Request, memo: Memo) -> Ingredients:
             f"read {error.filename}: {words(error)}", hint="python native/build.py" if error.filename == AGENT else ""
         ) from error
     return Ingredients(settings, request, kernel, found, digests, host)
+
+
+def find_qemu(settings: Settings) -> str:
+    """Path of the QEMU that the settings lead to. HostError if there is none."""
+    return binary.find(binary.Choice(settings.home, settings.qemu))
 
 
 def verdict_of(ingredients: Ingredients, memo: Memo) -> accelerator.Verdict | None:

@@ -184,10 +184,7 @@ def install(home: str, name: str, parts: Parts) -> Kernel:
 
 def make_current(home: str, name: str) -> None:
     """From now on ``name`` is the kernel of those who name none."""
-    link, temporary = f"{home}/kernels/{CURRENT}", f"{home}/kernels/.{CURRENT}.{os.getpid()}.tmp"
-    files.unlink(temporary)
-    os.symlink(name, temporary)
-    os.rename(temporary, link)
+    files.replace_link(f"{home}/kernels/{CURRENT}", name)
 
 
 def _write_parts(directory: str, parts: Parts) -> None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import select
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rundctl.errors import HostError, words
+from rundctl.errors import HostError
 from rundctl.guest import kernel, kernel_image, kernel_options, kernel_source
-from rundctl.host import files, process
+from rundctl.host import files, process, workshop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,28 +32,20 @@ _FIXED = (
 )
 _RECIPE = "1"  # raise it with every change of how a kernel is built
 _DIGEST_LENGTH = 12
-_NEEDS = (
-    # what is looked for, Debian's package, what it is for
-    ("make", "make", "runs the build"),
-    ("gcc", "gcc", "compiles the kernel and its build tools"),
-    ("ld", "binutils", "links it"),
-    ("flex", "flex", "reads Kconfig"),
-    ("bison", "bison", "reads Kconfig"),
-    ("bc", "bc", "computes the constants of time"),
-    ("perl", "perl-base", "a script of the build"),
-    ("tar", "tar", "unpacks the source"),
-    ("xz", "xz-utils", "unpacks the source"),
-    ("dpkg-deb", "dpkg", "unpacks the package"),
-    ("apt-get", "apt", "downloads the package"),
-    ("/usr/include/stdio.h", "libc6-dev", "the build tools are programs of the host"),
-    ("/usr/include/gelf.h", "libelf-dev", "objtool reads what was compiled, for retpolines and static calls"),
+_NEEDS = workshop.needs(
+    workshop.COMPILERS,
+    (
+        ("flex", "flex", "reads Kconfig"),
+        ("bison", "bison", "reads Kconfig"),
+        ("bc", "bc", "computes the constants of time"),
+        ("perl", "perl-base", "a script of the build"),
+        ("tar", "tar", "unpacks the source"),
+        ("xz", "xz-utils", "unpacks the source"),
+        ("dpkg-deb", "dpkg", "unpacks the package"),
+        ("/usr/include/gelf.h", "libelf-dev", "objtool reads what was compiled, for retpolines and static calls"),
+    ),
 )
-# A pid namespace of its own: whoever kills the builder ends the compilers too, which make would otherwise leave running.
-_ALONE = ("unshare", "--pid", "--fork", "--kill-child=KILL", "--")
-_FILES_A_REPORT = 250  # compiled files between two words of progress
-_POLL_MS = 1000
-_LOG_LINES = 12
-_SPACE_BYTES = 3 << 30  # the tree and what is compiled from it, with room
+_SPACE_MIB = 3072  # the tree and what is compiled from it, with room
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,25 +104,9 @@ def check(home: str, package: str, progress: Progress) -> kernel.Kernel:
     return there
 
 
-def missing_tools() -> list[tuple[str, str]]:
-    """(Debian package, what it is for) of everything the host lacks."""
-    return [(package, purpose) for what, package, purpose in _NEEDS if not _present(what)]
-
-
-def _present(what: str) -> bool:
-    return os.path.exists(what) if what.endswith(".h") else process.find_tool(what) is not None
-
-
 def _recipe(package: str) -> Recipe:
-    missing = missing_tools()
-    if missing:
-        told = ", ".join(f"{name} ({purpose})" for name, purpose in missing)
-        raise HostError(
-            f"build a kernel: missing: {told}", hint=f"apt-get install {' '.join(name for name, _ in missing)}"
-        )
-    versions = [process.run([tool, "--version"], what=f"ask {tool} for its version").decode() for tool in ("gcc", "ld")]
-    compiler = " / ".join(text.partition("\n")[0] for text in versions)
-    return Recipe(kernel_source.choose(package), kernel_options.load(), compiler)
+    workshop.require(_NEEDS, "build a kernel")
+    return Recipe(kernel_source.choose(package), kernel_options.load(), workshop.compiler())
 
 
 def _lock(home: str) -> files.Lock:
@@ -142,31 +116,13 @@ def _lock(home: str) -> files.Lock:
 
 def _parts(home: str, recipe: Recipe, progress: Progress) -> kernel.Parts:
     """Everything from the download to the kernel's parts, in a directory that is gone afterwards; the caller holds the lock."""
-    scratch = f"{home}/kernels/.build"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a builder that was killed
-    os.mkdir(scratch, 0o700)
-    try:
-        _need_space(scratch)
+    with workshop.scratch(f"{home}/kernels/.build", _SPACE_MIB, "build a kernel") as scratch:
         tree = kernel_source.unpack(recipe.source, scratch, progress)
         config = _configure(tree, recipe.options, progress)
         path = _compile(tree, progress)
-        image = kernel_image.vmlinux(_read(path), path)
+        image = kernel_image.vmlinux(workshop.read(path), path)
         origin = f"{recipe.source.package}, {recipe.compiler}"
         return kernel.Parts(image, [], config, version=recipe.source.version, origin=origin)
-    except OSError as error:
-        raise HostError(f"build a kernel in {scratch}: {error.filename or ''}: {words(error)}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _need_space(directory: str) -> None:
-    status = os.statvfs(directory)
-    free = status.f_bavail * status.f_frsize
-    if free < _SPACE_BYTES:
-        raise HostError(
-            f"build a kernel in {directory}: {free >> 20} MiB are free, {_SPACE_BYTES >> 20} needed",
-            hint="make room, or set RUNDCTL_HOME",
-        )
 
 
 def _configure(tree: str, options: list[Option], progress: Progress) -> str:
@@ -184,47 +140,8 @@ def _configure(tree: str, options: list[Option], progress: Progress) -> str:
 
 
 def _compile(tree: str, progress: Progress) -> str:
-    """Path of the stripped vmlinux. Runs at low priority: it takes minutes of all processors."""
-    jobs = len(os.sched_getaffinity(0))
-    progress(f"compiling the kernel ({jobs} at once; some minutes)")
-    argv = ["nice", "-n", "10", "make", "-C", tree, f"-j{jobs}", *_FIXED, "vmlinux"]
-    log = f"{tree}/.rundctl.log"
-    status = _run_logged(argv, log, progress)
-    if status:
-        raise HostError(f"compile the kernel: make: status {status}: {_failure(log)}")
+    """Path of the stripped vmlinux."""
+    argv = ["make", "-C", tree, f"-j{workshop.jobs()}", *_FIXED, "vmlinux"]
+    workshop.compile_in(argv, f"{tree}/.rundctl.log", "compiling the kernel", b"\n  CC ", progress)
     process.run(["strip", "--strip-all", f"{tree}/vmlinux"], what="strip the kernel")
     return f"{tree}/vmlinux"
-
-
-def _run_logged(argv: list[str], log: str, progress: Progress) -> int:
-    """Run a program with its output in a file, telling how many files it has compiled; its exit code."""
-    argv = [process.need_tool(_ALONE[0], "apt-get install util-linux"), *_ALONE[1:], *argv]
-    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        child = process.Child(argv, (), (null, out, out))
-    finally:
-        os.close(null)
-        os.close(out)
-    with child:
-        ended = select.poll()
-        ended.register(child.fileno(), select.POLLIN)
-        told = 0
-        while not ended.poll(_POLL_MS):
-            compiled = _read(log).count(b"\n  CC ")
-            if compiled - told >= _FILES_A_REPORT:
-                told = compiled
-                progress(f"compiling the kernel: {compiled} files")
-        return child.wait()
-
-
-def _failure(log: str) -> str:
-    """What the compiler complained of, else the end of its output."""
-    lines = _read(log).decode(errors="replace").splitlines()
-    errors = [line for line in lines if "error:" in line or "Error " in line]
-    return " | ".join(errors[:_LOG_LINES] or lines[-_LOG_LINES:])
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()

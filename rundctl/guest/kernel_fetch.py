@@ -7,7 +7,7 @@ import shutil
 
 from rundctl.errors import HostError, words
 from rundctl.guest import kernel, kernel_image, modules
-from rundctl.host import files, process
+from rundctl.host import apt, files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     Progress = Callable[[str], None]
 
 _META_PACKAGE = "linux-image-amd64"
-_HINT = "apt-get update"
-_DOWNLOAD_TIMEOUT_S = 1800
+_NEEDS_APT = "fetching needs Debian's apt; elsewhere name a kernel in the settings"
 
 
 def fetch(home: str, progress: Progress) -> kernel.Kernel:
@@ -35,14 +34,10 @@ def fetch(home: str, progress: Progress) -> kernel.Kernel:
 
 def _newest_package() -> str:
     """Name of the versioned package that the meta package stands for."""
-    process.need_tool("apt-cache", "fetching needs Debian's apt; elsewhere name a kernel in the settings")
-    output = process.run(
-        ["apt-cache", "depends", _META_PACKAGE], what="look for a kernel package", hint=_HINT, accepted=(0, 100)
-    ).decode()
-    names = [line.split(":", 1)[1].strip() for line in output.splitlines() if line.strip().startswith("Depends:")]
+    names = apt.fields("depends", _META_PACKAGE, "Depends:", needed_for=_NEEDS_APT)
     images = [name for name in names if name.startswith("linux-image-")]
     if not images:
-        raise HostError(f"no package {_META_PACKAGE} in apt's lists", hint=_HINT)
+        raise HostError(f"no package {_META_PACKAGE} in apt's lists", hint=apt.HINT)
     return max(images, key=kernel.version_key)
 
 
@@ -52,22 +47,14 @@ def _fetch_package(home: str, package: str, version: str, progress: Progress) ->
     os.makedirs(scratch)
     try:
         progress(f"downloading {package}")
-        # apt drops privileges for downloads, and its user cannot write here; as root it says so on stderr and goes on.
-        retries = ["-o", "Acquire::Retries=3"]
-        command = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", *retries, package]
-        process.run(command, what=f"download {package}", hint=_HINT, cwd=scratch, timeout_s=_DOWNLOAD_TIMEOUT_S)
+        root = apt.unpack(package, scratch)
         progress(f"unpacking {package}")
-        kernel.install(home, version, _unpack(scratch, package, version))
+        kernel.install(home, version, _parts(root, package, version))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _unpack(scratch: str, package: str, version: str) -> kernel.Parts:
-    archive = next((name for name in os.listdir(scratch) if name.endswith(".deb")), None)
-    if archive is None:
-        raise HostError(f"download {package}: apt-get left no package in {scratch}", hint=_HINT)
-    root = f"{scratch}/root"
-    process.run(["dpkg-deb", "-x", f"{scratch}/{archive}", root], what=f"unpack {archive}")
+def _parts(root: str, package: str, version: str) -> kernel.Parts:
     image_path = f"{root}/boot/vmlinuz-{version}"
     try:
         with open(image_path, "rb") as file:
@@ -75,9 +62,9 @@ def _unpack(scratch: str, package: str, version: str) -> kernel.Parts:
         with open(f"{root}/boot/config-{version}", encoding="utf-8") as file:
             config = file.read()
     except OSError as error:
-        raise HostError(f"unpack {archive}: {error.filename}: {words(error)}") from error
+        raise HostError(f"unpack {package}: {error.filename}: {words(error)}") from error
     found = modules.resolve(_modules_directory(root, version))
-    return kernel.Parts(image, found, config, version=version, origin=archive)
+    return kernel.Parts(image, found, config, version=version, origin=package)
 
 
 def _modules_directory(root: str, version: str) -> str:

@@ -36,6 +36,14 @@ def replace(path: str, data: bytes, mode: int = 0o644, *, durable: bool = True) 
         raise
 
 
+def replace_link(path: str, target: str) -> None:
+    """Make ``path`` a symlink to ``target``, in one step whatever was there. OSError if it cannot be."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    unlink(temporary)
+    os.symlink(target, temporary)
+    os.rename(temporary, path)
+
+
 def write_all(fd: int, data: bytes) -> None:
     """write(2) until all is written."""
     view = memoryview(data)
@@ -60,8 +68,19 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
+def is_path_of(fd: int, path: str) -> bool:
+    """Whether ``path`` still names what is open as ``fd``: who waited for a lock on it must ask."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 class Lock:
-    """An exclusive flock(2) on a file that is made if missing; gone with the ``with`` block or the process."""
+    """An exclusive flock(2) on a file that is made if missing; gone with the ``with`` block or the process.
+
+    Whoever waited while the file was removed, or another one mounted over it, waits for the new one.
+    """
 
     __slots__ = ("_fd", "_path")
 
@@ -70,13 +89,16 @@ class Lock:
         self._fd = -1
 
     def __enter__(self) -> Self:
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-        except BaseException:
+        while True:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX)
+                if _is_at(self._fd, self._path):
+                    return self
+            except BaseException:
+                os.close(self._fd)
+                raise
             os.close(self._fd)
-            raise
-        return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
@@ -131,10 +153,23 @@ def content_digest(fd: int) -> str:
     return digest.hexdigest()
 
 
+def _is_at(fd: int, path: str) -> bool:
+    """Whether an open file is the one that its path leads to now."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def _copy_range(source: int, target: int, start: int, end: int) -> int:
     at = start
     while at < end:
-        copied = os.copy_file_range(source, target, end - at, at, at)
+        try:
+            copied = os.copy_file_range(source, target, end - at, at, at)
+        except OSError as error:
+            if error.errno != errno.EXDEV:  # another kind of file system
+                raise
+            copied = os.pwrite(target, os.pread(source, min(_CHUNK, end - at), at), at)
         if copied == 0:
             raise HostError(f"copy of {end - start} bytes: the source became shorter")
         at += copied

@@ -1,17 +1,24 @@
-"""Which QEMU there is: its path, version, newest versioned q35 machine, and the firmware files it will load. Found once, by asking it."""
+"""Which QEMU there is: its path, version, newest versioned q35 machine, and the firmware files it will load. Found once, by asking it.
+
+Lean QEMUs of our own (`qemu_build`) are in ``HOME/qemu/NAME``, and the symlink ``current`` names the default.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 
 from rundctl.errors import HostError
-from rundctl.host import process
+from rundctl.host import files, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.host.memo import Memo
 
-_NAME = "qemu-system-x86_64"
+NAME = "qemu-system-x86_64"
+MANIFEST = "manifest.json"
+SYSTEM = "system"  # as a setting: the host's own, whatever was built
+_CURRENT = "current"
 _HINT = "apt-get install qemu-system-x86"
 _OLDEST = (7, 2)
 _FIRMWARE = ("bios-256k.bin", "linuxboot_dma.bin", "pvh.bin", "kvmvapic.bin")
@@ -30,9 +37,81 @@ class Binary:
         self.firmware = firmware
 
 
-def find(setting: str) -> str:
-    """Path of the QEMU to use: the one that the settings name, else Debian's. HostError if there is none."""
-    return process.need_tool(setting or _NAME, _HINT)
+class Choice:
+    """Which QEMU is wanted: ``setting`` is "" (the default), "system" (the host's own), the name of a lean one, or a path."""
+
+    __slots__ = ("home", "setting")
+
+    def __init__(self, home: str, setting: str = "") -> None:
+        self.home = home
+        self.setting = setting
+
+
+def find(choice: Choice) -> str:
+    """Path of the QEMU to use; "" is the lean one that is the default, else the host's own. HostError if there is none."""
+    name = choice.setting or current(choice.home) or SYSTEM
+    if name == SYSTEM:
+        return process.need_tool(NAME, _HINT)
+    if "/" in name:
+        return process.need_tool(name, _HINT)
+    path = program(choice.home, name)
+    if not os.access(path, os.X_OK):
+        raise _unknown(choice.home, name)
+    return path
+
+
+def _unknown(home: str, name: str) -> HostError:
+    there = ", ".join(names(home)) or "none"
+    return HostError(f"no QEMU {name} in {root(home)}", hint=f"there are: {there}; rundctl qemu build")
+
+
+def root(home: str) -> str:
+    """Directory of the lean ones."""
+    return f"{home}/qemu"
+
+
+def program(home: str, name: str) -> str:
+    """Path of a lean one's program."""
+    return f"{root(home)}/{name}/{NAME}"
+
+
+def manifest(home: str, name: str) -> dict[str, str]:
+    """Of a lean one: ``version`` of its source, ``compiler``, ``sha256`` of the program. HostError if it is damaged."""
+    path = f"{root(home)}/{name}/{MANIFEST}"
+    try:
+        with open(path, "rb") as file:
+            found = json.load(file)
+        return {key: found[key] for key in ("version", "compiler", "sha256")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HostError(f"{path}: {error}", hint="rundctl qemu build") from error
+
+
+def names(home: str) -> list[str]:
+    """Names of the lean ones that are there."""
+    try:
+        found = os.listdir(root(home))
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in found if name != _CURRENT and os.path.exists(f"{root(home)}/{name}/{MANIFEST}"))
+
+
+def current(home: str) -> str:
+    """Name of the lean one that is the default, "" if it is the host's own."""
+    try:
+        return os.readlink(f"{root(home)}/{_CURRENT}")
+    except OSError:
+        return ""
+
+
+def make_current(home: str, name: str) -> None:
+    """From now on ``name`` is the QEMU of those who name none; "system" is the host's own. HostError for what is not there."""
+    link = f"{root(home)}/{_CURRENT}"
+    if name == SYSTEM:
+        files.unlink(link)
+        return
+    if name not in names(home):
+        raise _unknown(home, name)
+    files.replace_link(link, name)
 
 
 def known(path: str, memo: Memo) -> Binary | None:

@@ -89,6 +89,32 @@ def test_qemu_that_opens_templates_for_writing(
     assert ("for writing" in found.text) is (level is Level.WARN)
 
 
+def _settings_with_lean_qemu(home: Path, version: str) -> Settings:
+    directory = home / "qemu/7.2-lean-1"
+    directory.mkdir(parents=True)
+    (directory / binary.NAME).write_text("")
+    (directory / binary.NAME).chmod(0o755)
+    (directory / binary.MANIFEST).write_text(json.dumps({"version": version, "compiler": "gcc", "sha256": "0"}))
+    binary.make_current(str(home), "7.2-lean-1")
+    settings = Settings()
+    settings.home = str(home)
+    return settings
+
+
+@pytest.mark.parametrize(("built", "level"), [("1:7.2-1", Level.WARN), ("1:7.2-2", Level.OK)])
+def test_a_lean_qemu_that_debian_has_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: str, level: Level
+) -> None:
+    monkeypatch.setattr(doctor.qemu_build, "candidate", lambda: "1:7.2-2")
+    settings = _settings_with_lean_qemu(tmp_path, built)
+    (found,) = doctor._run("qemu", doctor._lean_qemu, settings)
+    assert found.level is level
+    assert built in found.text
+    settings.qemu = "/bin/true"
+    (found,) = doctor._run("qemu", doctor._lean_qemu, settings)
+    assert (found.level, found.hint) == (Level.OK, "rundctl qemu build")
+
+
 @pytest.mark.parametrize(
     ("setting", "device", "level", "words"),
     [

@@ -1,0 +1,105 @@
+"""The lean QEMU: what it is asked to be, and which one is the default; building it is for tests/system."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rundctl.errors import HostError
+from rundctl.host import workshop
+from rundctl.vmm import binary, qemu_build
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu_build, "_libraries", lambda: ["glib2.0 2.74"])
+
+
+def _built(home: Path, name: str) -> str:
+    directory = home / "qemu" / name
+    directory.mkdir(parents=True)
+    (directory / binary.MANIFEST).write_text("{}")
+    (directory / binary.NAME).write_text("")
+    (directory / binary.NAME).chmod(0o755)
+    return name
+
+
+def test_every_option_has_a_reason() -> None:
+    rows = (*qemu_build._DEVICES, *qemu_build._FEATURES, *qemu_build._SHAPE)
+    assert all(len(reason) > 1 for _, reason in rows)
+    assert len({name for name, _ in rows}) == len(rows)
+
+
+def test_optional_options_only_where_configure_knows_them() -> None:
+    options = qemu_build._options("  coroutine-pool  share them\n")
+    assert "--enable-coroutine-pool" in options
+    assert not [option for option in qemu_build._options("") if "?" in option or "coroutine" in option]
+    assert "--enable-virtfs" in qemu_build._options("")
+
+
+def test_name_tells_the_version_and_depends_on_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {
+        qemu_build.Recipe(*row).name() for row in (("1:7.2-1", "gcc 12"), ("1:7.2-2", "gcc 12"), ("1:7.2-1", "gcc 13"))
+    }
+    monkeypatch.setattr(qemu_build, "_libraries", lambda: ["glib2.0 2.75"])
+    names.add(qemu_build.Recipe("1:7.2-1", "gcc 12").name())
+    monkeypatch.setattr(qemu_build, "_DEVICES", qemu_build._DEVICES[1:])
+    names.add(qemu_build.Recipe("1:7.2-1", "gcc 12").name())
+    assert len(names) == 5
+    assert all(name.startswith(("7.2-1-lean-", "7.2-2-lean-")) for name in names)
+
+
+def test_missing_libraries_are_named_with_their_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = workshop.needs((("/nonexistent/libz.a", "zlib1g-dev", "cannot be left out"),))
+    monkeypatch.setattr(qemu_build, "_NEEDS", needs)
+    with pytest.raises(HostError, match=r"build QEMU: missing: zlib1g-dev .cannot be left out") as caught:
+        qemu_build.build(str(tmp_path), lambda _: None)
+    assert caught.value.hint == "apt-get install zlib1g-dev"
+
+
+@pytest.mark.parametrize(
+    ("fields", "version"),
+    [
+        ({"Version:": ["1:7.2-1+b3"], "Source:": ["qemu (1:7.2-1)"]}, "1:7.2-1"),
+        ({"Version:": ["1:7.2-1"], "Source:": ["qemu"]}, "1:7.2-1"),
+        ({"Version:": ["1:7.2-1"], "Source:": []}, "1:7.2-1"),
+    ],
+)
+def test_the_source_s_version(fields: dict[str, list[str]], version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu_build.apt, "fields", lambda _, __, field, **___: fields[field])
+    assert qemu_build.candidate() == version
+
+
+def test_the_default_is_the_host_s_own_until_one_is_built(tmp_path: Path) -> None:
+    home = str(tmp_path)
+    assert binary.current(home) == ""
+    assert binary.names(home) == []
+    name = _built(tmp_path, "7.2-lean-1")
+    assert binary.current(home) == ""
+    binary.make_current(home, name)
+    assert binary.find(binary.Choice(home)) == binary.program(home, name)
+    binary.make_current(home, binary.SYSTEM)
+    assert binary.current(home) == ""
+
+
+def test_a_setting_names_one(tmp_path: Path) -> None:
+    home = str(tmp_path)
+    for name in ("7.2-lean-1", "7.2-lean-2"):
+        _built(tmp_path, name)
+    binary.make_current(home, "7.2-lean-1")
+    assert binary.find(binary.Choice(home, "7.2-lean-2")) == binary.program(home, "7.2-lean-2")
+    path = binary.program(home, "7.2-lean-1")
+    assert binary.find(binary.Choice("/nowhere", path)) == path
+
+
+@pytest.mark.parametrize("name", ["gone", "current", ""])
+def test_use_of_what_is_no_qemu_changes_nothing(tmp_path: Path, name: str) -> None:
+    home = str(tmp_path)
+    binary.make_current(home, _built(tmp_path, "7.2-lean-1"))
+    with pytest.raises(HostError, match=r"there are: 7\.2-lean-1"):
+        binary.make_current(home, name)
+    assert binary.current(home) == "7.2-lean-1"
