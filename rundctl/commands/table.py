@@ -17,6 +17,7 @@ VERBS = (
     "features",
     "template",
     "kernel",
+    "image",
     "qemu",
     "doctor",
 )

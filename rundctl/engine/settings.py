@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from rundctl.errors import ConfigError
+from rundctl.oci.options import LOWERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,9 +16,15 @@ if TYPE_CHECKING:
 
 CONFIG_PATH = "/etc/rundctl/config.toml"
 HOME = "/var/lib/rundctl"
-_LIMITS = {"memory_mib": (64, 1 << 20), "vcpus": (1, 255), "upper_mib": (64, 16 << 20), "guest_overhead_mib": (0, 4096)}
+_LIMITS = {
+    "memory_mib": (64, 1 << 20),
+    "vcpus": (1, 255),
+    "upper_mib": (64, 16 << 20),
+    "guest_overhead_mib": (0, 4096),
+    "images_max_mib": (0, 1 << 30),
+}
 _PATHS = ("home", "kernel_modules")
-_CHOICES = {"accelerator": ("auto", "kvm", "tcg"), "template": ("on", "off")}
+_CHOICES = {"accelerator": ("auto", "kvm", "tcg"), "template": ("on", "off"), "lower": LOWERS}
 
 
 class Settings:
@@ -30,14 +37,19 @@ class Settings:
     accelerator     auto, kvm, tcg
     guest_overhead_mib  what a VM gets beside its container's memory limit: the guest kernel's own share
     template        on, off: whether VMs are cloned or booted
+    lower           auto, erofs, 9p: how the shared layer of a rootfs reaches the guest (docs/rootfs.md)
+    images_max_mib  what all EROFS images of root file systems may take on disk; 0: none are made. The default has room for some hundred
+                    base images of 50 to 100 MB, or for ten large ones, and is little beside the layers that they are copies of
     """
 
     __slots__ = (
         "accelerator",
         "guest_overhead_mib",
         "home",
+        "images_max_mib",
         "kernel",
         "kernel_modules",
+        "lower",
         "memory_mib",
         "qemu",
         "template",
@@ -56,6 +68,8 @@ class Settings:
         self.qemu = ""
         self.accelerator = "auto"
         self.template = "on"
+        self.lower = "auto"
+        self.images_max_mib = 10240
 
     def set(self, key: str, value: object, where: str) -> None:
         """Set one, after a check. ConfigError naming the key, and ``where`` it was found."""

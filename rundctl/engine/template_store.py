@@ -88,21 +88,21 @@ def open_template(home: str, key: TemplateKey, shape: MachineShape) -> Template 
     return Template(directory, key, shape, manifest)
 
 
-def read_manifest(directory: str) -> dict[str, Any] | None:
-    """A template's manifest, None if it is missing, damaged or of another format."""
+def read_manifest(directory: str, expected: int = FORMAT) -> dict[str, Any] | None:
+    """The manifest of what is stored in a directory, None if it is missing, damaged or of another format."""
     try:
         with open(f"{directory}/{MANIFEST}", "rb") as file:
             manifest = json.load(file)
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+    return manifest if isinstance(manifest, dict) and manifest.get("format") == expected else None
 
 
-def is_intact(directory: str, manifest: dict[str, Any]) -> bool:
+def is_intact(directory: str, manifest: dict[str, Any], names: tuple[str, ...] = FILES) -> bool:
     """Whether the files are those that the manifest was written for."""
     described = manifest.get("files", {})
     return all(
-        described.get(name, {}).get("identity") == file_identity(f"{directory}/{name}") is not None for name in FILES
+        described.get(name, {}).get("identity") == file_identity(f"{directory}/{name}") is not None for name in names
     )
 
 
@@ -160,21 +160,21 @@ def sweep(home: str) -> None:
 def _entry(name: str, directory: str) -> Entry:
     manifest = read_manifest(directory)
     intact = manifest is not None and is_intact(directory, manifest)
-    return Entry(name, manifest or {}, _size_mib(directory), _used_s(directory), intact=intact)
+    return Entry(name, manifest or {}, size_mib(directory), used_s(directory), intact=intact)
 
 
-def _used_s(directory: str) -> float:
-    """When the template was last opened: `open_template` touches the manifest."""
+def used_s(directory: str) -> float:
+    """Last use, seconds since the epoch: whoever uses what is stored touches the manifest. 0 if there is none."""
     try:
         return os.stat(f"{directory}/{MANIFEST}").st_mtime
     except OSError:
         return 0
 
 
-def _size_mib(directory: str) -> int:
+def size_mib(directory: str, names: tuple[str, ...] = FILES) -> int:
     """What the files take on disk."""
     blocks = 0
-    for name in FILES:
+    for name in names:
         try:
             blocks += os.stat(f"{directory}/{name}").st_blocks
         except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from contextlib import suppress
 
 from rundctl.errors import HostError
 
@@ -66,6 +67,29 @@ def sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def lock_directory(path: str, *, wait: bool) -> int | None:
+    """Make a directory unless it is there, and lock it (flock(2)): a descriptor that holds the lock, or None if another has it and we do not wait.
+
+    The lock goes with the last copy of the descriptor, so a directory that nobody has locked is one that its owner left. OSError if it cannot be made.
+    """
+    while True:
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        with suppress(FileNotFoundError):  # it was moved or removed by who had it: make another
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_path_of(fd, path):
+                    return fd
+            except BlockingIOError:
+                os.close(fd)
+                return None
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
 
 
 def is_path_of(fd: int, path: str) -> bool:

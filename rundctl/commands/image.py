@@ -1,0 +1,114 @@
+"""``rundctl image``: list, build, prune and verify the EROFS images of root file systems."""
+
+from __future__ import annotations
+
+import json
+
+from rundctl.commands.declare import Argument, Flag, Options, Verb
+from rundctl.commands.output import columns, write
+from rundctl.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rundctl.engine.lower_image_store import Entry
+    from rundctl.engine.lower_images import Content
+
+
+def list_(options: Options) -> int:
+    """One line an image."""
+    from rundctl.engine import lower_image_store, settings
+
+    found = lower_image_store.entries(settings.load().home)
+    if options.on("json"):
+        write(json.dumps([entry.facts() for entry in found], indent=2) + "\n")
+    else:
+        write(columns([("KEY", "SIZE", "STATE", "CONTENT"), *(_row(entry) for entry in found)]))
+    return 0
+
+
+def build(options: Options) -> int:
+    """Build a rootfs's image unless it is there; its key is printed."""
+    from rundctl.commands.progress import Progress
+    from rundctl.engine import lower_image_build, settings
+
+    content = _content(options.text("ROOTFS"), options.text("immutable"))
+    chosen = settings.load()
+    with Progress() as progress:
+        image = lower_image_build.build(chosen.home, content, progress.say, max_mib=chosen.images_max_mib)
+    write(f"{image.key}\n")
+    return 0
+
+
+def prune(options: Options) -> int:
+    """Remove what nothing can use, and what is over the limit given; the keys are printed."""
+    from rundctl.engine import lower_image_store, settings
+
+    limit = options.number("max-size") if options.text("max-size") else None
+    removed = lower_image_store.prune(settings.load().home, max_mib=limit, everything=options.on("all"))
+    write("".join(f"{key}\n" for key in removed))
+    return 0
+
+
+def verify(options: Options) -> int:
+    """Compare all images with their digests and remove the damaged; their keys are printed, and the status is 1 if there are any."""
+    from rundctl.commands.progress import Progress
+    from rundctl.engine import lower_image_store, settings
+
+    del options
+    with Progress() as progress:
+        damaged = lower_image_store.verify(settings.load().home, progress.say)
+    write("".join(f"{key}\n" for key in damaged))
+    return 1 if damaged else 0
+
+
+def _content(rootfs: str, version: str) -> Content:
+    from rundctl.engine import overlay_mount
+    from rundctl.engine.lower_images import ANNOTATION, Content
+
+    if version:
+        return Content.of_directory(rootfs, version)
+    overlay, reason = overlay_mount.of_rootfs(rootfs)
+    if overlay is None:
+        raise ConfigError(
+            f"build an image of {rootfs}: {reason}",
+            hint=f"--immutable declares that a directory does not change, as {ANNOTATION} does",
+        )
+    return Content(overlay.lowers, overlay.merging)
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    top, *below = entry.directories or ["?"]
+    content = f"{top} +{len(below)}" if below else top
+    return entry.key, f"{entry.size_mib} MiB", f"{entry.state}, in use" if entry.in_use else entry.state, content
+
+
+VERB = Verb(
+    "image",
+    "List, build, prune and verify the EROFS images of root file systems.",
+    verbs=(
+        Verb("image list", "List the images.", list_, flags=(Flag("--json", "Print the list as JSON."),)),
+        Verb(
+            "image build",
+            "Build the image of a rootfs unless it is there, and print its key.",
+            build,
+            arguments=(Argument("ROOTFS", "A mounted overlay, or with --immutable any directory."),),
+            flags=(
+                Flag("--immutable", "Declare that the directory does not change, in this version.", value="VERSION"),
+            ),
+        ),
+        Verb(
+            "image prune",
+            "Remove images that nothing can use, and print their keys.",
+            prune,
+            flags=(
+                Flag("--all", "Remove the others as well.", short="-a"),
+                Flag(
+                    "--max-size",
+                    "Remove also the least recently used, until all take no more than so many MiB.",
+                    value="MIB",
+                ),
+            ),
+        ),
+        Verb("image verify", "Read all images, remove the damaged ones, and print their keys.", verify),
+    ),
+)

@@ -1,0 +1,210 @@
+"""Lower images: an immutable content as one EROFS file, made once, found by every start, shared by all VMs through the host's page cache.
+
+``HOME/images/KEY/{image,manifest.json}``: complete or not there at all, and never written to again. Here is what a start needs: to find, to
+open, to have made in the background. `lower_image_build` makes them, `lower_image_store` lists, checks and removes them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+from _blake2 import blake2b  # the C module itself: hashlib loads OpenSSL, for 5 ms
+from contextlib import suppress
+
+from rundctl.engine import template_store
+from rundctl.errors import ConfigError, HostError, words
+from rundctl.host import files, process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Self
+
+    from rundctl.engine.settings import Settings
+
+FORMAT = 1  # of image and manifest: raise it with every change of what `lower_image_build` makes out of a content
+IMAGE = "image"
+ANNOTATION = "io.rundctl.rootfs.immutable"
+RETRY_S = 3600  # a content that could not be made an image is not tried again in the background so soon
+_KEY_BYTES = 16
+_LOG_BYTES = 1 << 20
+
+
+class Content:
+    """What an image is made of: directories merged as overlayfs merges them, topmost first; or one directory that its user declared immutable.
+
+    The key is a digest over path, inode number and time of change (ctime, ns) of each directory, over the options of the merge and the version
+    that the user gave. It stands on the word of others that nothing changes *below* these directories: podman and containerd never touch a layer
+    once it is complete, and the annotation `ANNOTATION` is the user's promise. A ctime cannot be set, so a layer that was removed and made again,
+    even under the same path and inode number, has another key, and so has a directory in which an entry came, went or was renamed. What would be missed:
+    a file changed in place, or anything deeper down. The device number is left out since it may be another after a reboot, and every image
+    would be orphaned; path and ctime together tell file systems apart, unless one is a copy of the other, block by block.
+    """
+
+    __slots__ = ("directories", "key", "options", "version")
+
+    def __init__(self, directories: tuple[str, ...], options: tuple[str, ...] = (), version: str = "") -> None:
+        """Directories are absolute real paths. HostError if one cannot be examined."""
+        self.directories = directories
+        self.options = options
+        self.version = version
+        self.key = self._digest()
+
+    @classmethod
+    def of_directory(cls, path: str, version: str) -> Self:
+        """A directory that its user declared immutable, with the annotation's value. HostError if there is none, ConfigError for an empty value."""
+        if not version:
+            raise ConfigError(f"{ANNOTATION}: it is empty", hint="any other text will do, such as a version or a date")
+        return cls((os.path.realpath(path),), (), version)
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> Self:
+        """The content that `facts` told of, as it is now. HostError if it is no longer there."""
+        return cls(tuple(facts["directories"]), tuple(facts["options"]), facts["version"])
+
+    def facts(self) -> dict[str, object]:
+        """All but the key, for JSON."""
+        return {"directories": self.directories, "options": self.options, "version": self.version}
+
+    @property
+    def is_layered(self) -> bool:
+        """Whether it consists of overlayfs' layers, with whiteouts and attributes that only a merge can resolve; even one layer can hold such."""
+        return not self.version
+
+    def __str__(self) -> str:
+        top, *below = self.directories
+        return f"{top} and {len(below)} layers below" if below else top
+
+    def _digest(self) -> str:
+        digest = blake2b(digest_size=_KEY_BYTES)
+        for text in (str(FORMAT), self.version, str(len(self.options)), *self.options):
+            digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+        for path in self.directories:
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                raise HostError(f"layer {path}: {words(error)}") from error
+            digest.update(b"%b\0%d %d\0" % (os.fsencode(path), status.st_ino, status.st_ctime_ns))
+        return digest.hexdigest()
+
+
+class Image:
+    """An image that is ready for use."""
+
+    __slots__ = ("key", "path", "size_bytes")
+
+    def __init__(self, key: str, path: str, size_bytes: int) -> None:
+        self.key = key
+        self.path = path
+        self.size_bytes = size_bytes
+
+
+def root(home: str) -> str:
+    """Directory of all images."""
+    return f"{home}/images"
+
+
+def make_root(home: str) -> None:
+    """Make it, for root alone: an image holds files that only some users of a container may read. OSError if it cannot be."""
+    os.makedirs(root(home), exist_ok=True)
+    os.chmod(root(home), 0o700)
+
+
+def find(home: str, content: Content) -> Image | None:
+    """The image of a content, if it is there and untouched since it was made: one small file is read, one stat. Each use is noted, for `prune`."""
+    directory = f"{root(home)}/{content.key}"
+    manifest = template_store.read_manifest(directory, FORMAT)
+    if manifest is None or not template_store.is_intact(directory, manifest, (IMAGE,)):
+        return None
+    with suppress(OSError):  # a read-only home: then nothing is removed by age there either
+        os.utime(f"{directory}/{template_store.MANIFEST}")
+    return Image(content.key, f"{directory}/{IMAGE}", manifest["files"][IMAGE]["size"])
+
+
+def open_image(image: Image) -> int:
+    """A descriptor for reading. While it or an inherited copy is open the image counts as in use. HostError if it has gone meanwhile."""
+    try:
+        fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        raise HostError(f"open {image.path}: {words(error)}") from error
+    return fd
+
+
+def start_background(settings: Settings, content: Content) -> str:
+    """Have the image built by a process of its own, and say in a few words what comes of it. Raises nothing: a start goes on without the image.
+
+    That process is nobody's child, in a session of its own, with the lowest priority for CPU and disk, and holds none of our descriptors.
+    """
+    try:
+        make_root(settings.home)
+        failed = _failed_lately(settings.home, content)
+        if failed:
+            return f"no image is built: the last attempt failed: {failed}"
+        lock = files.lock_directory(workspace(settings.home, content.key), wait=False)
+        if lock is None:
+            return f"image {content.key} is being built already"
+        try:
+            _spawn(settings, content, lock)
+        finally:
+            os.close(lock)
+    except (HostError, OSError) as error:
+        return f"no image is built: {error}"
+    return f"image {content.key} is being built"
+
+
+def failure_path(home: str, key: str) -> str:
+    """Where a failed build is remembered: its reason, and by the file's age when it was."""
+    return f"{root(home)}/.{key}.failed"
+
+
+def workspace(home: str, key: str) -> str:
+    """Directory in which an image is built; its builder holds a lock on it."""
+    return f"{root(home)}/.{key}.tmp"
+
+
+def _failed_lately(home: str, content: Content) -> str:
+    try:
+        with open(failure_path(home, content.key), encoding="utf-8", errors="surrogateescape") as file:
+            is_old = time.time() - os.fstat(file.fileno()).st_mtime > RETRY_S
+            return "" if is_old else file.read().strip()
+    except FileNotFoundError:
+        return ""
+
+
+_PROGRAM = """import json, sys
+job = json.loads(sys.argv[1])
+sys.path[:] = job["path"]
+from rundctl.engine import lower_image_build
+lower_image_build.run_in_background(job)
+"""
+
+
+def _spawn(settings: Settings, content: Content, lock: int) -> None:
+    """A new interpreter, since a fork of ours would go on with our memory and descriptors. setsid's fork makes it an orphan at once.
+
+    It inherits the lock on its workspace, so that of many starts at once only one gets as far as here.
+    """
+    job = {
+        "path": [os.path.abspath(path) for path in sys.path],
+        "home": settings.home,
+        "max_mib": settings.images_max_mib,
+        "lock": lock,
+        "key": content.key,
+        **content.facts(),
+    }
+    tools = (("setsid", "--fork"), ("ionice", "-t", "-c3"), ("nice", "-n19"))
+    argv = [word for name, *rest in tools for word in (process.need_tool(name, "apt-get install util-linux"), *rest)]
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    log = os.open(f"{root(settings.home)}/build.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(log).st_size > _LOG_BYTES:
+            os.ftruncate(log, 0)
+        python = [sys.executable, "-I", "-S", "-c", _PROGRAM, json.dumps(job)]
+        pid = process.spawn([*argv, *python], (lock,), (null, log, log))
+    finally:
+        os.close(null)
+        os.close(log)
+    os.waitpid(pid, 0)

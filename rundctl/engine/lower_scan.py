@@ -1,0 +1,87 @@
+"""What is in a tree of files, by its inodes alone: for telling whether it changed, how large an image gets, and what an image could not hold."""
+
+from __future__ import annotations
+
+import os
+import stat
+from _blake2 import blake2b
+
+from rundctl.errors import HostError, words
+
+BLOCK = 4096
+# What mkfs.erofs leaves out or cannot take (erofs-utils 1.5: lib/inode.c, lib/xattr.c). An image is exact, or there is none.
+_LEFT_OUT = "lost+found"
+_NAME_MAX = 254
+_PATH_MAX = 4095
+_XATTRS = ("user.", "trusted.", "security.", "system.posix_acl_access", "system.posix_acl_default")
+
+
+class Tree:
+    """A tree as it was found.
+
+    ``digest`` is another once anything was added, removed, changed or replaced. ``size_bytes``: of the regular files in whole blocks, each once.
+    ``sparse``: one of them has holes.
+    """
+
+    __slots__ = ("_facts", "_links", "_root", "digest", "inodes", "size_bytes", "sparse")
+
+    def __init__(self, root: str) -> None:
+        """HostError for what cannot be read, vanishes, or could not be in an image."""
+        self._root = root
+        self._facts = blake2b(digest_size=16)
+        self._links: set[tuple[int, int]] = set()
+        self.inodes = 0
+        self.size_bytes = 0
+        self.sparse = False
+        try:
+            self._add("", os.lstat(root))
+            self._walk()
+        except OSError as error:
+            raise HostError(f"{error.filename}: {words(error)}") from error
+        self.digest = self._facts.digest()
+
+    def _walk(self) -> None:
+        directories = [self._root]
+        while directories:
+            directory = directories.pop()
+            with os.scandir(directory) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+            for entry in entries:
+                self._check(entry.path, entry.name)
+                self._add(entry.path, entry.stat(follow_symlinks=False))
+                if entry.is_dir(follow_symlinks=False):
+                    directories.append(entry.path)
+
+    def _check(self, path: str, name: str) -> None:
+        if name.startswith(_LEFT_OUT):
+            raise HostError(f"{path}: mkfs.erofs leaves out what is called {_LEFT_OUT}")
+        if len(os.fsencode(name)) > _NAME_MAX:
+            raise HostError(f"{path}: mkfs.erofs takes names of at most {_NAME_MAX} bytes")
+        if len(os.fsencode(path)) > _PATH_MAX:
+            raise HostError(f"{path[:64]}...: mkfs.erofs takes paths of at most {_PATH_MAX} bytes")
+        strange = next(
+            (xattr for xattr in os.listxattr(path, follow_symlinks=False) if not xattr.startswith(_XATTRS)), ""
+        )
+        if strange:
+            raise HostError(f"{path}: EROFS has no place for its extended attribute {strange}")
+
+    def _add(self, path: str, status: os.stat_result) -> None:
+        identity = (status.st_dev, status.st_ino)
+        facts = (
+            *identity,
+            status.st_mode,
+            status.st_uid,
+            status.st_gid,
+            status.st_rdev,
+            status.st_size,
+            status.st_ctime_ns,
+        )
+        self._facts.update(b"%b\0%b\0" % (os.fsencode(path), repr(facts).encode()))
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            if identity in self._links:
+                return
+            self._links.add(identity)
+        self.inodes += 1
+        if stat.S_ISREG(status.st_mode):
+            self.size_bytes += -(-status.st_size // BLOCK) * BLOCK
+            self.sparse = self.sparse or status.st_blocks * 512 + BLOCK <= status.st_size
