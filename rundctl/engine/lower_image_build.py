@@ -171,9 +171,8 @@ class _Builder:
             )
 
     def _mkfs(self, tool: str, source: str) -> None:
-        log = f"{self._directory}/log"
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        out = os.open(log, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        out = os.memfd_create("mkfs.erofs", os.MFD_CLOEXEC)  # a file beside the image would be as full as the disk
         try:
             with process.Child([tool, *_OPTIONS, self._image, source], (), (null, out, out)) as child:
                 status = child.wait()
@@ -181,9 +180,12 @@ class _Builder:
         finally:
             os.close(null)
             os.close(out)
+        if "No space left" in said:
+            raise HostError(
+                f"{_what(self._content)}: no space left in {lower_images.root(self._home)}", hint=_SPACE_HINT
+            )
         if status != 0:
-            full = "No space left" in said
-            raise HostError(f"{_what(self._content)}: mkfs.erofs: {said or status}", hint=_SPACE_HINT if full else "")
+            raise HostError(f"{_what(self._content)}: mkfs.erofs: {said or status}")
 
     def _check_image(self, tree: Tree) -> None:
         """mkfs.erofs has its own mind of what belongs into an image, another in each version."""
@@ -230,7 +232,6 @@ class _Builder:
     def _move_into_place(self) -> Image:
         for name in ("merged", "layers"):
             shutil.rmtree(f"{self._directory}/{name}", ignore_errors=True)
-        files.unlink(f"{self._directory}/log")
         files.sync_directory(self._directory)
         root = lower_images.root(self._home)
         shutil.rmtree(f"{root}/{self._content.key}", ignore_errors=True)  # one that was damaged
