@@ -19,6 +19,7 @@ VERBS = (
     "kernel",
     "image",
     "qemu",
+    "storage",
     "doctor",
 )
 

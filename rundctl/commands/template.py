@@ -7,6 +7,10 @@ import json
 from rundctl.commands.declare import Argument, Flag, Options, Verb
 from rundctl.commands.output import columns, write
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rundctl.engine.settings import Settings
+
 
 def build(options: Options) -> int:
     """Build the template unless it exists; its key is printed."""
@@ -22,11 +26,11 @@ def build(options: Options) -> int:
 
 def list_(options: Options) -> int:
     """One line a template."""
-    from rundctl.engine import settings, template_store
+    from rundctl.engine import template_store
 
     del options
     rows = [("KEY", "MEMORY", "VCPUS", "SIZE", "STATE")]
-    for entry in template_store.entries(settings.load().home):
+    for entry in template_store.entries(_settings().home):
         shape = entry.manifest.get("shape", {})
         state = "ok" if entry.intact else "damaged"
         rows.append(
@@ -44,25 +48,36 @@ def list_(options: Options) -> int:
 
 def show(options: Options) -> int:
     """A template's manifest."""
-    from rundctl.engine import settings, template_store
+    from rundctl.engine import template_store
 
-    entry = template_store.entry(settings.load().home, options.text("KEY"))
+    entry = template_store.entry(_settings().home, options.text("KEY"))
     write(json.dumps(entry.manifest, indent=2) + "\n")
     return 0
 
 
 def prune(options: Options) -> int:
     """Remove what nothing current can use, and what is over the limits given; the keys are printed."""
-    from rundctl.engine import settings, template_prune
+    from rundctl.engine import template_prune
 
     limits = template_prune.Limits(
         unused_days=options.number("unused-days") if options.text("unused-days") else None,
         max_size_mib=options.number("max-size") if options.text("max-size") else None,
         everything=options.on("all"),
     )
-    for key in template_prune.prune(settings.load(), limits):
+    for key in template_prune.prune(_settings(), limits):
         write(f"{key}\n")
     return 0
+
+
+def _settings() -> Settings:
+    """The settings, with the reflink store mounted if there is one: the templates are in it."""
+    from rundctl.commands.progress import Progress
+    from rundctl.engine import settings, storage
+
+    loaded = settings.load()
+    with Progress() as progress:
+        storage.mount_if_there(loaded.home, progress.say)
+    return loaded
 
 
 _PRUNE_FLAGS = (

@@ -9,7 +9,7 @@ import json
 import os
 from contextlib import suppress
 
-from rundctl.errors import HostError
+from rundctl.errors import HostError, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,9 +72,12 @@ def root(home: str) -> str:
 
 
 def make_root(home: str) -> None:
-    """Make it, for root alone: a template holds what all its clones begin with. OSError if it cannot be."""
-    os.makedirs(root(home), exist_ok=True)
-    os.chmod(root(home), 0o700)
+    """Make it, for root alone: a template holds what all its clones begin with. HostError if it cannot be."""
+    try:
+        os.makedirs(root(home), exist_ok=True)
+        os.chmod(root(home), 0o700)
+    except OSError as error:
+        raise HostError(f"make {root(home)}: {words(error)}") from error
 
 
 def open_template(home: str, key: TemplateKey, shape: MachineShape) -> Template | None:

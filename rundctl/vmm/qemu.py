@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.vmm.shape import MachineShape
 
-ARGV_FORMAT = "2"  # raise it with every change that makes a clone's machine differ from an older template's
+ARGV_FORMAT = "3"  # raise it with every change that makes a clone's machine differ from an older template's
 AGENT_PORT = "rundctl.agent"
 ROOTFS_TAG = "rootfs"
 VOLUMES_TAG = "volumes"
@@ -202,7 +202,10 @@ def _channels(wiring: Wiring) -> list[Option]:
 
 
 def _upper(wiring: Wiring) -> list[Option]:
-    """The upper's image. ``no-flush`` is cache=unsafe: nobody outlives the VM who could miss what was not flushed."""
+    """The upper's image. ``no-flush`` is cache=unsafe: nobody outlives the VM who could miss what was not flushed.
+
+    ``werror``: a write for which the host has no space fails in the guest; by default QEMU would stop the VM, for ever.
+    """
     return [
         Option("add-fd", "", {"fd": wiring.upper_rw, "set": _UPPER_SET}),
         Option("add-fd", "", {"fd": wiring.upper_ro, "set": _UPPER_SET}),
@@ -210,7 +213,7 @@ def _upper(wiring: Wiring) -> list[Option]:
             "driver": "file", "node-name": "upper", "filename": f"/dev/fdset/{_UPPER_SET}", "locking": "off",
             "discard": "unmap", "cache.direct": False, "cache.no-flush": True,
         }),
-        Option("device", "virtio-blk-pci", {"drive": "upper", "addr": _slot(1)}),
+        Option("device", "virtio-blk-pci", {"drive": "upper", "werror": "report", "addr": _slot(1)}),
     ]  # fmt: skip
 
 

@@ -143,22 +143,32 @@ def test_accelerator_that_no_boot_has_decided(tmp_path: Path, monkeypatch: pytes
     assert found.hint == "rundctl template build"
 
 
-def test_reflink_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[int] = []
-
-    def clone(source: int, target: int) -> bool:
-        tried.append(os.fstat(source).st_size)
-        return source != target
-
-    monkeypatch.setattr(doctor.ficlone, "clone", clone)
-    (found,) = _of(doctor._home, tmp_path)
+@pytest.mark.parametrize("inside", [".", "templates"])
+def test_reflink_is_tried_where_templates_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str) -> None:
+    (tmp_path / inside).mkdir(exist_ok=True)
+    tried: list[str] = []
+    monkeypatch.setattr(doctor.ficlone, "works_in", lambda place: tried.append(os.path.realpath(place)) or True)
+    (found,) = _of(doctor._reflinks, tmp_path)
     assert found.level is Level.OK
-    assert tried == [doctor._SCRATCH_SIZE]
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(doctor.ficlone, "clone", lambda *_: False)
-    (found,) = _of(doctor._home, tmp_path)
-    assert found.level is Level.WARN
-    assert "xfsprogs" in found.hint
+    assert tried == [str((tmp_path / inside).resolve())]
+
+
+@pytest.mark.parametrize(("kib", "level"), [(0, Level.OK), (52, Level.OK), (1200, Level.WARN)])
+def test_reflink_store_pays_from_a_size_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kib: int, level: Level
+) -> None:
+    monkeypatch.setattr(doctor.ficlone, "works_in", lambda _: False)
+    (tmp_path / "templates/key").mkdir(parents=True)
+    (tmp_path / "templates/key/upper").write_bytes(b"u" * 1024 * kib)
+    (found,) = _of(doctor._reflinks, tmp_path)
+    assert found.level is level
+    assert found.hint == "rundctl storage init makes one"
+
+
+def test_reflink_store_that_is_not_mounted(tmp_path: Path) -> None:
+    (tmp_path / "storage.img").write_bytes(b"")
+    (found,) = _of(doctor._reflinks, tmp_path)
+    assert (found.level, found.hint) == (Level.WARN, "rundctl storage mount")
 
 
 def test_exposed_templates(tmp_path: Path) -> None:
