@@ -1,7 +1,7 @@
 """What a clone of the template costs: memory by part, idle CPU, time and CPU until its agent answers, stages of ``create``.
 
-usage: template.py [COUNTS [STARTS]]     COUNTS: numbers of containers at once, as 1,10,50,100; writes build/bench/template.json
-Every container is a busybox ``sleep`` on a root file system without volumes, in a VM of the settings' size.
+usage: template.py [COUNTS [STARTS [LOWER]]]     COUNTS: numbers of containers at once, as 1,10,50,100; LOWER: erofs or 9p
+Writes build/bench/template.json. Every container is a busybox ``sleep`` on a root file system without volumes, in a VM of the settings' size.
 """
 
 from __future__ import annotations
@@ -20,16 +20,21 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import smaps
 
 from rundctl.engine import hybrid_rootfs, kernel_template, settings
+from rundctl.engine.template_inputs import Request
 from rundctl.guest import wire
 from rundctl.host import native, process
+from rundctl.oci import bundle as bundles
 from rundctl.vmm import qemu
 from rundctl.vmm.qmp import Qmp
+
+if TYPE_CHECKING:
+    from rundctl.engine.lower import Lower
 
 RUNDCTL = os.environ.get("RUNDCTL", f"{sys.prefix}/bin/rundctl")
 QUIET_S = 20.0  # before anything of an idle clone is measured: its start has timers of its own
@@ -39,14 +44,15 @@ COLD_RUNS = 3
 _TIMEOUT_S = 60.0
 
 
-def make_bundle(directory: Path) -> Path:
-    """A bundle that sleeps."""
+def make_bundle(directory: Path, lower: str) -> Path:
+    """A bundle that sleeps, its shared layer by this transport."""
     for name in ("bin", "proc", "sys", "dev", "etc"):
         (directory / "rootfs" / name).mkdir(parents=True)
     shutil.copy2("/bin/busybox", directory / "rootfs/bin/busybox")
     (directory / "rootfs/bin/sleep").symlink_to("busybox")
     subprocess.run([RUNDCTL, "spec", "--bundle", directory], check=True)
     config = json.loads((directory / "config.json").read_text())
+    config["annotations"] = {"io.rundctl.rootfs.lower": lower, "io.rundctl.rootfs.immutable": "bench"}
     config["process"].update(terminal=False, args=["/bin/sleep", "100000"])
     (directory / "config.json").write_text(json.dumps(config))
     return directory
@@ -55,9 +61,9 @@ def make_bundle(directory: Path) -> Path:
 class Fleet:
     """Running containers, deleted at the end of a ``with`` block."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, lower: str) -> None:
         self._root = scratch / "root"
-        self._bundle = make_bundle(scratch / "bundle")
+        self.bundle = make_bundle(scratch / "bundle", lower)
         self._errors = scratch / "stderr"
         self._ids: list[str] = []
         self.machines: list[tuple[int, int]] = []  # pids of shim and QEMU
@@ -82,7 +88,7 @@ class Fleet:
     def create(self, container: str, template: str = "on") -> dict[str, float]:
         """Create one; the stages of it, milliseconds."""
         self._ids.append(container)
-        self._call("create", "--timings", "--template", template, "--bundle", str(self._bundle), container)
+        self._call("create", "--timings", "--template", template, "--bundle", str(self.bundle), container)
         return {stage: float(ms) for stage, ms in re.findall(r"(\w+)=([\d.]+)", self._errors.read_text())}
 
     def drop(self, container: str) -> None:
@@ -134,7 +140,7 @@ def idle_percent(fleet: Fleet) -> float:
     return round(100 * (cpu_s(fleet) - before) / (time.monotonic() - started), 2)
 
 
-def first_answer(template: Any, rootfs: str) -> tuple[float, float]:
+def first_answer(template: Any, lower: Lower) -> tuple[float, float]:
     """Spawn a clone, without a shim, until its agent has taken its identity: wall-clock and CPU milliseconds."""
     with ExitStack() as opened:
 
@@ -146,10 +152,11 @@ def first_answer(template: Any, rootfs: str) -> tuple[float, float]:
         monitor, monitor_far = (opened.enter_context(end) for end in socket.socketpair())
         upper = hybrid_rootfs.open_upper(template)
         state = held(os.open(template.state, os.O_RDONLY | os.O_CLOEXEC))
+        shared = held(lower.open())
         wiring = qemu.Wiring(
             agent=agent_far.fileno(), qmp=monitor_far.fileno(), upper=(held(upper[0]), held(upper[1])),
-            rootfs=held(os.open(rootfs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)),
-            empty=template.empty, memory_path=template.memory,
+            rootfs=-1 if lower.mib else shared, lower=shared if lower.mib else -1,
+            empty=template.empty, memory_path=template.memory, translations_mib=settings.load().translations_mib,
         )  # fmt: skip
         argv, keep = qemu.clone_argv(template.shape, wiring, state)
         null = held(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
@@ -170,10 +177,10 @@ def first_answer(template: Any, rootfs: str) -> tuple[float, float]:
     return wall_ms, (usage.ru_utime + usage.ru_stime) * 1e3
 
 
-def answers(template: Any, rootfs: str, count: int) -> dict[str, float]:
+def answers(template: Any, lower: Lower, count: int) -> dict[str, float]:
     """Medians and the 90th percentile of `first_answer`."""
-    first_answer(template, rootfs)
-    walls, cpus = zip(*(first_answer(template, rootfs) for _ in range(count)), strict=True)
+    first_answer(template, lower)
+    walls, cpus = zip(*(first_answer(template, lower) for _ in range(count)), strict=True)
     return {
         "starts": count,
         "median_ms": round(statistics.median(walls), 1),
@@ -198,10 +205,19 @@ def stages(fleet: Fleet, template: str, runs: int) -> dict[str, float]:
     }
 
 
-def measure(counts: list[int], starts: int) -> dict[str, Any]:
+def measure(counts: list[int], starts: int, transport: str) -> dict[str, Any]:
     """Everything, in the order that disturbs it least: the machine fills last."""
     host = settings.load()
-    template = kernel_template.ensure(host, print)
+    with tempfile.TemporaryDirectory() as scratch, Fleet(Path(scratch), transport) as fleet:
+        return _measure(fleet, host, counts, starts)
+
+
+def _measure(fleet: Fleet, host: settings.Settings, counts: list[int], starts: int) -> dict[str, Any]:
+    """The same, with an empty fleet."""
+    lower = hybrid_rootfs.choose(
+        bundles.load(str(fleet.bundle)), host, host.memory_mib, lambda: kernel_template.able(host)
+    )
+    template = kernel_template.ensure(host, print, Request(lower=lower.device, lower_mib=lower.mib))
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} x {platform.machine()}, Linux {platform.release()}",
@@ -211,6 +227,7 @@ def measure(counts: list[int], starts: int) -> dict[str, Any]:
         "accelerator": template.shape.accelerator.value,
         "kernel": template.manifest["kernel"],
         "memory_mib": template.shape.memory_mib,
+        "lower": f"{lower.name} ({lower.device})",
         "shim": native.program("shim"),
         "template": {
             "build_s": template.manifest["build_s"],
@@ -220,14 +237,13 @@ def measure(counts: list[int], starts: int) -> dict[str, Any]:
         },
         "memory": {},
     }
-    with tempfile.TemporaryDirectory() as scratch, Fleet(Path(scratch)) as fleet:
-        result["answer"] = answers(template, f"{scratch}/bundle/rootfs", starts)
-        result["create"] = {"template": stages(fleet, "on", STAGED_RUNS), "cold": stages(fleet, "off", COLD_RUNS)}
-        for count in counts:
-            fleet.grow(count)
-            time.sleep(2)
-            result["memory"][count] = memory_of(fleet, template.memory)
-        result["idle_percent_of_a_core"] = {counts[-1]: idle_percent(fleet)}
+    result["answer"] = answers(template, lower, starts)
+    result["create"] = {"template": stages(fleet, "on", STAGED_RUNS), "cold": stages(fleet, "off", COLD_RUNS)}
+    for count in counts:
+        fleet.grow(count)
+        time.sleep(2)
+        result["memory"][count] = memory_of(fleet, template.memory)
+    result["idle_percent_of_a_core"] = {counts[-1]: idle_percent(fleet)}
     one, many = result["memory"][counts[0]], result["memory"][counts[-1]]
     result["ratios"] = {
         "cold / template": round(result["create"]["cold"]["all"] / result["create"]["template"]["all"], 2),
@@ -253,7 +269,8 @@ def show(result: dict[str, Any]) -> None:
 def main() -> None:
     """Measure, save, print."""
     counts = [int(word) for word in sys.argv[1].split(",")] if len(sys.argv) > 1 else [1, 10, 50, 100]
-    result = measure(counts, int(sys.argv[2]) if len(sys.argv) > 2 else 20)
+    starts = int(sys.argv[2]) if len(sys.argv) > 2 else 20
+    result = measure(counts, starts, sys.argv[3] if len(sys.argv) > 3 else "erofs")
     target = Path("build/bench/template.json")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=2) + "\n")

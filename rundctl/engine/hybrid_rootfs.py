@@ -4,41 +4,49 @@ Problem
     A container needs a root file system that starts at once, costs nothing until written to, and behaves like a local one. Copying an image
     per VM is slow; writing through a shared file system makes every small write a round trip through the VMM.
 Mechanism
-    lower   the bundle's rootfs, exported read-only by virtio-9p from within QEMU; caches stay in the guest (``cache=loose``)
+    lower   by what suits the rootfs (`choose`): an EROFS image on virtio-pmem, mapped from the host's page cache, or on virtio-blk, where the
+            content is known not to change; else the directory itself, exported read-only by virtio-9p from within QEMU. The parts: `lower`.
+            A rootfs that is an overlay mount is taken apart: its layers are the image, its own upper directory is stacked on it, live.
     upper   an ext4 image on virtio-blk: a reflink (or a copy of the data extents) of the template's, in a file that never has a name.
             The template's guest has it mounted already, so that a clone's first write needs no mount.
     volumes bind mounts of the host: one read-write 9p export of a directory per container, assembled by QEMU's parent
-    Both 9p devices are in the template with an empty directory behind them; a clone puts another path there before the guest mounts it.
+    The template has the devices that its clones need, with something empty behind them; a clone puts its own there before the guest mounts it.
 Cost
     Upper: one ioctl where the file system has reflinks (XFS, btrfs), else as long as its data extents take to copy (about 1 MiB).
-    Guest: two mounts, about 15 ms under emulation, 1 ms with KVM.
+    Guest: two mounts, about 15 ms under emulation, 1 ms with KVM; by 9p 1.2 MiB of QEMU's memory, on pmem 1/64 of the image's size of the guest's.
 Invariants
     The lower is never written. The upper is gone with the last descriptor to it. The template's image is never opened for writing.
     The image and the template's memory are of the same moment: one is never used without the other.
+    A start never waits for an image to be made, unless it was told to use one.
 Measured by
-    bench/, and tests/system/test_template_clone.py.
+    bench/, tests/system/test_rootfs_contract.py and test_template_clone.py.
 """
 
 from __future__ import annotations
 
-from rundctl.engine import upper
+from rundctl.engine import lower as lowers
+from rundctl.engine import lower_images, overlay_mount, upper
+from rundctl.engine.lower_images import Content
+from rundctl.errors import ConfigError
 from rundctl.guest import ops
+from rundctl.oci import options
 from rundctl.vmm import qemu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rundctl.engine.template_store import Template
+    from collections.abc import Callable
 
-_MS_RDONLY = 1  # linux/mount.h
+    from rundctl.engine.lower import Lower
+    from rundctl.engine.settings import Settings
+    from rundctl.engine.template_store import Template
+    from rundctl.oci.bundle import Bundle
+
+    Progress = Callable[[str], None]
 
 ROOT = "/root"
 VOLUMES = "/volumes"
-_LOWER = "/lower"
-_MSIZE = 500 * 1024  # bytes of a 9p message: virtio's ring has room for 128 pages, headers included
-_TRANSPORT = f"trans=virtio,version=9p2000.L,msize={_MSIZE}"
 _OVERLAY = (
     # option, why
-    (f"lowerdir={_LOWER}", "the shared layer"),
     (f"upperdir={upper.DIRECTORY}", "the private one"),
     (f"workdir={upper.WORK}", "on the same file system as the upper"),
     ("volatile", "fsync(2) has nothing to save: the upper dies with the VM"),
@@ -60,13 +68,70 @@ def open_upper(template: Template) -> tuple[int, int]:
     return upper.clone(template.upper, template.directory)
 
 
-def guest_ops(*, volumes: bool = False) -> list[ops.Op]:
-    """Make the container's root at `ROOT`, and its volumes at `VOLUMES`/0, /1 ... if it has any."""
-    made = [
-        ops.mount(qemu.ROOTFS_TAG, _LOWER, "9p", _MS_RDONLY, f"{_TRANSPORT},cache=loose"),
-        ops.mount("overlay", ROOT, "overlay", 0, ",".join(option for option, _ in _OVERLAY)),
-    ]
+def choose(bundle: Bundle, settings: Settings, memory_mib: int, able: Callable[[], frozenset[str]]) -> Lower:
+    """The transport for a bundle's rootfs, with the reason: what its annotation or else the settings name, or what suits it best.
+
+    ``able`` tells what the guest's kernel can mount, and is asked only if that matters. ConfigError for what cannot be had.
+    """
+    asked = bundle.options.lower or settings.lower
+    if asked == "9p":
+        return _because(lowers.nine_p(bundle.rootfs), "asked for")
+    content, live, reason = _content(bundle)
+    if content is None:
+        if asked == "erofs":
+            raise _refused(bundle, reason, f"{options.IMMUTABLE} declares a rootfs that does not change")
+        return _because(lowers.nine_p(bundle.rootfs), reason)
+    missing = {"erofs", "pmem"} - able()
+    if missing:
+        reason = f"the guest's kernel has no {' and no '.join(sorted(missing))}"
+        if asked == "erofs":
+            raise _refused(bundle, reason, "rundctl kernel build makes one that has")
+        return _because(lowers.nine_p(bundle.rootfs), reason)
+    return _image(bundle, settings, memory_mib, content, live, wait=asked == "erofs")
+
+
+def guest_ops(lower: Lower, *, volumes: bool = False, live: str = "") -> list[ops.Op]:
+    """Make the container's root at `ROOT`, and its volumes at `VOLUMES`/0, /1 ... if it has any.
+
+    ``live``: where the guest finds the directory that is stacked on an image.
+    """
+    made = [lower.mount]
     if volumes:
         # No cache but for mmap: the host, and other containers, write there too.
-        made.append(ops.mount(qemu.VOLUMES_TAG, VOLUMES, "9p", 0, f"{_TRANSPORT},cache=mmap"))
+        made.append(ops.mount(qemu.VOLUMES_TAG, VOLUMES, "9p", 0, f"{lowers.NINE_P},cache=mmap"))
+    shared = f"lowerdir={live}:{lowers.DIRECTORY}" if live else f"lowerdir={lowers.DIRECTORY}"
+    made.append(ops.mount("overlay", ROOT, "overlay", 0, ",".join((shared, *(option for option, _ in _OVERLAY)))))
     return made
+
+
+def _content(bundle: Bundle) -> tuple[Content | None, str, str]:
+    """What an image could be made of, the live directory on top of it, and if there is none: why."""
+    if bundle.options.immutable:
+        return Content.of_directory(bundle.rootfs, bundle.options.immutable), "", ""
+    overlay, reason = overlay_mount.of_rootfs(bundle.rootfs)
+    if overlay is None:
+        return None, "", f"{reason}: it may change"
+    return Content(overlay.lowers, overlay.merging), overlay.upper or "", ""
+
+
+def _image(bundle: Bundle, settings: Settings, memory_mib: int, content: Content, live: str, *, wait: bool) -> Lower:
+    """The content's image; where there is none yet, the live rootfs while one is made, or the one that is made at once."""
+    image = lower_images.find(settings.home, content)
+    if image is None and wait:
+        from rundctl.engine import lower_image_build
+
+        image = lower_image_build.build(settings.home, content, lambda _: None, max_mib=settings.images_max_mib)
+    if image is None:
+        return _because(lowers.nine_p(bundle.rootfs), lower_images.start_background(settings, content))
+    lower = _because(lowers.erofs(image, memory_mib), f"image {image.key}")
+    lower.live = live
+    return lower
+
+
+def _because(lower: Lower, reason: str) -> Lower:
+    lower.reason = reason
+    return lower
+
+
+def _refused(bundle: Bundle, reason: str, hint: str) -> ConfigError:
+    return ConfigError(f"config.json: annotations: {options.LOWER}: erofs: rootfs {bundle.rootfs}: {reason}", hint=hint)

@@ -51,6 +51,12 @@ def find(settings: Settings, request: Request = _DEFAULT) -> Template | None:
     return None if wanted is None else template_store.open_template(settings.home, wanted[1], wanted[0])
 
 
+def able(settings: Settings) -> frozenset[str]:
+    """What the kernel that the settings lead to can mount a lower layer by: "9p", "erofs", "pmem", "virtiofs". HostError if there is no kernel."""
+    memo = template_inputs.open_memo(settings)
+    return template_inputs.able(settings, memo)
+
+
 def ensure(settings: Settings, progress: Progress, request: Request = _DEFAULT) -> Template:
     """The template for this machine, built if need be; who comes second waits and finds it. A reflink store that is not mounted gets mounted."""
     from rundctl.engine import storage

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rundctl.engine.lifecycle import Context, CreateOptions
+    from rundctl.engine.lower import Lower
     from rundctl.engine.plan import CompiledPlan
     from rundctl.engine.stages import Stages
     from rundctl.engine.store import Container
+    from rundctl.engine.template_inputs import Request
     from rundctl.engine.template_store import Template
     from rundctl.engine.volumes import Volumes
     from rundctl.oci.bundle import Bundle
@@ -45,23 +47,39 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
     lease = cgroup_pool.plan(bundle.spec["linux"].get("cgroupsPath", ""), container_id, store.root_name(root))
     store.check_free(root, container_id)
     stages.mark("bundle")
-    request = shapes.request_for(bundle.spec["linux"].get("resources", {}), ctx.settings)
-    template = kernel_template.find(ctx.settings, request) or kernel_template.ensure(
-        ctx.settings, ctx.progress, request
-    )
-    stages.mark("template")
-    with ExitStack() as undo:
+    with ExitStack() as undo, ExitStack() as opened:
+        shared = volumes.open_all(opened, bundle)
+        request = shapes.request_for(bundle.spec["linux"].get("resources", {}), ctx.settings)
+        lower = _lower(ctx, bundle, request)
+        if lower.live:
+            shared.add_lower(opened, lower.live)
+        request.volumes = bool(shared.descriptors)
+        template = kernel_template.find(ctx.settings, request) or kernel_template.ensure(
+            ctx.settings, ctx.progress, request
+        )
+        stages.mark("template")
         container, lock = store.claim(root, container_id, _facts(bundle, lease))
         undo.callback(os.close, lock)
         undo.callback(_undo, ctx, store.remove, container)
         undo.callback(_undo, ctx, cgroup_pool.give_back, lease.directories)
         lease.make()
         stages.mark("cgroup")
-        launch = Launch(ctx, options, stages, container, bundle, template)
+        launch = Launch(
+            ctx, options, stages, container=container, bundle=bundle, template=template, lower=lower, shared=shared
+        )
         pid = launch.run(undo, lease)
         undo.pop_all()
         os.close(lock)
     return pid
+
+
+def _lower(ctx: Context, bundle: Bundle, request: Request) -> Lower:
+    """The shared layer, and with it the machine's device for it."""
+    memory_mib = request.memory_mib or ctx.settings.memory_mib
+    lower = hybrid_rootfs.choose(bundle, ctx.settings, memory_mib, lambda: kernel_template.able(ctx.settings))
+    ctx.debug(f"rootfs by {lower.name} ({lower.device}): {lower.reason}")
+    request.lower, request.lower_mib = lower.device, lower.mib
+    return lower
 
 
 def _undo(ctx: Context, step: Callable[..., None], *arguments: object) -> None:
@@ -90,16 +108,19 @@ def _facts(bundle: Bundle, lease: cgroup_pool.Lease) -> dict[str, object]:
 class Launch:
     """The VM's part of one ``create``."""
 
-    __slots__ = ("_state", "bundle", "container", "ctx", "options", "stages", "template")
+    __slots__ = ("_state", "bundle", "container", "ctx", "lower", "options", "shared", "stages", "template")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all that a create has found out, once
         self,
         ctx: Context,
         options: CreateOptions,
         stages: Stages,
+        *,
         container: Container,
         bundle: Bundle,
         template: Template,
+        lower: Lower,
+        shared: Volumes,
     ) -> None:
         self.ctx = ctx
         self.options = options
@@ -107,6 +128,8 @@ class Launch:
         self.container = container
         self.bundle = bundle
         self.template = template
+        self.lower = lower
+        self.shared = shared
         self._state = -1
 
     @property
@@ -119,11 +142,10 @@ class Launch:
     def run(self, undo: ExitStack, lease: cgroup_pool.Lease) -> int:
         """Spawn, and compile the plan while QEMU starts; then wake the guest, set up the container, commit."""
         with ExitStack() as opened:
-            shared = volumes.open_all(opened, self.bundle)
-            machine = self._spawn(opened, lease, shared)
+            machine = self._spawn(opened, lease)
             undo.callback(machine.end)
             try:
-                compiled = self._compile(shared)
+                compiled = self._compile()
                 self.stages.mark("compile")
                 self.container.set_shim(machine.wait_pid())
                 self.stages.mark("shim")
@@ -135,7 +157,7 @@ class Launch:
                 raise GuestError(vm.with_last_words(error.message, self.container), hint=error.hint) from error
         return machine.pid
 
-    def _spawn(self, opened: ExitStack, lease: cgroup_pool.Lease, shared: Volumes) -> vm.Vm:
+    def _spawn(self, opened: ExitStack, lease: cgroup_pool.Lease) -> vm.Vm:
         """Start launcher, shim and QEMU, with every descriptor they will need."""
 
         def held(fd: int) -> int:
@@ -144,19 +166,20 @@ class Launch:
 
         sockets = vm.Sockets(opened, self.container)
         directory = held(os.open(self.container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        rootfs = held(os.open(self.bundle.rootfs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        pivot = held(
-            os.open(self.bundle.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        )  # the shim's own, rootfs is QEMU's
+        lower = held(self.lower.open())
+        pivot = held(os.open(self.bundle.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))  # the shim's own
         log = held(
             os.open(self.container.path("qemu.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         )
+        shared = self.shared
         v1, v2 = lease.join_descriptors()
         joins = [held(fd) for fd in v1]
         upper = hybrid_rootfs.open_upper(self.template)
         wiring = qemu.Wiring(
-            agent=sockets.agent[1].fileno(), qmp=sockets.qmp[1].fileno(), upper=(held(upper[0]), held(upper[1])), rootfs=rootfs,
+            agent=sockets.agent[1].fileno(), qmp=sockets.qmp[1].fileno(), upper=(held(upper[0]), held(upper[1])),
+            rootfs=-1 if self.lower.mib else lower, lower=lower if self.lower.mib else -1,
             volumes=_VOLUMES_FD if shared.descriptors else -1, empty=self.template.empty, memory_path=self.template.memory, name=self.container.id,
+            translations_mib=self.ctx.settings.translations_mib,
         )  # fmt: skip
         argv, keep = self._qemu(wiring, held)
         options: list[str] = ["--name", self.container.id, *([] if self._cold else ["--small-pages"])]
@@ -188,13 +211,15 @@ class Launch:
         wiring.initrd = held(kernel_template.open_initramfs(template))
         return qemu.cold_argv(template.shape, wiring)
 
-    def _compile(self, shared: Volumes) -> CompiledPlan:
+    def _compile(self) -> CompiledPlan:
         """The container as operations; ``--debug`` prints them."""
         spec = self.bundle.spec
+        shared = self.shared
+        rootfs = hybrid_rootfs.guest_ops(self.lower, volumes=bool(shared.descriptors), live=shared.lower)
         compiled = plan.compile(
             self.bundle,
             plan.Facts(
-                rootfs_ops=tuple(hybrid_rootfs.guest_ops(volumes=bool(shared.descriptors))),
+                rootfs_ops=tuple(rootfs),
                 volumes=shared.guest,
                 shm=shared.shm,
                 seccomp_bpf=seccomp.compile_filter(spec["linux"]["seccomp"], self.ctx.settings.home)

@@ -6,7 +6,7 @@ What the image must be, and why:
     noinline_data   the kernel maps only files directly (DAX) whose data are whole blocks of their own (fs/erofs/inode.c: FLAT_PLAIN).
     extended inodes have times in nanoseconds and 32 bits for user and group.
     no compression  nothing that is compressed can be mapped.
-    2 MiB           what virtio-pmem has to be a multiple of for the guest's memory map (mm/memremap.c: memremap_compat_align).
+    padded          with a hole, to the size of the device that a template has for it (`lower.window_mib`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rundctl.engine import lower_image_store, lower_images, template_store
+from rundctl.engine import lower, lower_image_store, lower_images, template_store
 from rundctl.engine.lower_images import IMAGE, Content
 from rundctl.engine.lower_scan import BLOCK, Tree
 from rundctl.errors import HostError, RundctlError, words
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str], None]
 
-_ALIGNMENT = 2 << 20  # bytes
 _OPTIONS = ("--quiet", "-d1", "-E", "noinline_data,force-inode-extended")
 _HINT = "apt-get install erofs-utils"
 _SPACE_HINT = "rundctl image prune --max-size, or make room"
@@ -156,7 +155,7 @@ class _Builder:
             yield merged
 
     def _check_size(self, tree: Tree, max_mib: int) -> None:
-        needed = tree.size_bytes + tree.inodes * _INODE_BYTES + _ALIGNMENT
+        needed = tree.size_bytes + tree.inodes * _INODE_BYTES
         if needed > max_mib << 20:
             raise HostError(
                 f"{_what(self._content)}: it takes {needed >> 20} MiB, and images_max_mib is {max_mib}",
@@ -207,7 +206,7 @@ class _Builder:
             )
         fd = os.open(self._image, os.O_RDWR | os.O_CLOEXEC)
         try:
-            size = -(-os.fstat(fd).st_size // _ALIGNMENT) * _ALIGNMENT
+            size = lower.window_mib(os.fstat(fd).st_size) << 20
             os.ftruncate(fd, size)
             os.fchmod(fd, 0o400)
             os.fsync(fd)

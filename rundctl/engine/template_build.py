@@ -171,8 +171,17 @@ class _Guest:
             memory_path=memory,
             kernel=self._keep(os.open(self._recipe.kernel.vmlinux, os.O_RDONLY | os.O_CLOEXEC)),
             initrd=self._keep(initramfs_fd(self._recipe.kernel, self._recipe.agent)),
+            lower=self._placeholder(),
             console=self._open("console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND),
         )
+
+    def _placeholder(self) -> int:
+        """Zeroes of the size that the clones' images have; -1 where the lower comes by no image."""
+        if not self._recipe.shape.lower_mib:
+            return -1
+        fd = self._keep(os.memfd_create("lower", os.MFD_CLOEXEC))
+        os.ftruncate(fd, self._recipe.shape.lower_mib << 20)
+        return fd
 
     def _open(self, name: str, flags: int) -> int:
         return self._keep(os.open(f"{self._directory}/{name}", flags | os.O_CLOEXEC, 0o600))

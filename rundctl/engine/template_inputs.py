@@ -26,13 +26,24 @@ AGENT = os.path.join(os.path.dirname(rundctl.__file__), "_native", "agent")
 
 
 class Request:
-    """What a container may ask of its machine; None leaves it to the settings."""
+    """What a container may ask of its machine; None leaves it to the settings. Devices as in `MachineShape`."""
 
-    __slots__ = ("memory_mib", "vcpus")
+    __slots__ = ("lower", "lower_mib", "memory_mib", "vcpus", "volumes")
 
-    def __init__(self, memory_mib: int | None = None, vcpus: int | None = None) -> None:
+    def __init__(
+        self,
+        memory_mib: int | None = None,
+        vcpus: int | None = None,
+        *,
+        lower: str = "9p",
+        lower_mib: int = 0,
+        volumes: bool = False,
+    ) -> None:
         self.memory_mib = memory_mib
         self.vcpus = vcpus
+        self.lower = lower
+        self.lower_mib = lower_mib
+        self.volumes = volumes
 
 
 class Ingredients:
@@ -72,6 +83,9 @@ class Ingredients:
             upper_mib=self.settings.upper_mib,
             digests=self.digests,
             host=self.host,
+            lower=self.request.lower,
+            lower_mib=self.request.lower_mib,
+            volumes=self.request.volumes,
         )
 
 
@@ -118,6 +132,19 @@ def discover(settings: Settings, request: Request, memo: Memo) -> Ingredients:
 def find_qemu(settings: Settings) -> str:
     """Path of the QEMU that the settings lead to. HostError if there is none."""
     return binary.find(binary.Choice(settings.home, settings.qemu))
+
+
+def able(settings: Settings, memo: Memo) -> frozenset[str]:
+    """What the kernel can mount a lower layer by (`kernels.Kernel.able`), remembered."""
+    choice = _choice(settings)
+    kernel = kernels.find(choice, memo) or kernels.adopt(choice, memo)
+    name = f"able {kernel.name}"
+    known = memo.recall(name, kernel.manifest_path)
+    if known is None:
+        known = kernel.able()
+        memo.remember(name, known, kernel.manifest_path)
+        memo.save()
+    return frozenset(known)
 
 
 def verdict_of(ingredients: Ingredients, memo: Memo) -> accelerator.Verdict | None:

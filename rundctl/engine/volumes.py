@@ -7,7 +7,7 @@ import stat
 
 from rundctl.engine import plan_mounts
 from rundctl.engine.plan_mounts import Volume
-from rundctl.errors import ConfigError, words
+from rundctl.errors import ConfigError, HostError, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,15 +21,35 @@ _GUEST_DIRECTORY = "/volumes"
 
 
 class Volumes:
-    """The sources of all binds: ``arguments`` for the shim, ``guest`` paths and ``shm`` sizes (bytes) for the compiler, by index of ``mounts``."""
+    """The sources of all binds: ``arguments`` for the shim, ``guest`` paths and ``shm`` sizes (bytes) for the compiler, by index of ``mounts``.
 
-    __slots__ = ("arguments", "descriptors", "guest", "shm")
+    ``lower``: where the guest finds a directory of the rootfs that comes the same way, "" without.
+    """
+
+    __slots__ = ("arguments", "descriptors", "guest", "lower", "shm")
 
     def __init__(self) -> None:
         self.arguments: list[str] = []
         self.descriptors: list[int] = []
         self.guest: dict[int, Volume] = {}
         self.shm: dict[int, int] = {}
+        self.lower = ""
+
+    def add(self, fd: int, *, read_only: bool, is_file: bool) -> str:
+        """Have a source assembled; its path in the guest."""
+        path = f"{_GUEST_DIRECTORY}/{len(self.descriptors)}"
+        self.arguments += ["--volume", f"{fd},{'ro' if read_only else 'rw'},{'file' if is_file else 'dir'}"]
+        self.descriptors.append(fd)
+        return path
+
+    def add_lower(self, undo: ExitStack, path: str) -> None:
+        """Have a directory of the rootfs assembled, read-only. HostError if it cannot be opened."""
+        try:
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"open the layer {path}: {words(error)}") from error
+        undo.callback(os.close, fd)
+        self.lower = self.add(fd, read_only=True, is_file=False)
 
 
 def open_all(undo: ExitStack, bundle: Bundle) -> Volumes:
@@ -43,10 +63,8 @@ def open_all(undo: ExitStack, bundle: Bundle) -> Volumes:
             volumes.shm[mount.index] = space.f_blocks * space.f_frsize
             continue
         is_file = not stat.S_ISDIR(os.fstat(fd).st_mode)
-        volumes.guest[mount.index] = Volume(f"{_GUEST_DIRECTORY}/{len(volumes.descriptors)}", is_file=is_file)
-        mode = "ro" if mount.is_read_only else "rw"
-        volumes.arguments += ["--volume", f"{fd},{mode},{'file' if is_file else 'dir'}"]
-        volumes.descriptors.append(fd)
+        path = volumes.add(fd, read_only=mount.is_read_only, is_file=is_file)
+        volumes.guest[mount.index] = Volume(path, is_file=is_file)
     return volumes
 
 

@@ -20,6 +20,11 @@ CURRENT = "current"  # symlink to the newest fetched kernel
 MANIFEST = "manifest.json"
 _CUSTOM_PREFIX = "custom-"
 _ALWAYS = ("cpu", "memory", "pids")
+_LOWERS = {
+    "erofs": ("CONFIG_EROFS_FS=y", "CONFIG_EROFS_FS_XATTR=y", "CONFIG_EROFS_FS_POSIX_ACL=y", "CONFIG_VIRTIO_BLK=y"),
+    "pmem": ("CONFIG_VIRTIO_PMEM=y", "CONFIG_BLK_DEV_PMEM=y", "CONFIG_FS_DAX=y"),
+    "virtiofs": ("CONFIG_VIRTIO_FS=y",),
+}
 _BY_OPTION = {"CONFIG_BLK_CGROUP=y": "io", "CONFIG_CPUSETS=y": "cpuset", "CONFIG_CGROUP_HUGETLB=y": "hugetlb"}
 
 
@@ -58,6 +63,15 @@ class Kernel:
         if not isinstance(manifest, dict):
             raise HostError(f"kernel {self.name}: {self.manifest_path}: damaged", hint="rundctl kernel fetch")
         return manifest
+
+    def able(self) -> list[str]:
+        """What it can mount a lower layer by without loading anything but its modules. A kernel of unknown configuration is trusted with 9p alone."""
+        try:
+            with open(f"{self.directory}/config", encoding="utf-8") as file:
+                config = file.read()
+        except OSError:
+            return ["9p"]
+        return ["9p", *(name for name, needed in _LOWERS.items() if all(f"\n{line}\n" in config for line in needed))]
 
     def modules(self) -> list[tuple[str, bytes]]:
         """(file name, contents) of the modules in the order in which they are to be loaded."""

@@ -9,30 +9,51 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "io.rundctl."
-# annotation: what it may say
+TEMPLATE = "io.rundctl.template"
+LOWER = "io.rundctl.rootfs.lower"
+IMMUTABLE = "io.rundctl.rootfs.immutable"
+LOWERS = ("auto", "erofs", "9p")
+# annotation: what it may say; nothing: any text
 KNOWN: dict[str, tuple[str, ...]] = {
-    "io.rundctl.template": ("on", "off"),
+    TEMPLATE: ("on", "off"),
+    LOWER: LOWERS,
+    IMMUTABLE: (),
 }
 
 
 class Options:
-    """What the annotations ask for. ``template``: start as a clone of the template (True) or boot cold (False)."""
+    """What the annotations ask for.
 
-    __slots__ = ("template",)
+    template   start as a clone of the template (True) or boot cold (False)
+    lower      transport of the shared layer, "" = what the settings say
+    immutable  the user's word that the rootfs does not change as long as this text does not; "" = it may
+    """
 
-    def __init__(self, *, template: bool = True) -> None:
+    __slots__ = ("immutable", "lower", "template")
+
+    def __init__(self, *, template: bool = True, lower: str = "", immutable: str = "") -> None:
         self.template = template
+        self.lower = lower
+        self.immutable = immutable
 
 
 def parse(annotations: Mapping[str, str]) -> Options:
     """Read the annotations; ConfigError for an unknown ``io.rundctl.*`` or value: these are typing errors."""
     for name, value in annotations.items():
-        if not name.startswith(PREFIX):
-            continue
-        if name not in KNOWN:
-            known = f"known: {', '.join(KNOWN)}"
-            raise ConfigError(f"config.json: annotations: unknown annotation {name!r}", hint=known)
-        if value not in KNOWN[name]:
-            wanted = " or ".join(KNOWN[name])
-            raise ConfigError(f"config.json: annotations: {name}: expected {wanted}, got {value!r}")
-    return Options(template=annotations.get("io.rundctl.template", "on") == "on")
+        if name.startswith(PREFIX):
+            _check(name, value)
+    return Options(
+        template=annotations.get(TEMPLATE, "on") == "on",
+        lower=annotations.get(LOWER, ""),
+        immutable=annotations.get(IMMUTABLE, ""),
+    )
+
+
+def _check(name: str, value: str) -> None:
+    if name not in KNOWN:
+        known = f"known: {', '.join(KNOWN)}"
+        raise ConfigError(f"config.json: annotations: unknown annotation {name!r}", hint=known)
+    allowed = KNOWN[name]
+    if value not in allowed if allowed else not value:
+        wanted = " or ".join(allowed) or "a text that changes with the rootfs, such as a version"
+        raise ConfigError(f"config.json: annotations: {name}: expected {wanted}, got {value!r}")

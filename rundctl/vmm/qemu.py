@@ -13,15 +13,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.vmm.shape import MachineShape
 
-ARGV_FORMAT = "3"  # raise it with every change that makes a clone's machine differ from an older template's
+ARGV_FORMAT = "4"  # raise it with every change that makes a clone's machine differ from an older template's
 AGENT_PORT = "rundctl.agent"
 ROOTFS_TAG = "rootfs"
 VOLUMES_TAG = "volumes"
 UPPER_DEVICE = "/dev/vda"
+LOWER_DEVICES = {"pmem": "/dev/pmem0", "blk": "/dev/vdb"}  # where the guest finds an image
 _MEMORY_MAX = "4G"  # room for memory hot-plug
 _MEMORY_SLOTS = 2
-# TCG's buffer of translated code, a GiB by default; a start fills 15 (docs/performance.md has others' cost).
-_TRANSLATIONS_MIB = 16
 _UPPER_SET = 1
 _FIRST_SLOT = 2  # PCI slot 0 is the host bridge; 1 is left to what a machine type may put there
 _SPARE_PORTS = 2
@@ -57,12 +56,14 @@ class Wiring:
 
     agent, qmp      far ends of the two socketpairs          upper_rw, upper_ro   the upper's image, opened twice (DESIGN: QEMU wants both)
     rootfs, volumes directories exported by 9p; ``volumes`` may be a number that only QEMU's parent opens. Without them: ``empty``
+    lower           image of the shared layer                translations_mib  TCG's buffer of translated code (QEMU's own default: a GiB)
     empty           path of an empty directory                memory_path          named file with the guest's memory; "" = anonymous memory
     kernel, initrd  of a boot, never of a clone               console              file for the serial port's output; without it: nowhere
     """
 
     __slots__ = (
-        "agent", "console", "empty", "initrd", "kernel", "memory_path", "name", "qmp", "rootfs", "upper_ro", "upper_rw", "volumes",
+        "agent", "console", "empty", "initrd", "kernel", "lower", "memory_path", "name", "qmp", "rootfs", "translations_mib", "upper_ro", "upper_rw",
+        "volumes",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913  one argument a property of the machine, all by name
@@ -75,10 +76,12 @@ class Wiring:
         memory_path: str = "",
         rootfs: int = -1,
         volumes: int = -1,
+        lower: int = -1,
         kernel: int = -1,
         initrd: int = -1,
         console: int = -1,
         name: str = "",
+        translations_mib: int = 16,
     ) -> None:
         self.agent = agent
         self.qmp = qmp
@@ -87,10 +90,12 @@ class Wiring:
         self.memory_path = memory_path
         self.rootfs = rootfs
         self.volumes = volumes
+        self.lower = lower
         self.kernel = kernel
         self.initrd = initrd
         self.console = console
         self.name = name
+        self.translations_mib = translations_mib
 
     def kept(self) -> list[int]:
         """Descriptors QEMU must inherit under their own numbers; not ``volumes``, which QEMU's parent opens in the child."""
@@ -100,6 +105,7 @@ class Wiring:
             self.upper_rw,
             self.upper_ro,
             self.rootfs,
+            self.lower,
             self.kernel,
             self.initrd,
             self.console,
@@ -136,11 +142,12 @@ def state_uri(shape: MachineShape, state: int) -> str:
 
 def _argv(shape: MachineShape, wiring: Wiring, memory: Option, start: list[Option]) -> list[str]:
     options = [
-        *_board(shape),
+        *_board(shape, wiring),
         memory,
         *_channels(wiring),
         *_upper(wiring),
-        *_exports(wiring),
+        *_lower(shape, wiring),
+        *_volumes(shape, wiring),
         *_spare_ports(),
         *_console(wiring),
         *start,
@@ -150,10 +157,10 @@ def _argv(shape: MachineShape, wiring: Wiring, memory: Option, start: list[Optio
     return [shape.qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", *naming, *words]
 
 
-def _board(shape: MachineShape) -> list[Option]:
+def _board(shape: MachineShape, wiring: Wiring) -> list[Option]:
     """Machine, accelerator, processor. What q35 brings unasked and no guest of ours uses is left out."""
     kvm = shape.accelerator is Accelerator.KVM
-    accelerator = Option("accel", "kvm") if kvm else Option("accel", "tcg", {"tb-size": _TRANSLATIONS_MIB})
+    accelerator = Option("accel", "kvm") if kvm else Option("accel", "tcg", {"tb-size": wiring.translations_mib})
     return [
         Option(
             "machine",
@@ -217,12 +224,32 @@ def _upper(wiring: Wiring) -> list[Option]:
     ]  # fmt: skip
 
 
-def _exports(wiring: Wiring) -> list[Option]:
-    return [
-        *_export(ROOTFS_TAG, _directory(wiring.rootfs, wiring), _slot(2), readonly=True),
-        # Without volumes it exports the template's empty directory, which a hostile guest would otherwise fill for all.
-        *_export(VOLUMES_TAG, _directory(wiring.volumes, wiring), _slot(3), readonly=wiring.volumes < 0),
-    ]
+def _lower(shape: MachineShape, wiring: Wiring) -> list[Option]:
+    """The device of the shared layer. What is behind it in a clone is another than in the template; its size is not."""
+    path = f"/proc/self/fd/{wiring.lower}"
+    if shape.lower == "pmem":
+        return [
+            Option("object", "memory-backend-file", {
+                "id": "lower", "size": f"{shape.lower_mib}M", "mem-path": path, "share": True, "readonly": True,
+            }),
+            Option("device", "virtio-pmem-pci", {"memdev": "lower", "addr": _slot(2)}),
+        ]  # fmt: skip
+    if shape.lower == "blk":
+        return [
+            Option("blockdev", "", {
+                "driver": "file", "node-name": "lower", "filename": path, "locking": "off", "read-only": True,
+            }),
+            Option("device", "virtio-blk-pci", {"drive": "lower", "addr": _slot(2)}),
+        ]  # fmt: skip
+    return _export(ROOTFS_TAG, _directory(wiring.rootfs, wiring), _slot(2), readonly=True)
+
+
+def _volumes(shape: MachineShape, wiring: Wiring) -> list[Option]:
+    """A device that costs each clone a MiB: only where there is a volume."""
+    # Without one (in the template) it exports an empty directory, which a hostile guest would otherwise fill for all.
+    if not shape.volumes:
+        return []
+    return _export(VOLUMES_TAG, _directory(wiring.volumes, wiring), _slot(3), readonly=wiring.volumes < 0)
 
 
 def _export(tag: str, path: str, slot: str, *, readonly: bool) -> list[Option]:

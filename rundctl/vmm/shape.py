@@ -17,18 +17,23 @@ class MachineShape:
     """A machine as QEMU builds it, with the digests of all that runs in it. Two equal shapes can share a template.
 
     ``digests`` names what the guest is made of (kernel, agent, QEMU, firmware); ``host`` is what the CPU model takes from the host.
+    ``lower`` is the device that the shared layer of the root file system comes by: "9p", or "pmem" or "blk" for an image of at most
+    ``lower_mib``; ``volumes``: whether there is a device for bind mounts.
     """
 
     __slots__ = (
         "accelerator",
         "digests",
         "host",
+        "lower",
+        "lower_mib",
         "machine",
         "memory_mib",
         "qemu",
         "qemu_version",
         "upper_mib",
         "vcpus",
+        "volumes",
     )
 
     def __init__(  # noqa: PLR0913  one argument a property of the machine, all by name
@@ -43,6 +48,9 @@ class MachineShape:
         upper_mib: int,
         digests: dict[str, str],
         host: str,
+        lower: str = "9p",
+        lower_mib: int = 0,
+        volumes: bool = False,
     ) -> None:
         self.qemu = qemu
         self.qemu_version = qemu_version
@@ -53,6 +61,9 @@ class MachineShape:
         self.upper_mib = upper_mib
         self.digests = digests
         self.host = host
+        self.lower = lower
+        self.lower_mib = lower_mib
+        self.volumes = volumes
 
     def facts(self) -> dict[str, Any]:
         """The shape as plain data, for the manifest."""
@@ -64,6 +75,9 @@ class MachineShape:
             "memory_mib": self.memory_mib,
             "vcpus": self.vcpus,
             "upper_mib": self.upper_mib,
+            "lower": self.lower,
+            "lower_mib": self.lower_mib,
+            "volumes": self.volumes,
             "digests": self.digests,
             "host": self.host,
         }

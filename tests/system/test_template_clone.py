@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import hybrid_rootfs, kernel_template, settings
+from rundctl.engine import hybrid_rootfs, kernel_template, lower, settings
+from rundctl.engine.template_inputs import Request
 from rundctl.guest import kernel_fetch, ops, wire
 from rundctl.host import files, process
 from rundctl.vmm import qemu
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.vm
 _TIMEOUT_S = 60.0
+_MACHINE = Request(volumes=True)
 _NEW_NAMESPACES = 0x00020000 | 0x20000000  # CLONE_NEWNS, CLONE_NEWPID
 
 
@@ -36,7 +38,7 @@ def ready() -> Template:
     host = settings.load()
     if not Path(host.home, "kernels/current").exists():
         kernel_fetch.fetch(host.home, _quiet)
-    return kernel_template.ensure(host, _quiet)
+    return kernel_template.ensure(host, _quiet, _MACHINE)
 
 
 class Clone:
@@ -75,7 +77,7 @@ class Clone:
     def run(self, script: str) -> str:
         """Run a shell script in a container on the hybrid rootfs; its output."""
         made = [
-            *hybrid_rootfs.guest_ops(volumes=True),
+            *hybrid_rootfs.guest_ops(lower.nine_p("/"), volumes=True),
             ops.root(hybrid_rootfs.ROOT),
             ops.mount("proc", "/proc", "proc"),
             ops.bind(hybrid_rootfs.VOLUMES, "/mnt"),
@@ -124,6 +126,6 @@ def test_two_clones_at_once(ready: Template, rootfs: Path, tmp_path: Path) -> No
     assert outputs[0][1] != outputs[1][1], "boot ids"
     assert (rootfs / "etc/hosts").read_text() == "127.0.0.1 localhost\n"
     assert _digests(ready) == before
-    found = kernel_template.find(settings.load())
+    found = kernel_template.find(settings.load(), _MACHINE)
     assert found is not None
     assert found.manifest == ready.manifest

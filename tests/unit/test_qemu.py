@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,8 @@ from rundctl.vmm import accelerator, binary, cmdline, qemu
 from rundctl.vmm.shape import MachineShape
 
 
-def _shape(chosen: Accelerator = Accelerator.TCG, version: tuple[int, int] = (7, 2), **changes: int) -> MachineShape:
-    sizes = {"memory_mib": 128, "vcpus": 1, "upper_mib": 2048, **changes}
+def _shape(chosen: Accelerator = Accelerator.TCG, version: tuple[int, int] = (7, 2), **changes: Any) -> MachineShape:
+    sizes = {"memory_mib": 128, "vcpus": 1, "upper_mib": 2048, "volumes": True, **changes}
     return MachineShape(
         qemu="/usr/bin/qemu", qemu_version=version, machine="pc-q35-7.2", accelerator=chosen,
         digests={"kernel": "1", "agent": "2"}, host="linux", **sizes,
@@ -21,11 +22,17 @@ def _shape(chosen: Accelerator = Accelerator.TCG, version: tuple[int, int] = (7,
 
 
 def _wiring(
-    *, rootfs: int = -1, volumes: int = -1, kernel: int = -1, initrd: int = -1, console: int = -1
+    *,
+    rootfs: int = -1,
+    volumes: int = -1,
+    lower: int = -1,
+    kernel: int = -1,
+    initrd: int = -1,
+    console: int = -1,
 ) -> qemu.Wiring:
     return qemu.Wiring(
         agent=10, qmp=11, upper=(12, 13), empty="/t/empty", memory_path="/t/a,b/memory",
-        rootfs=rootfs, volumes=volumes, kernel=kernel, initrd=initrd, console=console,
+        rootfs=rootfs, volumes=volumes, lower=lower, kernel=kernel, initrd=initrd, console=console,
     )  # fmt: skip
 
 
@@ -67,6 +74,36 @@ def test_only_volumes_are_exported_for_writing() -> None:
     assert ["id=volumes" in word for word in writable(rootfs=15, volumes=16)] == [True]
 
 
+def test_a_machine_has_the_devices_that_its_containers_need() -> None:
+    def tags(**changes: Any) -> list[str]:
+        argv, _ = qemu.clone_argv(_shape(**changes), _wiring(rootfs=15, lower=16, volumes=17), 14)
+        names = [device.partition(",")[0] for device in _devices(argv)]
+        return names[2 : -qemu._SPARE_PORTS]  # without the agent's channel
+
+    assert tags(volumes=False) == ["virtio-blk-pci", "virtio-9p-pci"]
+    assert tags() == ["virtio-blk-pci", "virtio-9p-pci", "virtio-9p-pci"]
+    assert tags(lower="pmem", lower_mib=64) == ["virtio-blk-pci", "virtio-pmem-pci", "virtio-9p-pci"]
+    assert tags(lower="blk", lower_mib=64, volumes=False) == ["virtio-blk-pci", "virtio-blk-pci"]
+
+
+@pytest.mark.parametrize("device", ["pmem", "blk"])
+def test_an_image_is_a_descriptor_and_never_written(device: str) -> None:
+    shape = _shape(lower=device, lower_mib=256)
+    clone, kept = qemu.clone_argv(shape, _wiring(lower=16), 14)
+    template, _ = qemu.template_argv(shape, _wiring(lower=18, kernel=20, initrd=21))
+    (image,) = [word for word in clone if "/proc/self/fd/16" in word]
+    assert image.replace("fd/16", "fd/18") in template
+    assert "readonly=on" in image or "read-only=on" in image
+    assert "size=256M" in image or device == "blk"
+    assert 16 in kept
+
+
+def test_emulation_s_buffer_is_not_part_of_the_machine() -> None:
+    wiring = _wiring()
+    wiring.translations_mib = 3
+    assert "tcg,tb-size=3" in qemu.clone_argv(_shape(), wiring, 14)[0]
+
+
 def test_newer_qemu_never_opens_the_memory_for_writing() -> None:
     clone, _ = qemu.clone_argv(_shape(version=(8, 2)), _wiring(), 14)
     assert "memory-backend-file,id=memory,size=128M,mem-path=/t/a,,b/memory,share=off,readonly=on,rom=off" in clone
@@ -106,6 +143,10 @@ def test_every_difference_is_another_key() -> None:
         _shape(vcpus=2),
         _shape(upper_mib=64),
         _shape(version=(8, 0)),
+        _shape(volumes=False),
+        _shape(lower="pmem", lower_mib=64),
+        _shape(lower="pmem", lower_mib=128),
+        _shape(lower="blk", lower_mib=64),
     ]
     assert len({shape.key("1") for shape in shapes}) == len(shapes)
     assert _shape().key("1") == _shape().key("1") != _shape().key("2")

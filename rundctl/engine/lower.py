@@ -1,0 +1,73 @@
+"""The shared layer of a root file system: by what it reaches the guest, what of the machine that takes, and how the guest mounts it.
+
+One class, and one constructor for each transport; `hybrid_rootfs.choose` decides between them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from rundctl.errors import HostError, words
+from rundctl.guest import ops
+from rundctl.vmm import qemu
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rundctl.engine.lower_images import Image
+
+DIRECTORY = "/lower"  # in the guest
+_MS_RDONLY = 1  # linux/mount.h
+_MSIZE = 500 * 1024  # bytes of a 9p message: virtio's ring has room for 128 pages, headers included
+NINE_P = f"trans=virtio,version=9p2000.L,msize={_MSIZE}"
+_WINDOW_MIN_MIB = 64
+_PAGE_STRUCTS = 64  # a guest describes each 4096 bytes of pmem by 64 bytes of its memory
+_PAGE_STRUCTS_MAX_PERCENT = 4
+
+
+class Lower:
+    """A shared layer: its transport's name, the host path behind it, what the template must have for it, the guest's operations.
+
+    ``device`` and ``mib`` are those of `MachineShape`. ``live``: a host directory that is stacked upon an image, "" without.
+    """
+
+    __slots__ = ("device", "live", "mib", "mount", "name", "path", "reason")
+
+    def __init__(self, name: str, path: str, device: str, mib: int, mount: ops.Op) -> None:
+        self.name = name
+        self.path = path
+        self.device = device
+        self.mib = mib
+        self.mount = mount
+        self.live = ""
+        self.reason = ""
+
+    def open(self) -> int:
+        """Its directory or image, for QEMU alone; the caller closes it. HostError if it cannot be opened."""
+        flags = 0 if self.mib else os.O_DIRECTORY
+        try:
+            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | flags)
+        except OSError as error:
+            raise HostError(f"open the lower layer {self.path}: {words(error)}") from error
+
+
+def nine_p(rootfs: str) -> Lower:
+    """A directory of the host, as it is at each moment; QEMU serves it. The guest keeps what it has read (``cache=loose``)."""
+    mount = ops.mount(qemu.ROOTFS_TAG, DIRECTORY, "9p", _MS_RDONLY, f"{NINE_P},cache=loose")
+    return Lower("9p", rootfs, "9p", 0, mount)
+
+
+def erofs(image: Image, memory_mib: int) -> Lower:
+    """An EROFS image. On pmem its pages are in the host's page cache alone, once for all VMs; what would need too many page structs is a disk."""
+    mib = window_mib(image.size_bytes)
+    device = "pmem" if mib * 100 <= memory_mib * _PAGE_STRUCTS * _PAGE_STRUCTS_MAX_PERCENT else "blk"
+    options = "dax=always" if device == "pmem" else ""
+    mount = ops.mount(qemu.LOWER_DEVICES[device], DIRECTORY, "erofs", _MS_RDONLY, options)
+    return Lower("erofs", image.path, device, mib, mount)
+
+
+def window_mib(size_bytes: int) -> int:
+    """Size of the device for an image: a power of two, so that few templates serve all images."""
+    mib = _WINDOW_MIN_MIB
+    while mib << 20 < size_bytes:
+        mib *= 2
+    return mib

@@ -1,0 +1,137 @@
+"""Which transport a rootfs gets, and why; each in real VMs: tests/system/test_rootfs_contract.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rundctl.engine import hybrid_rootfs, lower, lower_images
+from rundctl.engine.lower_images import Image
+from rundctl.engine.overlay_mount import Overlay
+from rundctl.engine.settings import Settings
+from rundctl.errors import ConfigError
+from rundctl.oci import options
+from rundctl.oci.bundle import Bundle
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIB = 1 << 20
+ABLE = frozenset(("9p", "erofs", "pmem"))
+
+
+def _bundle(rootfs: Path, **annotations: str) -> Bundle:
+    rootfs.mkdir(exist_ok=True)
+    asked = options.parse({f"io.rundctl.rootfs.{name}": value for name, value in annotations.items()})
+    return Bundle(str(rootfs.parent), {}, str(rootfs), asked)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    found = Settings()
+    found.home = str(tmp_path / "home")
+    return found
+
+
+@pytest.fixture
+def background(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of the images that would be built."""
+    keys: list[str] = []
+
+    def start(_: Settings, content: lower_images.Content) -> str:
+        keys.append(content.key)
+        return "one is being built"
+
+    monkeypatch.setattr(lower_images, "start_background", start)
+    return keys
+
+
+@pytest.fixture
+def image(monkeypatch: pytest.MonkeyPatch) -> Image:
+    """The one that is there, whatever is asked for."""
+    found = Image("key", "/images/key/image", 50 * MIB)
+    monkeypatch.setattr(lower_images, "find", lambda *_: found)
+    return found
+
+
+def _choose(bundle: Bundle, settings: Settings, able: frozenset[str] = ABLE) -> lower.Lower:
+    return hybrid_rootfs.choose(bundle, settings, 128, lambda: able)
+
+
+def test_a_directory_may_change_and_is_shared_live(tmp_path: Path, settings: Settings, image: Image) -> None:
+    del image
+    chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
+    assert (chosen.name, chosen.device, chosen.path) == ("9p", "9p", str(tmp_path / "rootfs"))
+    assert "may change" in chosen.reason
+
+
+def test_what_was_asked_for_comes_first(tmp_path: Path, settings: Settings, image: Image) -> None:
+    del image
+    rootfs = tmp_path / "rootfs"
+    assert _choose(_bundle(rootfs, immutable="1", lower="9p"), settings).name == "9p"
+    settings.lower = "9p"
+    assert _choose(_bundle(rootfs, immutable="1"), settings).name == "9p"
+    assert _choose(_bundle(rootfs, immutable="1", lower="auto"), settings).name == "erofs"
+
+
+def test_an_immutable_directory_waits_for_no_image(tmp_path: Path, settings: Settings, background: list[str]) -> None:
+    chosen = _choose(_bundle(tmp_path / "rootfs", immutable="1"), settings)
+    assert (chosen.name, chosen.reason) == ("9p", "one is being built")
+    assert len(background) == 1
+
+
+def test_its_image_is_used_once_there(tmp_path: Path, settings: Settings, image: Image) -> None:
+    chosen = _choose(_bundle(tmp_path / "rootfs", immutable="1"), settings)
+    assert (chosen.name, chosen.device, chosen.mib, chosen.path) == ("erofs", "pmem", 64, image.path)
+    assert chosen.live == ""
+
+
+def test_an_overlay_s_own_upper_is_stacked_on_the_image(
+    tmp_path: Path, settings: Settings, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del image
+    overlay = Overlay((str(tmp_path),), "/containers/1/diff", "/containers/1/work", ())
+    monkeypatch.setattr(hybrid_rootfs.overlay_mount, "of_rootfs", lambda _: (overlay, ""))
+    chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
+    assert (chosen.name, chosen.live) == ("erofs", "/containers/1/diff")
+    *_, joined = hybrid_rootfs.guest_ops(chosen, volumes=True, live="/volumes/2")
+    assert str(joined.arguments[4]).startswith("lowerdir=/volumes/2:/lower,")
+
+
+def test_a_kernel_that_cannot_is_told(tmp_path: Path, settings: Settings, image: Image) -> None:
+    del image
+    rootfs = tmp_path / "rootfs"
+    assert "no erofs and no pmem" in _choose(_bundle(rootfs, immutable="1"), settings, frozenset(("9p",))).reason
+    with pytest.raises(ConfigError, match="no erofs and no pmem") as caught:
+        _choose(_bundle(rootfs, immutable="1", lower="erofs"), settings, frozenset(("9p",)))
+    assert "kernel build" in caught.value.hint
+
+
+def test_an_image_of_what_may_change_is_refused(tmp_path: Path, settings: Settings) -> None:
+    with pytest.raises(ConfigError, match=r"rootfs\.lower: erofs: .*may change") as caught:
+        _choose(_bundle(tmp_path / "rootfs", lower="erofs"), settings)
+    assert options.IMMUTABLE in caught.value.hint
+
+
+@pytest.mark.parametrize(("size_mib", "memory_mib", "device"), [(1, 64, "pmem"), (200, 128, "pmem"), (300, 128, "blk")])
+def test_page_structs_take_at_most_a_25th_of_the_memory(size_mib: int, memory_mib: int, device: str) -> None:
+    chosen = lower.erofs(Image("key", "/image", size_mib * MIB), memory_mib)
+    assert chosen.device == device
+    assert device == "blk" or chosen.mib / 64 <= memory_mib / 25
+
+
+@given(st.integers(0, 1 << 44))
+def test_windows_are_few_and_large_enough(size: int) -> None:
+    mib = lower.window_mib(size)
+    assert size <= mib * MIB
+    assert mib & (mib - 1) == 0
+    assert mib == 64 or mib * MIB < 2 * size
+
+
+@pytest.mark.parametrize(("name", "value"), [("lower", "nfs"), ("lower", ""), ("immutable", ""), ("colour", "red")])
+def test_typing_errors_in_annotations(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"io.rundctl.rootfs.{name}"):
+        _bundle(tmp_path / "rootfs", **{name: value})
