@@ -63,7 +63,8 @@ def verify(options: Options) -> int:
 
 def _content(rootfs: str, version: str) -> Content:
     from rundctl.engine import overlay_mount
-    from rundctl.engine.lower_images import ANNOTATION, Content
+    from rundctl.engine.lower_images import Content
+    from rundctl.oci.options import IMMUTABLE
 
     if version:
         return Content.of_directory(rootfs, version)
@@ -71,7 +72,7 @@ def _content(rootfs: str, version: str) -> Content:
     if overlay is None:
         raise ConfigError(
             f"build an image of {rootfs}: {reason}",
-            hint=f"--immutable declares that a directory does not change, as {ANNOTATION} does",
+            hint=f"--immutable declares that a directory does not change, as {IMMUTABLE} does",
         )
     return Content(overlay.lowers, overlay.merging)
 

@@ -123,7 +123,7 @@ class _Builder:
             tree = Tree(source)
             self._check_size(tree, max_mib)
             self._progress(f"writing an image of {tree.size_bytes >> 20} MiB")
-            self._mkfs(tool, source)
+            self._mkfs(tool, source, tree)
             if Tree(source).digest != tree.digest or Content.from_facts(self._content.facts()).key != self._content.key:
                 raise HostError(f"{_what(self._content)}: it changed while it was read")
         self._check_image(tree)
@@ -169,7 +169,7 @@ class _Builder:
                 hint=_SPACE_HINT,
             )
 
-    def _mkfs(self, tool: str, source: str) -> None:
+    def _mkfs(self, tool: str, source: str, tree: Tree) -> None:
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         out = os.memfd_create("mkfs.erofs", os.MFD_CLOEXEC)  # a file beside the image would be as full as the disk
         try:
@@ -184,7 +184,7 @@ class _Builder:
                 f"{_what(self._content)}: no space left in {lower_images.root(self._home)}", hint=_SPACE_HINT
             )
         if status != 0:
-            raise HostError(f"{_what(self._content)}: mkfs.erofs: {said or status}")
+            raise HostError(f"{_what(self._content)}: mkfs.erofs: {said or status}", hint=_doubt(tree))
 
     def _check_image(self, tree: Tree) -> None:
         """mkfs.erofs has its own mind of what belongs into an image, another in each version."""
@@ -194,7 +194,9 @@ class _Builder:
         if (magic, 1 << bits) != (_MAGIC, BLOCK):
             raise HostError(f"{_what(self._content)}: mkfs.erofs wrote no EROFS of {BLOCK} bytes a block")
         if inodes != tree.inodes:
-            raise HostError(f"{_what(self._content)}: mkfs.erofs took {inodes} of {tree.inodes} inodes")
+            raise HostError(
+                f"{_what(self._content)}: mkfs.erofs took {inodes} of {tree.inodes} inodes", hint=_doubt(tree)
+            )
 
     def _finish(self, tree: Tree, seconds: float) -> None:
         self._progress("syncing the image")
@@ -244,6 +246,10 @@ class _Builder:
 
 def _what(content: Content) -> str:
     return f"build the image of {content}"
+
+
+def _doubt(tree: Tree) -> str:
+    return f"some versions of mkfs.erofs cannot hold {tree.doubtful}" if tree.doubtful else ""
 
 
 def _hint(error: OSError) -> str:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from rundctl.engine import template_store
 from rundctl.errors import ConfigError, HostError, words
 from rundctl.host import files, process
+from rundctl.oci import options as annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of image and manifest: raise it with every change of what `lower_image_build` makes out of a content
 IMAGE = "image"
-ANNOTATION = "io.rundctl.rootfs.immutable"
 RETRY_S = 3600  # a content that could not be made an image is not tried again in the background so soon
 _KEY_BYTES = 16
 _LOG_BYTES = 1 << 20
@@ -37,7 +37,7 @@ class Content:
 
     The key is a digest over path, inode number and time of change (ctime, ns) of each directory, over the options of the merge and the version
     that the user gave. It stands on the word of others that nothing changes *below* these directories: podman and containerd never touch a layer
-    once it is complete, and the annotation `ANNOTATION` is the user's promise. A ctime cannot be set, so a layer that was removed and made again,
+    once it is complete, and the annotation `oci.options.IMMUTABLE` is the user's promise. A ctime cannot be set, so a layer that was removed and made again,
     even under the same path and inode number, has another key, and so has a directory in which an entry came, went or was renamed. What would be missed:
     a file changed in place, or anything deeper down. The device number is left out since it may be another after a reboot, and every image
     would be orphaned; path and ctime together tell file systems apart, unless one is a copy of the other, block by block.
@@ -56,7 +56,7 @@ class Content:
     def of_directory(cls, path: str, version: str) -> Self:
         """A directory that its user declared immutable, with the annotation's value. HostError if there is none, ConfigError for an empty value."""
         if not version:
-            raise ConfigError(f"{ANNOTATION}: it is empty", hint="any other text will do, such as a version or a date")
+            raise ConfigError(f"{annotations.IMMUTABLE}: it is empty", hint="any other text will do, such as a version or a date")
         return cls((os.path.realpath(path),), (), version)
 
     @classmethod

@@ -69,3 +69,14 @@ def replace(directory: Path) -> None:
 
 def vanish(directory: Path) -> None:
     subprocess.run(["rm", "-r", directory], check=True)
+
+
+def deepen(directory: Path) -> None:
+    """Paths that no mkfs.erofs takes."""
+    fd = os.open(directory, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("x" * 250, dir_fd=fd)
+        inner = os.open("x" * 250, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)

@@ -19,6 +19,7 @@ from .lower_rig import (
     DEADLINE_S,
     MIB,
     build,
+    deepen,
     eventually,
     names,
 )
@@ -185,13 +186,13 @@ def test_the_background_is_its_own_and_gives_way(home: str, tmp_path: Path) -> N
 
 
 def test_what_failed_is_not_tried_again_soon(home: str, directory: Path) -> None:
-    (directory / "lost+found").mkdir()
+    deepen(directory)
     content = Content((str(directory),))
     start(home, directory)
-    eventually(lambda: "lost+found" in log_of(home), "the log says why")
+    eventually(lambda: "4095 bytes" in log_of(home), "the log says why")
     said = start(home, directory).stdout
     assert said.startswith("no image is built: the last attempt failed: ")
-    assert "mkfs.erofs leaves out what is called lost+found" in said
+    assert "mkfs.erofs takes paths of at most 4095 bytes" in said
     failure = lower_images.failure_path(home, content.key)
     then = time.time() - lower_images.RETRY_S - 1
     os.utime(failure, (then, then))
