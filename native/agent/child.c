@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "pages.h"
 #include "plan.h"
 
 enum {
@@ -104,6 +105,7 @@ void child_wait(const int given[CHILD_DESCRIPTORS_OF_SPARE])
 
 	/* As nearly every plan will ask; what goes wrong here goes wrong there again, and is reported then. */
 	(void)link_up("lo");
+	pages_own();
 	report(&context, STATUS_SPARE, (struct plan_failure){0});
 	struct child_go go = await_go();
 	const uint8_t *plan = mmap(NULL, go.size, PROT_READ, MAP_PRIVATE, CHILD_PLAN, 0);

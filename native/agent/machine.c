@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "cleanup.h"
+#include "pages.h"
 #include "plan.h"
 #include "spare.h"
 #include "wire.h"
@@ -20,6 +21,9 @@ enum {
 	CLOCK_PAUSE_NS = 10 * 1000 * 1000,
 };
 
+/* Open from SETTLE on: each clone is spared the opening, before its first answer. */
+static int random_device = -1;
+
 /* struct rand_pool_info with its buffer. */
 struct entropy {
 	int entropy_count; /* bits */
@@ -27,18 +31,25 @@ struct entropy {
 	uint8_t bytes[WIRE_ENTROPY_SIZE];
 };
 
+static int open_random_device(void)
+{
+	if (random_device < 0)
+		random_device = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+	return random_device < 0 ? -errno : 0;
+}
+
 /* Two clones of one template would draw the same random numbers: mixing in is not enough, the generator must reseed now. */
 static int mix_entropy(const uint8_t *bytes)
 {
 	struct entropy entropy = {.entropy_count = WIRE_ENTROPY_SIZE * BITS_PER_BYTE, .buf_size = WIRE_ENTROPY_SIZE};
-	cleanup_close int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+	int error = open_random_device();
 
-	if (fd < 0)
-		return -errno;
+	if (error)
+		return error;
 	memcpy(entropy.bytes, bytes, sizeof entropy.bytes);
-	int error = check(ioctl(fd, RNDADDENTROPY, &entropy));
+	error = check(ioctl(random_device, RNDADDENTROPY, &entropy));
 	explicit_bzero(&entropy, sizeof entropy);
-	return error ? error : check(ioctl(fd, RNDRESEEDCRNG));
+	return error ? error : check(ioctl(random_device, RNDRESEEDCRNG));
 }
 
 static int set_clock(uint64_t realtime_ns)
@@ -102,12 +113,17 @@ int machine_settle(const char **what)
 	int error = await_clock();
 	if (error)
 		return error;
+	*what = "open the random device";
+	error = open_random_device();
+	if (error)
+		return error;
 	spare_make();
+	malloc_trim(0);
+	pages_own();
 	*what = "drop caches";
 	cleanup_close int fd = open("/proc/sys/vm/drop_caches", O_WRONLY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
 	sync();
-	malloc_trim(0);
 	return check(write(fd, "3", 1));
 }

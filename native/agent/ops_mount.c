@@ -8,6 +8,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 #include "cleanup.h"
 #include "path.h"
@@ -17,6 +18,11 @@
 #define SUPERBLOCK_FLAGS                                                                                               \
 	(MS_SYNCHRONOUS | MS_MANDLOCK | MS_DIRSYNC | MS_SILENT | MS_POSIXACL | MS_I_VERSION | MS_LAZYTIME)
 #define ATIME_FLAGS (MS_NOATIME | MS_RELATIME | MS_STRICTATIME)
+
+enum {
+	DEVICE_TRIES = 1000, /* times DEVICE_PAUSE_NS */
+	DEVICE_PAUSE_NS = 2 * 1000 * 1000,
+};
 
 static const struct {
 	uint64_t mount_flag; /* MS_*, the language of plans */
@@ -64,6 +70,20 @@ static int mount_here(int target, const char *source, const char *type, unsigned
 	return check(chdir("/")) ? -errno : error;
 }
 
+/* The guest's own devices, which its kernel may still be looking at when it has only just booted. */
+static int mount_device_here(int target, const struct mount_request *request, const char *data)
+{
+	struct timespec pause = {.tv_nsec = DEVICE_PAUSE_NS};
+	int error = -ENOENT;
+
+	for (int tries = 0; tries < DEVICE_TRIES && (error == -ENOENT || error == -ENXIO); tries++) {
+		if (tries)
+			nanosleep(&pause, NULL);
+		error = mount_here(target, request->source, request->type, request->flags, data);
+	}
+	return error;
+}
+
 /* As runc: a tmpfs over a directory that is there gets its mode, unless the options name another (the last one counts). */
 static int tmpfs_data(int target, const char *data, char **with_mode)
 {
@@ -106,7 +126,10 @@ static int mount_request(struct plan_context *context, const struct mount_reques
 	}
 	if (request->copy_up && !made)
 		return mount_copied_up(context, request, fd, data);
-	return mount_here(fd, request->source, request->type, request->flags, *data ? data : NULL);
+	data = *data ? data : NULL;
+	if (context->root < 0 && strncmp(request->source, "/dev/", strlen("/dev/")) == 0)
+		return mount_device_here(fd, request, data);
+	return mount_here(fd, request->source, request->type, request->flags, data);
 }
 
 int op_mount(struct plan_context *context, struct plan_arguments *arguments)
