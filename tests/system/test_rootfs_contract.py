@@ -1,0 +1,350 @@
+"""The contract of lower transports: a container sees its rootfs as it is on the host, changes it as it likes, and nobody else sees that.
+
+A container a transport runs rootfs_probe.c, whose answers are tests of their own; a second one on the same rootfs looks at the tree, and
+changes it, while the first lives. runc is held to the same expectations, over an overlay mount of the host as podman makes it: so they are
+those of any container. What differs is in ``DIFFERENCES``, with the reason, and must differ just so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+
+from rundctl.oci import options
+
+from . import conftest, rootfs_data
+from .conftest import RUNDCTL, Cli, JsonDict, eventually
+from .rootfs_data import Entry
+
+pytestmark = pytest.mark.vm
+TRANSPORTS = ("9p",)
+RUNC = "runc"
+OF_IMAGES = ("erofs", "blk")  # made of what is declared not to change
+DEADLINE_S = 300
+SOURCES = [Path(__file__).with_name(f"rootfs_{part}.c") for part in ("probe", "manifest", "lower", "overlay", "upper")]
+CHECKS = [name for source in SOURCES for name in re.findall(r'\{"(\w+)", \w+\}', source.read_text())]
+ATTRIBUTES = [field.name for field in fields(Entry) if field.name not in ("inode", "d_inode", "device")]
+# What the checks take; all there are would be more than the host may give to runc.
+ALLOWED = [
+    f"CAP_{name}"
+    for name in (
+        "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "MKNOD", "SETFCAP", "SETGID", "SETUID", "SYS_ADMIN",
+    )
+]  # fmt: skip
+OF_NO_MEANING_FOR_DIRECTORIES = ("links", "size")  # each file system counts them in its own way
+
+# Attributes a transport carries, by the start of their names; of all others, none may be seen.
+XATTRS = {"9p": ("user.", "system.posix_acl_")}
+_9P_XATTRS = "QEMU's 9p server passes user.* and POSIX ACLs, and refuses all others (hw/9pfs/9p-xattr.c)"
+_2_FILE_SYSTEMS = (
+    "overlayfs with its layers on two file systems gives files of the lower another st_dev than directories; "
+    "xino=on would mend it, and make it look up each entry of the lower to list a directory that was changed"
+)
+VMS = "VMs"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is said instead of "ok", and why that is all that can be had. ``until``: the first kernel that does better."""
+
+    said: str
+    reason: str
+    until: tuple[int, ...] = (99,)
+
+
+# (container, "VMs" for all transports or "any"; check)
+DIFFERENCES: dict[tuple[str, str], Difference] = {
+    ("any", "hard_links_stay_one_file"): Difference(
+        'says(O "hard/b", "new\\n")', "overlayfs copies up one name of a file and leaves the others, unless index=on"
+    ),
+    ("any", "temporary_without_a_name"): Difference(
+        "Operation not supported", "overlayfs of older kernels has no O_TMPFILE; seen: 6.1 without, 6.18 with", (6, 10)
+    ),
+    ("9p", "linked_names_have_one_inode"): Difference(
+        "first.st_ino == second.st_ino",
+        "without file handles of the lower overlayfs goes by the name; seen with Linux 6.1",
+        (6, 5),
+    ),
+    ("9p", "file_capability_takes_effect"): Difference('exit_of("/t/exec/capable"', _9P_XATTRS),
+    ("9p", "trusted_xattrs_are_copied_up"): Difference("Operation not supported", _9P_XATTRS),
+    ("9p", "chmod_keeps_a_capability"): Difference("size == 20", _9P_XATTRS),
+    ("9p", "writing_drops_a_capability"): Difference("Operation not supported", _9P_XATTRS),
+    (VMS, "one_device"): Difference("2 devices", _2_FILE_SYSTEMS),
+    (VMS, "d_ino"): Difference("differ", _2_FILE_SYSTEMS),
+}
+# Several containers share the host's file system.
+NOT_BY_RUNC = {"writes_take_space"}
+
+
+@dataclass
+class View:
+    """What containers of one transport told of one tree: before any change, and a second one after the first's changes."""
+
+    container: str
+    kernel: tuple[int, ...]
+    first: dict[str, Entry]
+    second: dict[str, Entry]
+    host: dict[str, Entry]
+    checks: dict[str, str]
+    exit_codes: tuple[int, int]
+    changes_on_host: set[bytes]
+
+
+class Rundctl:
+    """Containers of one transport."""
+
+    def __init__(self, transport: str, rootfs: Path, directory: Path) -> None:
+        self.transport = transport
+        self.rootfs = rootfs
+        self.directory = directory
+        self.cli = Cli(directory / "root")
+
+    def bundle(self, name: str, args: list[str], stack: ExitStack) -> Path:
+        config = _config(args, self.rootfs)
+        config["annotations"] = {options.LOWER: self.transport}
+        if self.transport in OF_IMAGES:
+            config["annotations"][options.IMMUTABLE] = str(self.rootfs)
+        return _write_bundle(self.directory / name, config)
+
+    def argv(self, name: str, bundle: Path) -> list[str]:
+        return self.cli.argv("run", "--bundle", str(bundle), name)
+
+    def delete(self, name: str) -> None:
+        self.cli("delete", "--force", name, code=None)
+
+
+class Runc:
+    """runc over an overlay mount a container."""
+
+    def __init__(self, rootfs: Path, directory: Path) -> None:
+        self.rootfs = rootfs
+        self.directory = directory
+
+    def bundle(self, name: str, args: list[str], stack: ExitStack) -> Path:
+        place = self.directory / name
+        for part in ("upper", "work", "merged"):
+            (place / part).mkdir(parents=True)
+        directories = f"lowerdir={self.rootfs},upperdir={place}/upper,workdir={place}/work"
+        # As rundctl mounts it in the guest.
+        data = f"{directories},redirect_dir=on,index=off,metacopy=off"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", data, place / "merged"], check=True)
+        stack.callback(subprocess.run, ["umount", place / "merged"], check=True)
+        config = _config(args, place / "merged")
+        config["linux"]["resources"] = {"devices": [{"allow": True, "access": "rwm"}]}
+        return _write_bundle(place, config)
+
+    def argv(self, name: str, bundle: Path) -> list[str]:
+        return ["runc", "--root", f"{self.directory}/root", "run", "--bundle", str(bundle), self._id(name)]
+
+    def delete(self, name: str) -> None:
+        argv = ["runc", "--root", f"{self.directory}/root", "delete", "--force", self._id(name)]
+        subprocess.run(argv, check=False, capture_output=True)
+
+    def _id(self, name: str) -> str:
+        return f"contract-{os.getpid()}-{name}"  # names cgroups, which other suites' containers have too
+
+
+def _config(args: list[str], rootfs: Path) -> JsonDict:
+    """A container that may do all that the checks need, and has no seccomp filter."""
+    directory = rootfs.parent / "spec"
+    directory.mkdir(exist_ok=True)
+    shutil.rmtree(directory)
+    directory.mkdir()
+    subprocess.run([RUNDCTL, "spec", "--bundle", directory], check=True)
+    config: JsonDict = json.loads((directory / "config.json").read_text())
+    config["root"] = {"path": str(rootfs), "readonly": False}
+    process = config["process"]
+    process["args"] = args
+    process["noNewPrivileges"] = False
+    process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), ALLOWED)
+    return config
+
+
+def _write_bundle(directory: Path, config: JsonDict) -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """rootfs_probe.c and its parts, compiled."""
+    program = tmp_path_factory.mktemp("probe") / "probe"
+    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", *SOURCES, "-o", program], check=True)
+    return program
+
+
+@pytest.fixture(scope="module")
+def tree(probe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The rootfs of all containers here, and beside it a file that a link in it must not lead to."""
+    directory = tmp_path_factory.mktemp("contract")
+    (directory / "outside").write_text("outside\n")
+    rootfs_data.make(directory / "rootfs", probe, directory / "outside")
+    yield directory / "rootfs"
+    shutil.rmtree(directory / "rootfs")  # 12,000 files are not worth keeping
+
+
+@contextmanager
+def _running(runtime: Rundctl | Runc, name: str, args: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A container with pipes; after ``DEADLINE_S`` it is killed, so that reading from it ends."""
+    with ExitStack() as stack:
+        bundle = runtime.bundle(name, args, stack)
+        stack.callback(runtime.delete, name)
+        run = subprocess.Popen(runtime.argv(name, bundle), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        stack.enter_context(run)
+        timer = threading.Timer(DEADLINE_S, runtime.delete, [name])
+        timer.start()
+        stack.callback(timer.join)
+        stack.callback(timer.cancel)
+        yield run
+
+
+def _lines_until(run: subprocess.Popen[bytes], last: str) -> list[str]:
+    """Lines of its stdout before the one that is ``last``; all if none is."""
+    assert run.stdout is not None
+    lines: list[str] = []
+    for line in run.stdout:
+        text = line.decode().rstrip("\n")
+        if text == last:
+            break
+        lines.append(text)
+    return lines
+
+
+def _version(line: str) -> tuple[int, ...]:
+    """Of "kernel 6.1.0-56-amd64": what it is counted by."""
+    return tuple(map(int, re.findall(r"\d+", line)[:2]))
+
+
+def _look(runtime: Rundctl | Runc, container: str, tree: Path) -> View:
+    """Run both containers, and compare the host's tree before and after."""
+    host, before = rootfs_data.read(tree), rootfs_data.fingerprint(tree)
+    with _running(runtime, "first", ["/probe", "contract"]) as run:
+        told = _lines_until(run, "waiting")
+        script = "/probe manifest /t && /probe spoil"
+        with _running(runtime, "second", ["/bin/sh", "-c", script]) as other:
+            second = _lines_until(other, "")
+            other_code = other.wait(DEADLINE_S)
+        assert run.stdin is not None
+        run.stdin.close()
+        told += _lines_until(run, "")
+        code = run.wait(DEADLINE_S)
+    after = rootfs_data.fingerprint(tree)
+    answers = [line.removeprefix("check ").partition(" ") for line in told if line.startswith("check ")]
+    return View(
+        container=container,
+        kernel=next((_version(line) for line in told if line.startswith("kernel ")), ()),
+        first=rootfs_data.parse([line for line in told if line.startswith("entry ")]),
+        second=rootfs_data.parse([line for line in second if line.startswith("entry ")]),
+        host=host,
+        checks={name: said for name, _, said in answers},
+        exit_codes=(code, other_code),
+        changes_on_host={path for path in before.keys() | after.keys() if before.get(path) != after.get(path)},
+    )
+
+
+@pytest.fixture(scope="module", params=(*TRANSPORTS, RUNC))
+def view(request: pytest.FixtureRequest, template: str, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> View:
+    """What was seen with one transport, or by runc. Nothing of the containers is left."""
+    directory = tmp_path_factory.mktemp(request.param)
+    root = directory / "root"
+    root.mkdir()
+    runtime = Runc(tree, directory) if request.param == RUNC else Rundctl(request.param, tree, directory)
+    seen = _look(runtime, request.param, tree)
+    suffix = conftest._cgroup_suffix(root)
+    assert list(root.iterdir()) == []
+    eventually(lambda: not conftest._processes(str(directory), suffix), "processes end")
+    assert conftest._mounts(str(directory)) == []
+    assert conftest._cgroups(suffix) == []
+    return seen
+
+
+def _known(view: View, name: str) -> Difference | None:
+    kind = VMS if view.container in TRANSPORTS else RUNC
+    found = (DIFFERENCES.get((key, name)) for key in (view.container, kind, "any"))
+    return next((known for known in found if known and view.kernel < known.until), None)
+
+
+def _expect(view: View, name: str, said: str) -> None:
+    """It is "ok", or the known difference."""
+    known = _known(view, name)
+    if known is None:
+        assert said == "ok"
+    else:
+        assert known.said in said, f"another answer was expected: {known.reason}"
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_check(view: View, name: str) -> None:
+    if view.container != RUNC or name not in NOT_BY_RUNC:
+        _expect(view, name, view.checks.get(name, "was not made"))
+
+
+def test_both_containers_came_to_their_end(view: View) -> None:
+    assert view.exit_codes == (0, 0)
+    assert sorted(view.checks) == sorted(CHECKS)
+
+
+def test_each_path_is_seen_and_no_other(view: View) -> None:
+    assert len(view.host) > 600
+    assert {"/t/names/%ff%fe", "/t/names/new%0aline"} <= view.host.keys()
+    assert view.first.keys() == view.host.keys()
+
+
+def _right(container: str, name: str, seen: Entry, host: Entry) -> bool:
+    """Whether an attribute is seen as it has to be."""
+    if name == "xattrs":
+        return seen.xattrs == tuple(pair for pair in host.xattrs if pair.startswith(XATTRS.get(container, ("",))))
+    if host.kind == "d" and name in OF_NO_MEANING_FOR_DIRECTORIES:
+        return True
+    return bool(getattr(seen, name) == getattr(host, name))
+
+
+def _differing(container: str, name: str, seen: dict[str, Entry], host: dict[str, Entry]) -> JsonDict:
+    wrong = [path for path in host if path not in seen or not _right(container, name, seen[path], host[path])]
+    return {path: (getattr(seen.get(path), name, "not seen"), getattr(host[path], name)) for path in wrong}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_attribute(view: View, name: str) -> None:
+    assert len({getattr(entry, name) for entry in view.host.values()}) > 2  # there is something to see
+    assert _differing(view.container, name, view.first, view.host) == {}
+
+
+def test_hard_links_are_one_inode(view: View) -> None:
+    expected = rootfs_data.groups(view.host)
+    assert {"/t/hard/first", "/t/hard/second", "/t/hard/elsewhere/third"} in expected
+    assert rootfs_data.groups(view.first) == expected
+
+
+def test_the_tree_is_one_device(view: View) -> None:
+    """du -x counts what is on the device of its argument, and nothing else."""
+    devices = {entry.device for entry in view.first.values()}
+    _expect(view, "one_device", "ok" if len(devices) == 1 else f"{len(devices)} devices")
+
+
+def test_readdir_and_stat_tell_the_same_inode(view: View) -> None:
+    differing = [path for path, entry in view.first.items() if entry.inode != entry.d_inode]
+    _expect(view, "d_ino", f"{len(differing)} differ, {differing[:3]}" if differing else "ok")
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_another_container_sees_the_tree_as_it_was(view: View, name: str) -> None:
+    """While the first has changed it."""
+    assert view.second.keys() == view.host.keys()
+    assert _differing(view.container, name, view.second, view.host) == {}
+
+
+def test_the_lower_is_never_changed(view: View, tree: Path) -> None:
+    assert view.changes_on_host == set()
+    assert rootfs_data.read(tree) == view.host
