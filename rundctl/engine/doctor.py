@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from rundctl.engine import seccomp, settings, storage, template_inputs, template_store
+from rundctl.engine import lower_image_store, seccomp, settings, storage, template_inputs, template_store
 from rundctl.errors import HostError, RundctlError, words
 from rundctl.guest import kernel
 from rundctl.host import cgroupfs, ficlone, machine, native, process
@@ -229,6 +229,22 @@ def _templates(chosen: Settings) -> Iterator[Finding]:
     yield from _exposed(template_store.root(chosen.home))
 
 
+def _images(chosen: Settings) -> Iterator[Finding]:
+    tool = process.find_tool("mkfs.erofs")
+    if tool is None:
+        text = "there is no mkfs.erofs: no root file system becomes an EROFS image, all come by 9p"
+        yield Finding("images", Level.WARN, text, "apt-get install erofs-utils")
+    found = lower_image_store.entries(chosen.home)
+    size_mib = sum(entry.size_mib for entry in found)
+    yield Finding(
+        "images", Level.OK, f"{len(found)} with {size_mib} MiB, of {chosen.images_max_mib} that they may take"
+    )
+    for entry in found:
+        if entry.state == "damaged":
+            hint = "rundctl image prune removes it; its next start has it made anew"
+            yield Finding("images", Level.WARN, f"{entry.key}: damaged, will not be used", hint)
+
+
 def _current_key(chosen: Settings) -> str | None:
     """Of the template that the settings lead to. Not through `kernel_template.find`, which notes the template's use."""
     try:
@@ -345,6 +361,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("kernel", _kernel),
     ("reflink", _reflinks),
     ("template", _templates),
+    ("images", _images),
     ("cgroup", _cgroups),
     ("seccomp", _seccomp),
     ("podman", _podman),

@@ -17,7 +17,7 @@ from contextlib import suppress
 from rundctl.engine import template_store
 from rundctl.errors import ConfigError, HostError, words
 from rundctl.host import files, process
-from rundctl.oci import options as annotations
+from rundctl.oci.options import IMMUTABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Content:
     def of_directory(cls, path: str, version: str) -> Self:
         """A directory that its user declared immutable, with the annotation's value. HostError if there is none, ConfigError for an empty value."""
         if not version:
-            raise ConfigError(f"{annotations.IMMUTABLE}: it is empty", hint="any other text will do, such as a version or a date")
+            raise ConfigError(f"{IMMUTABLE}: it is empty", hint="any other text will do, such as a version or a date")
         return cls((os.path.realpath(path),), (), version)
 
     @classmethod
@@ -127,7 +127,7 @@ def open_image(image: Image) -> int:
     """A descriptor for reading. While it or an inherited copy is open the image counts as in use. HostError if it has gone meanwhile."""
     try:
         fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH)  # at most `lower_image_store` has it, for as long as it takes to ask
     except OSError as error:
         raise HostError(f"open {image.path}: {words(error)}") from error
     return fd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tarfile
 import time
@@ -219,3 +220,32 @@ def test_many_at_once(podman: Podman) -> None:
     before = time.monotonic()
     assert [process.wait(120) for process in running] == list(range(5))
     assert time.monotonic() - before < 120
+
+
+def test_an_image_of_podman_s_layers(podman: Podman, tmp_path: Path) -> None:
+    """Containers of one image have one EROFS image: the layers of `podman build`, merged as podman's own mount shows them."""
+    (tmp_path / "Containerfile").write_text(
+        "FROM localhost/bb\nRUN echo changed > /etc/hosts && rm /etc/group\nCOPY Containerfile /new\n"
+    )
+    podman("build", "--network", "none", "--runtime", "/usr/sbin/runc", "--tag", "localhost/layered", str(tmp_path))
+    keys, seen = set(), {}
+    for name in ("first", "second"):
+        podman("create", "--network", "none", "--name", name, "localhost/layered", "/bin/true")
+        merged = Path(podman("mount", name).stdout.decode().strip())
+        done = subprocess.run([RUNDCTL, "image", "build", merged], capture_output=True, text=True, check=True)
+        keys.add(done.stdout.strip())
+        seen = {path: (merged / path).read_text() for path in ("etc/hosts", "etc/passwd", "new")}
+        podman("umount", name)
+    (key,) = keys
+    listed = json.loads(subprocess.run([RUNDCTL, "image", "list", "--json"], capture_output=True, check=True).stdout)
+    (entry,) = (each for each in listed if each["key"] == key)
+    assert (entry["state"], len(entry["content"]["directories"])) == ("ok", 3)
+    home = os.environ.get("RUNDCTL_HOME", "/var/lib/rundctl")
+    out = tmp_path / "out"
+    subprocess.run(["fsck.erofs", f"--extract={out}", f"{home}/images/{key}/image"], check=True, capture_output=True)
+    assert {path: (out / path).read_text() for path in seen} == seen
+    assert seen["etc/hosts"] == "changed\n"
+    assert not (out / "etc/group").exists()
+    podman("rm", "first", "second")
+    podman("rmi", "localhost/layered")
+    assert key in subprocess.run([RUNDCTL, "image", "prune"], capture_output=True, text=True, check=True).stdout.split()
