@@ -7,6 +7,7 @@ for each layer (since 6.5, verbatim), perhaps relative to what was the mounter's
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from rundctl.errors import words
 from rundctl.host import mountinfo
@@ -81,13 +82,24 @@ def of_mount(mount: Mount) -> Overlay:
         raise _Not(f"{mount.target} has the option {strange}, whose effect on the layers is not known")
     lowers, upper, work = _directories(mount)
     resolve = _resolver(mount.target, [*lowers, *(directory for directory in (upper, work) if directory)])
-    merging = (f"{name}={value}" if value else name for name, value in mount.options if name in _MERGING)
+    shown = {name: value for name, value in mount.options if name in _MERGING}
+    merging = (f"{name}={value}" if value else name for name, value in {**_defaults(), **shown}.items())
     return Overlay(
         tuple(resolve(lower) for lower in lowers),
         resolve(upper) if upper else None,
         resolve(work) if work else None,
         tuple(sorted(merging)),
     )
+
+
+def _defaults(parameters: str = "/sys/module/overlay/parameters") -> dict[str, str]:
+    """The merging options that are on unless said otherwise; mountinfo does not show what is as the module's parameters have it."""
+    found: dict[str, str] = {}
+    for name in ("metacopy", "redirect_dir"):
+        with suppress(FileNotFoundError), open(f"{parameters}/{name}", encoding="ascii") as file:
+            if file.read(1) == "Y":
+                found[name] = "on"
+    return found
 
 
 def _directories(mount: Mount) -> tuple[list[str], str | None, str | None]:

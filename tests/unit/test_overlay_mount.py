@@ -189,3 +189,11 @@ def test_an_upper_with_a_backslash_in_its_name(tree: Path) -> None:
     found, reason = of_rootfs(merged)
     assert found is not None, reason
     assert found.upper == f"{tree}/up\\per"
+
+
+def test_what_the_module_does_unless_told_otherwise(tmp_path: Path) -> None:
+    """It is not shown in mountinfo."""
+    assert overlay_mount._defaults(str(tmp_path)) == {}
+    (tmp_path / "metacopy").write_text("Y\n")
+    (tmp_path / "redirect_dir").write_text("N\n")
+    assert overlay_mount._defaults(str(tmp_path)) == {"metacopy": "on"}
