@@ -7,40 +7,25 @@ those of any container. What differs is in ``DIFFERENCES``, with the reason, and
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 
-from rundctl.oci import options
-
-from . import conftest, rootfs_data
-from .conftest import RUNDCTL, Cli, JsonDict, eventually
+from . import rootfs_data
+from .conftest import JsonDict
 from .rootfs_data import Entry
+from .runtimes import DEADLINE_S, RUNC, Runtime, nothing_is_left, running, runtime_of
 
 pytestmark = pytest.mark.vm
 TRANSPORTS = ("9p",)
-RUNC = "runc"
-OF_IMAGES = ("erofs", "blk")  # made of what is declared not to change
-DEADLINE_S = 300
 SOURCES = [Path(__file__).with_name(f"rootfs_{part}.c") for part in ("probe", "manifest", "lower", "overlay", "upper")]
 CHECKS = [name for source in SOURCES for name in re.findall(r'\{"(\w+)", \w+\}', source.read_text())]
 ATTRIBUTES = [field.name for field in fields(Entry) if field.name not in ("inode", "d_inode", "device")]
-# What the checks take; all there are would be more than the host may give to runc.
-ALLOWED = [
-    f"CAP_{name}"
-    for name in (
-        "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "MKNOD", "SETFCAP", "SETGID", "SETUID", "SYS_ADMIN",
-    )
-]  # fmt: skip
 OF_NO_MEANING_FOR_DIRECTORIES = ("links", "size")  # each file system counts them in its own way
 
 # Attributes a transport carries, by the start of their names; of all others, none may be seen.
@@ -100,82 +85,6 @@ class View:
     changes_on_host: set[bytes]
 
 
-class Rundctl:
-    """Containers of one transport."""
-
-    def __init__(self, transport: str, rootfs: Path, directory: Path) -> None:
-        self.transport = transport
-        self.rootfs = rootfs
-        self.directory = directory
-        self.cli = Cli(directory / "root")
-
-    def bundle(self, name: str, args: list[str], stack: ExitStack) -> Path:
-        config = _config(args, self.rootfs)
-        config["annotations"] = {options.LOWER: self.transport}
-        if self.transport in OF_IMAGES:
-            config["annotations"][options.IMMUTABLE] = str(self.rootfs)
-        return _write_bundle(self.directory / name, config)
-
-    def argv(self, name: str, bundle: Path) -> list[str]:
-        return self.cli.argv("run", "--bundle", str(bundle), name)
-
-    def delete(self, name: str) -> None:
-        self.cli("delete", "--force", name, code=None)
-
-
-class Runc:
-    """runc over an overlay mount a container."""
-
-    def __init__(self, rootfs: Path, directory: Path) -> None:
-        self.rootfs = rootfs
-        self.directory = directory
-
-    def bundle(self, name: str, args: list[str], stack: ExitStack) -> Path:
-        place = self.directory / name
-        for part in ("upper", "work", "merged"):
-            (place / part).mkdir(parents=True)
-        directories = f"lowerdir={self.rootfs},upperdir={place}/upper,workdir={place}/work"
-        # As rundctl mounts it in the guest.
-        data = f"{directories},redirect_dir=on,index=off,metacopy=off"
-        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", data, place / "merged"], check=True)
-        stack.callback(subprocess.run, ["umount", place / "merged"], check=True)
-        config = _config(args, place / "merged")
-        config["linux"]["resources"] = {"devices": [{"allow": True, "access": "rwm"}]}
-        return _write_bundle(place, config)
-
-    def argv(self, name: str, bundle: Path) -> list[str]:
-        return ["runc", "--root", f"{self.directory}/root", "run", "--bundle", str(bundle), self._id(name)]
-
-    def delete(self, name: str) -> None:
-        argv = ["runc", "--root", f"{self.directory}/root", "delete", "--force", self._id(name)]
-        subprocess.run(argv, check=False, capture_output=True)
-
-    def _id(self, name: str) -> str:
-        return f"contract-{os.getpid()}-{name}"  # names cgroups, which other suites' containers have too
-
-
-def _config(args: list[str], rootfs: Path) -> JsonDict:
-    """A container that may do all that the checks need, and has no seccomp filter."""
-    directory = rootfs.parent / "spec"
-    directory.mkdir(exist_ok=True)
-    shutil.rmtree(directory)
-    directory.mkdir()
-    subprocess.run([RUNDCTL, "spec", "--bundle", directory], check=True)
-    config: JsonDict = json.loads((directory / "config.json").read_text())
-    config["root"] = {"path": str(rootfs), "readonly": False}
-    process = config["process"]
-    process["args"] = args
-    process["noNewPrivileges"] = False
-    process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), ALLOWED)
-    return config
-
-
-def _write_bundle(directory: Path, config: JsonDict) -> Path:
-    directory.mkdir(exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
-
-
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """rootfs_probe.c and its parts, compiled."""
@@ -192,21 +101,6 @@ def tree(probe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     rootfs_data.make(directory / "rootfs", probe, directory / "outside")
     yield directory / "rootfs"
     shutil.rmtree(directory / "rootfs")  # 12,000 files are not worth keeping
-
-
-@contextmanager
-def _running(runtime: Rundctl | Runc, name: str, args: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A container with pipes; after ``DEADLINE_S`` it is killed, so that reading from it ends."""
-    with ExitStack() as stack:
-        bundle = runtime.bundle(name, args, stack)
-        stack.callback(runtime.delete, name)
-        run = subprocess.Popen(runtime.argv(name, bundle), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        stack.enter_context(run)
-        timer = threading.Timer(DEADLINE_S, runtime.delete, [name])
-        timer.start()
-        stack.callback(timer.join)
-        stack.callback(timer.cancel)
-        yield run
 
 
 def _lines_until(run: subprocess.Popen[bytes], last: str) -> list[str]:
@@ -226,13 +120,13 @@ def _version(line: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", line)[:2]))
 
 
-def _look(runtime: Rundctl | Runc, container: str, tree: Path) -> View:
+def _look(runtime: Runtime, container: str, tree: Path) -> View:
     """Run both containers, and compare the host's tree before and after."""
     host, before = rootfs_data.read(tree), rootfs_data.fingerprint(tree)
-    with _running(runtime, "first", ["/probe", "contract"]) as run:
+    with running(runtime, "first", ["/probe", "contract"]) as run:
         told = _lines_until(run, "waiting")
         script = "/probe manifest /t && /probe spoil"
-        with _running(runtime, "second", ["/bin/sh", "-c", script]) as other:
+        with running(runtime, "second", ["/bin/sh", "-c", script]) as other:
             second = _lines_until(other, "")
             other_code = other.wait(DEADLINE_S)
         assert run.stdin is not None
@@ -257,15 +151,9 @@ def _look(runtime: Rundctl | Runc, container: str, tree: Path) -> View:
 def view(request: pytest.FixtureRequest, template: str, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> View:
     """What was seen with one transport, or by runc. Nothing of the containers is left."""
     directory = tmp_path_factory.mktemp(request.param)
-    root = directory / "root"
-    root.mkdir()
-    runtime = Runc(tree, directory) if request.param == RUNC else Rundctl(request.param, tree, directory)
+    runtime = runtime_of(request.param, tree, directory)
     seen = _look(runtime, request.param, tree)
-    suffix = conftest._cgroup_suffix(root)
-    assert list(root.iterdir()) == []
-    eventually(lambda: not conftest._processes(str(directory), suffix), "processes end")
-    assert conftest._mounts(str(directory)) == []
-    assert conftest._cgroups(suffix) == []
+    nothing_is_left(directory)
     return seen
 
 
