@@ -63,6 +63,10 @@ _OVERLAY = (
 )
 
 
+# By what an upper directory of the host may have been written that the guest's overlay, by the options above, would read wrongly.
+_NOT_IN_THE_GUEST = ("metacopy", "userxattr")
+
+
 def open_upper(template: Template) -> tuple[int, int]:
     """The upper of a clone, as `qemu.Wiring` takes it; the caller closes both. HostError says what the host refused."""
     return upper.clone(template.upper, template.directory)
@@ -111,6 +115,9 @@ def _content(bundle: Bundle) -> tuple[Content | None, str, str]:
     overlay, reason = overlay_mount.of_rootfs(bundle.rootfs)
     if overlay is None:
         return None, "", f"{reason}: it may change"
+    unread = [option for option in overlay.merging if option.partition("=")[0] in _NOT_IN_THE_GUEST]
+    if unread and overlay.upper:
+        return None, "", f"its upper directory is read by {', '.join(unread)}, which the guest's overlay is not"
     return Content(overlay.lowers, overlay.merging), overlay.upper or "", ""
 
 

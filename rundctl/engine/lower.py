@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from rundctl.engine import lower_images
 from rundctl.errors import HostError, words
 from rundctl.guest import ops
 from rundctl.vmm import qemu
@@ -33,7 +34,7 @@ class Lower:
     ``device`` and ``mib`` are those of `MachineShape`. ``live``: a host directory that is stacked upon an image, "" without.
     """
 
-    __slots__ = ("device", "live", "mib", "mount", "name", "path", "reason")
+    __slots__ = ("device", "image", "live", "mib", "mount", "name", "path", "reason")
 
     def __init__(self, name: str, path: str, device: str, mib: int, mount: ops.Op) -> None:
         self.name = name
@@ -42,13 +43,15 @@ class Lower:
         self.mib = mib
         self.mount = mount
         self.live = ""
+        self.image: Image | None = None
         self.reason = ""
 
     def open(self) -> int:
         """Its directory or image, for QEMU alone; the caller closes it. HostError if it cannot be opened."""
-        flags = 0 if self.mib else os.O_DIRECTORY
+        if self.image is not None:
+            return lower_images.open_image(self.image)
         try:
-            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | flags)
+            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
         except OSError as error:
             raise HostError(f"open the lower layer {self.path}: {words(error)}") from error
 
@@ -65,7 +68,9 @@ def erofs(image: Image, memory_mib: int) -> Lower:
     device = "pmem" if mib * 100 <= memory_mib * _PAGE_STRUCTS * _PAGE_STRUCTS_MAX_PERCENT else "blk"
     options = "dax=always" if device == "pmem" else ""
     mount = ops.mount(qemu.LOWER_DEVICES[device], DIRECTORY, "erofs", _MS_RDONLY, options)
-    return Lower("erofs", image.path, device, mib, mount)
+    lower = Lower("erofs", image.path, device, mib, mount)
+    lower.image = image
+    return lower
 
 
 def window_mib(size_bytes: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -135,3 +137,29 @@ def test_windows_are_few_and_large_enough(size: int) -> None:
 def test_typing_errors_in_annotations(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"io.rundctl.rootfs.{name}"):
         _bundle(tmp_path / "rootfs", **{name: value})
+
+
+@pytest.mark.parametrize("merging", [("metacopy=on",), ("userxattr",)])
+def test_an_upper_that_the_guest_would_misread_stays_live(
+    tmp_path: Path, settings: Settings, image: Image, monkeypatch: pytest.MonkeyPatch, merging: tuple[str, ...]
+) -> None:
+    del image
+    layers = (str(tmp_path),)
+    found = [Overlay(layers, upper, None, merging) for upper in ("/containers/1/diff", None)]
+    monkeypatch.setattr(hybrid_rootfs.overlay_mount, "of_rootfs", lambda _: (found[0], ""))
+    chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
+    assert chosen.name == "9p"
+    assert merging[0] in chosen.reason
+    monkeypatch.setattr(hybrid_rootfs.overlay_mount, "of_rootfs", lambda _: (found[1], ""))
+    assert _choose(_bundle(tmp_path / "rootfs"), settings).name == "erofs"
+
+
+def test_an_open_image_counts_as_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"")
+    fd = lower.erofs(Image("key", str(path), 0), 128).open()
+    try:
+        with path.open("rb") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(fd)
