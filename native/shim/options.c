@@ -77,7 +77,7 @@ static bool append(int **list, size_t *count, const char *text)
 	return true;
 }
 
-/* FD,ro|rw,dir|file */
+/* FD,ro|rw,dir|tree|file */
 static bool append_volume(struct options *options, const char *text)
 {
 	struct volume *grown = realloc(options->volumes, (options->volume_count + 1) * sizeof(*grown));
@@ -94,7 +94,8 @@ static bool append_volume(struct options *options, const char *text)
 	if (!volume->read_only && strncmp(words, "rw,", 3) != 0)
 		return false;
 	volume->is_file = strcmp(words + 3, "file") == 0;
-	if (!volume->is_file && strcmp(words + 3, "dir") != 0)
+	volume->recursive = strcmp(words + 3, "tree") == 0;
+	if (!volume->is_file && !volume->recursive && strcmp(words + 3, "dir") != 0)
 		return false;
 	options->volume_count++;
 	return true;

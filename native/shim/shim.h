@@ -12,6 +12,7 @@ struct volume {
 	int fd; /* O_PATH */
 	bool read_only;
 	bool is_file;
+	bool recursive; /* with what is mounted below */
 };
 
 /* The command line; descriptors are -1 when not given. */

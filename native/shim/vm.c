@@ -56,7 +56,7 @@ static int open_assembly(int state)
 static int copy_volumes(const struct options *options, int *trees)
 {
 	for (size_t i = 0; i < options->volume_count; i++) {
-		trees[i] = mount_copy(options->volumes[i].fd, true, options->volumes[i].read_only);
+		trees[i] = mount_copy(options->volumes[i].fd, options->volumes[i].recursive, options->volumes[i].read_only);
 		if (trees[i] < 0)
 			return trees[i];
 	}

@@ -78,6 +78,11 @@ class Mount:
         return self.fstype == "bind" or bool(self.options.flags & MS_BIND)
 
     @property
+    def is_recursive(self) -> bool:
+        """Whether it shows what is mounted below its source, too."""
+        return bool(self.options.flags & MS_REC)
+
+    @property
     def is_read_only(self) -> bool:
         """Whether nothing may be written through it; then the host's side enforces it too."""
         return bool((self.options.flags | self.options.recursive_flags) & MS_RDONLY)

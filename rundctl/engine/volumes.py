@@ -35,10 +35,11 @@ class Volumes:
         self.shm: dict[int, int] = {}
         self.lower = ""
 
-    def add(self, fd: int, *, read_only: bool, is_file: bool) -> str:
-        """Have a source assembled; its path in the guest."""
+    def add(self, fd: int, *, read_only: bool, is_file: bool = False, recursive: bool = False) -> str:
+        """Have a source assembled, and if ``recursive`` what is mounted below it; its path in the guest."""
+        kind = "file" if is_file else "tree" if recursive else "dir"
         path = f"{_GUEST_DIRECTORY}/{len(self.descriptors)}"
-        self.arguments += ["--volume", f"{fd},{'ro' if read_only else 'rw'},{'file' if is_file else 'dir'}"]
+        self.arguments += ["--volume", f"{fd},{'ro' if read_only else 'rw'},{kind}"]
         self.descriptors.append(fd)
         return path
 
@@ -49,7 +50,7 @@ class Volumes:
         except OSError as error:
             raise HostError(f"open the layer {path}: {words(error)}") from error
         undo.callback(os.close, fd)
-        self.lower = self.add(fd, read_only=True, is_file=False)
+        self.lower = self.add(fd, read_only=True)
 
 
 def open_all(undo: ExitStack, bundle: Bundle) -> Volumes:
@@ -63,7 +64,7 @@ def open_all(undo: ExitStack, bundle: Bundle) -> Volumes:
             volumes.shm[mount.index] = space.f_blocks * space.f_frsize
             continue
         is_file = not stat.S_ISDIR(os.fstat(fd).st_mode)
-        path = volumes.add(fd, read_only=mount.is_read_only, is_file=is_file)
+        path = volumes.add(fd, read_only=mount.is_read_only, is_file=is_file, recursive=mount.is_recursive)
         volumes.guest[mount.index] = Volume(path, is_file=is_file)
     return volumes
 

@@ -136,11 +136,19 @@ def test_volumes_are_assembled_in_order(launch, tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "inner", inner], check=True)
     try:
         (inner / "b").write_text("2")
-        _, facts = probe(launch, volumes=[(directory, "ro", "dir"), (file, "rw", "file"), (directory, "rw", "dir")])
+        _, facts = probe(
+            launch,
+            volumes=[
+                (directory, "ro", "tree"),
+                (file, "rw", "file"),
+                (directory, "rw", "tree"),
+                (directory, "rw", "dir"),
+            ],
+        )
     finally:
         subprocess.run(["umount", inner], check=True)
     volumes = facts["volumes"]
-    assert list(volumes) == ["0", "1", "2"]
+    assert list(volumes) == ["0", "1", "2", "3"]
     assert volumes["0"] == {
         "is_file": False,
         "read_only": True,
@@ -154,6 +162,7 @@ def test_volumes_are_assembled_in_order(launch, tmp_path):
         "tree": ["a", "inner", "inner/b"],
         "inner_read_only": [False],
     }
+    assert volumes["3"]["tree"] == ["a", "inner"]  # `bind` without r: not what is mounted below
 
 
 def test_volumes_leave_no_mount_on_the_host(launch, tmp_path):
