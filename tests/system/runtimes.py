@@ -16,6 +16,7 @@ from . import conftest
 from .conftest import RUNDCTL, Cli, JsonDict, eventually
 
 RUNC = "runc"
+VOLUME_TRANSPORTS = ("9p",)
 OF_IMAGES = ("erofs", "blk")  # transports of what is declared not to change
 DEADLINE_S = 300
 # What the checks take; all there are would be more than the host may give to runc.
@@ -134,3 +135,14 @@ def running(
         stack.callback(timer.join)
         stack.callback(timer.cancel)
         yield run
+
+
+def mountinfo() -> list[str]:
+    """Mounts of this namespace, which is the host's; their order and numbers are nobody's business."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return sorted(line.split(" ", 2)[2] for line in lines)
+
+
+def bind(source: Path, destination: str, *names: str) -> JsonDict:
+    """An entry of config.json's ``mounts``."""
+    return {"destination": destination, "type": "bind", "source": str(source), "options": [*names]}

@@ -1,0 +1,138 @@
+"""What a bind mount must not do: lead out of its source, pass for what it is not, or stay on the host when everything is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rundctl.oci import options
+from rundctl.oci.linux import CAPABILITIES
+
+from .conftest import Cli, JsonDict, eventually
+from .runtimes import VOLUME_TRANSPORTS, Change, bind, mountinfo
+
+pytestmark = pytest.mark.vm
+VOLUMES_FD = "1000"  # launch._VOLUMES_FD
+
+
+@pytest.fixture(params=VOLUME_TRANSPORTS)
+def lower(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def _with(lower: str, *mounts: JsonDict, hostile: bool = False) -> Change:
+    def change(config: JsonDict) -> None:
+        config["annotations"] = {options.LOWER: lower}
+        config["mounts"] += mounts
+        if hostile:
+            config["process"]["noNewPrivileges"] = False
+            config["process"]["capabilities"] = dict.fromkeys(
+                ("bounding", "effective", "permitted"), sorted(CAPABILITIES)
+            )
+            config["linux"]["maskedPaths"] = config["linux"]["readonlyPaths"] = []
+            for mount in config["mounts"]:
+                if mount["destination"] == "/sys":
+                    mount["options"].remove("ro")
+
+    return change
+
+
+@pytest.mark.parametrize("names", [("shared",), ("rshared",), ("private", "rshared")])
+def test_shared_propagation_is_refused(cli: Cli, bundle, tmp_path: Path, lower: str, names: tuple[str, ...]) -> None:
+    """What the guest mounts cannot appear on the host: said, not dropped."""
+    where = bundle("/bin/true", change=_with(lower, bind(tmp_path, "/v", "bind", *names)))
+    lines = cli("create", "--bundle", str(where), "v", code=1).stderr.decode().splitlines()
+    assert len(lines) == 1
+    assert "mounts[" in lines[0]
+    assert "use private" in lines[0]
+
+
+def test_a_relative_source_counts_from_the_bundle(cli: Cli, bundle, lower: str) -> None:
+    where = bundle("/bin/cat", "/v/file", change=_with(lower, bind(Path("data"), "/v", "bind")))
+    (where / "data").mkdir()
+    (where / "data/file").write_text("beside config.json\n")
+    assert cli("run", "--bundle", str(where), "v").stdout == b"beside config.json\n"
+
+
+def test_a_directory_on_a_file_is_refused(cli: Cli, bundle, tmp_path: Path, lower: str) -> None:
+    where = bundle("/bin/true", change=_with(lower, bind(tmp_path, "/etc/passwd", "bind")))
+    lines = cli("create", "--bundle", str(where), "v", code=1).stderr.decode().splitlines()
+    assert len(lines) == 1
+    assert "/etc/passwd" in lines[0]
+    assert "not a directory" in lines[0].lower()
+
+
+@pytest.mark.parametrize("lower", ["9p"], indirect=True)
+def test_a_hostile_guest_reaches_what_it_was_given(cli: Cli, bundle, tmp_path: Path, lower: str) -> None:
+    """Root with all capabilities cannot mount the device that the agent has mounted: Linux lets nobody else have it, nor take it away.
+
+    Whoever owns the guest's kernel can. So what QEMU would show is looked at on the host: the sources, read-only where they should be, and no
+    more. That `..` and names with a slash do not lead out is QEMU's promise (v9fs_walk); no client here can send them.
+    """
+    for name in ("given", "read-only"):
+        (tmp_path / name).mkdir()
+    script = "mkdir /m; mount -t 9p -o trans=virtio,version=9p2000.L volumes /m; ls /m | wc -l; echo done; sleep 1000"
+    mounts = bind(tmp_path / "given", "/given", "bind"), bind(tmp_path / "read-only", "/read-only", "bind", "ro")
+    with (tmp_path / "out").open("wb") as out:
+        cli.create("v", bundle("/bin/sh", "-c", script, change=_with(lower, *mounts, hostile=True)), stdout=out)
+    cli("start", "v")
+    eventually(lambda: (tmp_path / "out").read_bytes().endswith(b"done\n"), "the guest has tried")
+    assert (tmp_path / "out").read_text() == "0\ndone\n"
+    qemu = Path("/proc", str(_qemu_of(cli.state("v")["pid"])))
+    exported = next(fd for fd in (qemu / "fd").iterdir() if fd.name == VOLUMES_FD)
+    assert sorted(path.name for path in exported.iterdir()) == ["0", "1"]
+    assert (exported / "0").samefile(tmp_path / "given")
+    assert (exported / "1").samefile(tmp_path / "read-only")
+    (exported / "0/new").write_text("allowed\n")
+    with pytest.raises(OSError, match="Read-only file system"):
+        (exported / "1/new").write_text("refused\n")
+    cli("delete", "--force", "v")
+
+
+def _qemu_of(pid: int) -> int:
+    return next(child.pid for child in psutil.Process(pid).children() if "qemu" in child.name())
+
+
+@pytest.mark.parametrize("victim", ["creator", "shim", "qemu", "all"])
+def test_kill_9_leaves_no_mount(cli: Cli, bundle, tmp_path: Path, lower: str, victim: str) -> None:
+    source = tmp_path / "source"
+    (source / "inside").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "volume", source / "inside"], check=True)
+    try:
+        before = mountinfo()
+        where = bundle("/bin/sleep", "1000", change=_with(lower, bind(source, "/v", "rbind")))
+        if victim == "creator":
+            _kill_creators(cli, where)
+        else:
+            cli.create("v", where)
+            cli("start", "v")
+            shim = cli.state("v")["pid"]
+            qemu = _qemu_of(shim)
+            for pid in {"shim": [shim], "qemu": [qemu], "all": [qemu, shim]}[victim]:
+                os.kill(pid, signal.SIGKILL)
+            cli.wait_status("v", "stopped")
+        assert mountinfo() == before
+        cli("delete", "--force", "v")
+        assert mountinfo() == before
+    finally:
+        subprocess.run(["umount", source / "inside"], check=True)  # not busy: nothing of ours holds it
+
+
+def _kill_creators(cli: Cli, where: Path) -> None:
+    """At moments all along a create."""
+    for delay_s in (0.03, 0.1, 0.2, 0.3):
+        with cli.popen("create", "--bundle", str(where), "v") as create:
+            try:
+                create.wait(delay_s)
+            except subprocess.TimeoutExpired:
+                create.kill()
+        if delay_s < 0.3:
+            cli("delete", "--force", "v")
+    eventually(
+        lambda: cli.status("v") in ("stopped", "created") if cli("list", "-q").stdout else True, "it has settled"
+    )
