@@ -13,13 +13,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.vmm.shape import MachineShape
 
-ARGV_FORMAT = "4"  # raise it with every change that makes a clone's machine differ from an older template's
+ARGV_FORMAT = "5"  # raise it with every change that makes a clone's machine differ from an older template's
 AGENT_PORT = "rundctl.agent"
 ROOTFS_TAG = "rootfs"
 VOLUMES_TAG = "volumes"
 UPPER_DEVICE = "/dev/vda"
 LOWER_DEVICES = {"pmem": "/dev/pmem0", "blk": "/dev/vdb"}  # where the guest finds an image
-_MEMORY_MAX = "4G"  # room for memory hot-plug
+_ROOM_MIB = 4096  # of addresses beside the memory, for devices that are memory
 _MEMORY_SLOTS = 2
 _UPPER_SET = 1
 _FIRST_SLOT = 2  # PCI slot 0 is the host bridge; 1 is left to what a machine type may put there
@@ -178,7 +178,11 @@ def _board(shape: MachineShape, wiring: Wiring) -> list[Option]:
         accelerator,
         Option("cpu", "host" if kvm else "max"),
         Option("smp", str(shape.vcpus)),
-        Option("m", f"{shape.memory_mib}M", {"maxmem": _MEMORY_MAX, "slots": _MEMORY_SLOTS}),
+        Option(
+            "m",
+            f"{shape.memory_mib}M",
+            {"maxmem": f"{shape.memory_mib + max(_ROOM_MIB, shape.lower_mib)}M", "slots": _MEMORY_SLOTS},
+        ),
         # Both sides: the stream then does not say "was stopped", and a clone runs as soon as it is loaded, without a `cont`.
         Option("global", "", {"migration.store-global-state": False}),
     ]

@@ -18,6 +18,10 @@ from .conftest import RUNDCTL, Cli, JsonDict, eventually
 RUNC = "runc"
 VOLUME_TRANSPORTS = ("9p",)
 OF_IMAGES = ("erofs", "blk")  # transports of what is declared not to change
+ON_PMEM = " on pmem"
+MEMORY_FOR_PMEM = (
+    4032 << 20
+)  # a guest with so much takes an image of 8 GiB, as that of the contract's tree, on pmem and not as a disk
 DEADLINE_S = 300
 # What the checks take; all there are would be more than the host may give to runc.
 CAPABILITIES = [
@@ -46,8 +50,10 @@ class Rundctl:
     def prepare(self, name: str, config: JsonDict, stack: ExitStack) -> None:
         """Give a container its root; ``stack`` takes it away."""
         config["root"] = {"path": str(self.rootfs), "readonly": False}
-        config["annotations"] = {options.LOWER: self.transport}
-        if self.transport in OF_IMAGES:
+        config["annotations"] = {options.LOWER: self.transport.removesuffix(ON_PMEM)}
+        if self.transport.endswith(ON_PMEM):
+            config["linux"]["resources"] = {"memory": {"limit": MEMORY_FOR_PMEM}}
+        if self.transport.removesuffix(ON_PMEM) in OF_IMAGES:
             config["annotations"][options.IMMUTABLE] = str(self.rootfs)
 
     def argv(self, name: str, bundle: Path) -> list[str]:

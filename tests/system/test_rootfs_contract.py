@@ -22,7 +22,7 @@ from .rootfs_data import Entry
 from .runtimes import DEADLINE_S, RUNC, Runtime, nothing_is_left, running, runtime_of
 
 pytestmark = pytest.mark.vm
-TRANSPORTS = ("9p",)
+TRANSPORTS = ("9p", "erofs", "erofs on pmem")
 SOURCES = [Path(__file__).with_name(f"rootfs_{part}.c") for part in ("probe", "manifest", "lower", "overlay", "upper")]
 CHECKS = [name for source in SOURCES for name in re.findall(r'\{"(\w+)", \w+\}', source.read_text())]
 ATTRIBUTES = [field.name for field in fields(Entry) if field.name not in ("inode", "d_inode", "device")]

@@ -57,3 +57,8 @@ def test_creates_at_once_that_miss_a_template_build_it_once(
     listed = subprocess.run([RUNDCTL, "template", "list"], env=environment, capture_output=True, check=True)
     assert len(listed.stdout.splitlines()) == 2  # a heading and one template
     assert json.loads((next((home / "templates").glob("*/manifest.json"))).read_text())
+
+
+def test_the_largest_vm(sh) -> None:
+    script = "awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo"
+    assert 6000 < int(sh(script, change=_limited(8192 - 64)).stdout) <= 8192
