@@ -115,6 +115,9 @@ def _content(bundle: Bundle) -> tuple[Content | None, str, str]:
     overlay, reason = overlay_mount.of_rootfs(bundle.rootfs)
     if overlay is None:
         return None, "", f"{reason}: it may change"
+    mutable = next((layer for layer in overlay.lowers if not overlay_mount.is_of_an_image(layer)), None)
+    if mutable is not None:
+        return None, "", f"its layer {mutable} is in no engine's store of images: it may change"
     unread = [option for option in overlay.merging if option.partition("=")[0] in _NOT_IN_THE_GUEST]
     if unread and overlay.upper:
         return None, "", f"its upper directory is read by {', '.join(unread)}, which the guest's overlay is not"

@@ -70,6 +70,17 @@ def of_rootfs(path: str) -> tuple[Overlay | None, str]:
     return overlay, ""
 
 
+def is_of_an_image(lower: str) -> bool:
+    """Whether a layer is in a container engine's store, where it never changes once it is complete; told by the path.
+
+    containers/storage (podman, CRI-O) and Docker have ``overlay[2]/ID/diff``, containerd ``snapshots/ID/fs``. Other directories (``podman run
+    --rootfs DIR:O``) are somebody's, who may change them at any time.
+    """
+    parts = lower.split("/")
+    store, name = (parts[-3], parts[-1]) if len(parts) > 3 else ("", "")
+    return (store in ("overlay", "overlay2") and name == "diff") or (store == "snapshots" and name == "fs")
+
+
 def of_mount(mount: Mount) -> Overlay:
     """The parts of one mount; `_Not` says why it cannot be taken apart."""
     if mount.type != "overlay":

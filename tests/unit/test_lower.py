@@ -59,6 +59,13 @@ def image(monkeypatch: pytest.MonkeyPatch) -> Image:
     return found
 
 
+def _layer(directory: Path) -> str:
+    """As podman keeps them."""
+    layer = directory / "overlay" / "0a1b" / "diff"
+    layer.mkdir(parents=True)
+    return str(layer)
+
+
 def _choose(bundle: Bundle, settings: Settings, able: frozenset[str] = ABLE) -> lower.Lower:
     return hybrid_rootfs.choose(bundle, settings, 128, lambda: able)
 
@@ -95,7 +102,7 @@ def test_an_overlay_s_own_upper_is_stacked_on_the_image(
     tmp_path: Path, settings: Settings, image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del image
-    overlay = Overlay((str(tmp_path),), "/containers/1/diff", "/containers/1/work", ())
+    overlay = Overlay((_layer(tmp_path),), "/containers/1/diff", "/containers/1/work", ())
     monkeypatch.setattr(hybrid_rootfs.overlay_mount, "of_rootfs", lambda _: (overlay, ""))
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
     assert (chosen.name, chosen.live) == ("erofs", "/containers/1/diff")
@@ -144,7 +151,7 @@ def test_an_upper_that_the_guest_would_misread_stays_live(
     tmp_path: Path, settings: Settings, image: Image, monkeypatch: pytest.MonkeyPatch, merging: tuple[str, ...]
 ) -> None:
     del image
-    layers = (str(tmp_path),)
+    layers = (_layer(tmp_path),)
     found = [Overlay(layers, upper, None, merging) for upper in ("/containers/1/diff", None)]
     monkeypatch.setattr(hybrid_rootfs.overlay_mount, "of_rootfs", lambda _: (found[0], ""))
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
@@ -152,6 +159,33 @@ def test_an_upper_that_the_guest_would_misread_stays_live(
     assert merging[0] in chosen.reason
     monkeypatch.setattr(hybrid_rootfs.overlay_mount, "of_rootfs", lambda _: (found[1], ""))
     assert _choose(_bundle(tmp_path / "rootfs"), settings).name == "erofs"
+
+
+@pytest.mark.parametrize(
+    ("layer", "known"),
+    [
+        ("/var/lib/containers/storage/overlay/0a1b/diff", True),
+        ("/var/lib/docker/overlay2/0a1b/diff", True),
+        ("/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/7/fs", True),
+        ("/home/me/rootfs", False),
+        ("/diff", False),
+        ("/overlay/diff", False),
+    ],
+)
+def test_layers_of_images_are_known_by_their_store(layer: str, known: bool) -> None:
+    assert hybrid_rootfs.overlay_mount.is_of_an_image(layer) is known
+
+
+def test_an_overlay_over_somebody_s_directory_may_change(
+    tmp_path: Path, settings: Settings, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``podman run --rootfs DIR:O``."""
+    del image
+    overlay = Overlay((str(tmp_path),), "/containers/1/diff", "/containers/1/work", ())
+    monkeypatch.setattr(hybrid_rootfs.overlay_mount, "of_rootfs", lambda _: (overlay, ""))
+    chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
+    assert chosen.name == "9p"
+    assert "may change" in chosen.reason
 
 
 def test_an_open_image_counts_as_in_use(tmp_path: Path) -> None:
