@@ -10,6 +10,8 @@ import pytest
 
 from rundctl.commands import table
 from rundctl.commands.declare import HELP, Flag, Verb
+from rundctl.engine.settings import Settings
+from rundctl.oci import options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,3 +76,12 @@ def test_pages_compile(checkout: Path) -> None:
             done = subprocess.run(["scdoc"], stdin=source, capture_output=True, check=False)
         assert done.returncode == 0, (path.name, done.stderr)
         assert done.stdout.startswith(b'.\\"')
+
+
+def test_main_page_has_all_settings_and_annotations(checkout: Path) -> None:
+    page = (checkout / "man/rundctl.8.scd").read_text()
+    named = {name for line in page.splitlines() if line.startswith("*") for name in re.findall(r"\*([\w.]+)\*", line)}
+    assert set(Settings.__slots__) <= named
+    assert set(options.KNOWN) <= named
+    values = page.partition("# ANNOTATIONS")[2]
+    assert [word for words in options.KNOWN.values() for word in words if f"_{word}_" not in values] == []
