@@ -39,8 +39,8 @@ class Settings:
     guest_overhead_mib  what a VM gets beside its container's memory limit: the guest kernel's own share
     template        on, off: whether VMs are cloned or booted
     lower           auto, erofs, 9p: how the shared layer of a rootfs reaches the guest (docs/rootfs.md)
-    translations_mib  what each emulated VM may keep of translated code: a start fills 14, and with less it translates some of it again
-                    (docs/performance.md); nothing with KVM
+    translations_mib  what each emulated VM may keep of translated code: a start fills 14, and with less than a program uses again and again
+                    it is many times slower (docs/performance.md); nothing with KVM
     images_max_mib  what all EROFS images of root file systems may take on disk; 0: none are made. The default has room for some hundred
                     base images of 50 to 100 MB, or for ten large ones, and is little beside the layers that they are copies of
     """
@@ -73,7 +73,7 @@ class Settings:
         self.accelerator = "auto"
         self.template = "on"
         self.lower = "auto"
-        self.translations_mib = 6
+        self.translations_mib = 32
         self.images_max_mib = 10240
 
     def set(self, key: str, value: object, where: str) -> None:
