@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 import pytest
 
+from rundctl.engine import settings
+from rundctl.guest import kernel
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -166,6 +169,30 @@ def sh(cli: Cli, bundle: Callable[..., Path]) -> Callable[..., subprocess.Comple
         return cli("run", *flags, "--bundle", str(where), f"sh{count}", code=code, stdin=stdin)
 
     return run
+
+
+@pytest.fixture
+def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Settings for the containers of this test, in place of the host's, with its home; their template is built."""
+    home = settings.load().home
+
+    def write(**others: str | int) -> None:
+        chosen = {"home": home, **others}
+        config = tmp_path / "rundctl.toml"
+        config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in chosen.items()))
+        monkeypatch.setenv("RUNDCTL_CONFIG", str(config))
+        subprocess.run([RUNDCTL, "template", "build"], capture_output=True, timeout=600, check=True)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def stock_kernel() -> str:
+    """Name of Debian's kernel, which tools/setup has fetched."""
+    home = settings.load().home
+    found = [name for name in kernel.names(home) if name.endswith("-amd64")]
+    assert found, f"Debian's kernel is not in {home}: tools/setup system, or rundctl kernel fetch"
+    return found[-1]
 
 
 def _cgroup_suffix(root: Path) -> str:
