@@ -9,13 +9,14 @@ Mechanism
             A rootfs that is an overlay mount is taken apart: its layers are the image, its own upper directory is stacked on it, live.
     upper   an ext4 image on virtio-blk: a reflink (or a copy of the data extents) of the template's, in a file that never has a name.
             The template's guest has it mounted already, so that a clone's first write needs no mount.
+    none of both, where the container is asked to be persistent: the directory itself is the root, exported read-write by virtio-9p
     volumes bind mounts of the host: one read-write 9p export of a directory per container, assembled by QEMU's parent
     The template has the devices that its clones need, with something empty behind them; a clone puts its own there before the guest mounts it.
 Cost
     Upper: one ioctl where the file system has reflinks (XFS, btrfs), else as long as its data extents take to copy (about 1 MiB).
     Guest: two mounts, about 15 ms under emulation, 1 ms with KVM; by 9p 1.2 MiB of QEMU's memory, on pmem 1/64 of the image's size of the guest's.
 Invariants
-    The lower is never written. The upper is gone with the last descriptor to it. The template's image is never opened for writing.
+    The lower is never written, unless it is persistent. The upper is gone with the last descriptor to it. The template's image is never opened for writing.
     The image and the template's memory are of the same moment: one is never used without the other.
     A start never waits for an image to be made, unless it was told to use one.
 Measured by
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str], None]
 
-ROOT = "/root"
+ROOT = lowers.ROOT
 VOLUMES = "/volumes"
 _OVERLAY = (
     # option, why
@@ -78,6 +79,8 @@ def choose(bundle: Bundle, settings: Settings, memory_mib: int, able: Callable[[
     ``able`` tells what the guest's kernel can mount, and is asked only if that matters. ConfigError for what cannot be had.
     """
     asked = bundle.options.lower or settings.lower
+    if (bundle.options.rootfs or settings.rootfs) == "persistent":
+        return _persistent(bundle, asked)
     if asked == "9p":
         return _because(lowers.nine_p(bundle.rootfs), "asked for")
     content, live, reason = _content(bundle)
@@ -103,9 +106,23 @@ def guest_ops(lower: Lower, *, volumes: bool = False, live: str = "") -> list[op
     if volumes:
         # No cache but for mmap: the host, and other containers, write there too.
         made.append(ops.mount(qemu.VOLUMES_TAG, VOLUMES, "9p", 0, f"{lowers.NINE_P},cache=mmap"))
+    if lower.persistent:
+        return made
     shared = f"lowerdir={live}:{lowers.DIRECTORY}" if live else f"lowerdir={lowers.DIRECTORY}"
     made.append(ops.mount("overlay", ROOT, "overlay", 0, ",".join((shared, *(option for option, _ in _OVERLAY)))))
     return made
+
+
+def _persistent(bundle: Bundle, asked: str) -> Lower:
+    """The bundle's rootfs itself. ConfigError where something else says that nobody writes to it."""
+    where = (
+        f"config.json: annotations: {options.ROOTFS}: persistent" if bundle.options.rootfs else "rootfs = persistent"
+    )
+    if bundle.options.immutable:
+        raise ConfigError(f"{where}: {options.IMMUTABLE} says that the rootfs does not change", hint="drop one of them")
+    if asked not in ("auto", "9p"):
+        raise ConfigError(f"{where}: the lower layer {asked} is read-only", hint="only 9p, or auto, can be written to")
+    return _because(lowers.persistent(bundle.rootfs), "persistent")
 
 
 def _content(bundle: Bundle) -> tuple[Content | None, str, str]:

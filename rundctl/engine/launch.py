@@ -178,11 +178,13 @@ class Launch:
         wiring = qemu.Wiring(
             agent=sockets.agent[1].fileno(), qmp=sockets.qmp[1].fileno(), upper=(held(upper[0]), held(upper[1])),
             rootfs=-1 if self.lower.mib else lower, lower=lower if self.lower.mib else -1,
-            volumes=_VOLUMES_FD if shared.descriptors else -1, empty=self.template.empty, memory_path=self.template.memory, name=self.container.id,
-            translations_mib=self.ctx.settings.translations_mib,
+            persistent=self.lower.persistent, volumes=_VOLUMES_FD if shared.descriptors else -1, empty=self.template.empty,
+            memory_path=self.template.memory, name=self.container.id, translations_mib=self.ctx.settings.translations_mib,
         )  # fmt: skip
         argv, keep = self._qemu(wiring, held)
         options: list[str] = ["--name", self.container.id, *([] if self._cold else ["--small-pages"])]
+        if self.lower.persistent:
+            options.append("--rootfs-rw")
         numbers = {
             "creator": sockets.creator[1].fileno(), "agent": sockets.agent[0].fileno(), "qmp": sockets.qmp[0].fileno(),
             "control": sockets.control.fileno(), "state": directory, "rootfs": pivot, "log": log,
@@ -225,7 +227,8 @@ class Launch:
                 seccomp_bpf=seccomp.compile_filter(spec["linux"]["seccomp"], self.ctx.settings.home)
                 if "seccomp" in spec["linux"]
                 else None,
-                machine_id=os.getrandom(16).hex() + "\n",  # machine-id(5)
+                # machine-id(5); not into a rootfs that others have, or will have
+                machine_id="" if self.lower.persistent else os.getrandom(16).hex() + "\n",
                 hostname=_hostname(self.container.id),
                 rlimits=limits.inherited(),
                 keyring="" if self.options.no_new_keyring else f"_ses.{self.container.id}",

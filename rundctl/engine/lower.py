@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rundctl.engine.lower_images import Image
 
 DIRECTORY = "/lower"  # in the guest
+ROOT = "/root"  # the container's root in the guest, before it becomes that
 _MS_RDONLY = 1  # linux/mount.h
 _MSIZE = 500 * 1024  # bytes of a 9p message: virtio's ring has room for 128 pages, headers included
 # Without posixacl, ACLs are listed and cannot be read: nothing that has one can be copied up, and nothing be made in a directory that has one
@@ -31,9 +32,10 @@ class Lower:
     """A shared layer: its transport's name, the host path behind it, what the template must have for it, the guest's operations.
 
     ``device`` and ``mib`` are those of `MachineShape`. ``live``: a host directory that is stacked upon an image, "" without.
+    ``persistent``: it is the whole root file system, and is written to.
     """
 
-    __slots__ = ("device", "image", "live", "mib", "mount", "name", "path", "reason")
+    __slots__ = ("device", "image", "live", "mib", "mount", "name", "path", "persistent", "reason")
 
     def __init__(self, name: str, path: str, device: str, mib: int, mount: ops.Op) -> None:
         self.name = name
@@ -43,6 +45,7 @@ class Lower:
         self.mount = mount
         self.live = ""
         self.image: Image | None = None
+        self.persistent = False
         self.reason = ""
 
     def open(self) -> int:
@@ -59,6 +62,13 @@ def nine_p(rootfs: str) -> Lower:
     """A directory of the host, as it is at each moment; QEMU serves it. The guest keeps what it has read (``cache=loose``)."""
     mount = ops.mount(qemu.ROOTFS_TAG, DIRECTORY, "9p", _MS_RDONLY, f"{NINE_P},cache=loose")
     return Lower("9p", rootfs, "9p", 0, mount)
+
+
+def persistent(rootfs: str) -> Lower:
+    """The bundle's directory as the whole root file system, written to at once. Nothing is cached but what is mapped, as with volumes."""
+    whole = Lower("9p", rootfs, "9p", 0, ops.mount(qemu.ROOTFS_TAG, ROOT, "9p", 0, f"{NINE_P},cache=mmap"))
+    whole.persistent = True
+    return whole
 
 
 def erofs(image: Image, memory_mib: int) -> Lower:

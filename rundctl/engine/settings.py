@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from rundctl.errors import ConfigError
-from rundctl.oci.options import LOWERS
+from rundctl.oci.options import LOWERS, ROOTFS_MODES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ _LIMITS = {
     "translations_mib": (1, 2048),
 }
 _PATHS = ("home", "kernel_modules")
-_CHOICES = {"accelerator": ("auto", "kvm", "tcg"), "template": ("on", "off"), "lower": LOWERS}
+_CHOICES = {
+    "accelerator": ("auto", "kvm", "tcg"),
+    "template": ("on", "off"),
+    "rootfs": ROOTFS_MODES,
+    "lower": LOWERS,
+}
 
 
 class Settings:
@@ -38,6 +43,7 @@ class Settings:
     accelerator     auto, kvm, tcg
     guest_overhead_mib  what a VM gets beside its container's memory limit: the guest kernel's own share
     template        on, off: whether VMs are cloned or booted
+    rootfs          volatile, persistent: whether what a container writes to its root file system dies with it or goes into the bundle's
     lower           auto, erofs, 9p: how the shared layer of a rootfs reaches the guest (docs/rootfs.md)
     translations_mib  what each emulated VM may keep of translated code: a start fills 14, and with less than a program uses again and again
                     it is many times slower (docs/performance.md); nothing with KVM
@@ -55,6 +61,7 @@ class Settings:
         "lower",
         "memory_mib",
         "qemu",
+        "rootfs",
         "template",
         "translations_mib",
         "upper_mib",
@@ -72,6 +79,7 @@ class Settings:
         self.qemu = ""
         self.accelerator = "auto"
         self.template = "on"
+        self.rootfs = "volatile"
         self.lower = "auto"
         self.translations_mib = 32
         self.images_max_mib = 10240

@@ -10,12 +10,15 @@ if TYPE_CHECKING:
 
 PREFIX = "io.rundctl."
 TEMPLATE = "io.rundctl.template"
+ROOTFS = "io.rundctl.rootfs"
 LOWER = "io.rundctl.rootfs.lower"
 IMMUTABLE = "io.rundctl.rootfs.immutable"
+ROOTFS_MODES = ("volatile", "persistent")
 LOWERS = ("auto", "erofs", "9p")
 # annotation: what it may say; nothing: any text
 KNOWN: dict[str, tuple[str, ...]] = {
     TEMPLATE: ("on", "off"),
+    ROOTFS: ROOTFS_MODES,
     LOWER: LOWERS,
     IMMUTABLE: (),
 }
@@ -25,14 +28,16 @@ class Options:
     """What the annotations ask for.
 
     template   start as a clone of the template (True) or boot cold (False)
+    rootfs     volatile or persistent: where writes to the root file system go; "" = what the settings say
     lower      transport of the shared layer, "" = what the settings say
     immutable  the user's word that the rootfs does not change as long as this text does not; "" = it may
     """
 
-    __slots__ = ("immutable", "lower", "template")
+    __slots__ = ("immutable", "lower", "rootfs", "template")
 
-    def __init__(self, *, template: bool = True, lower: str = "", immutable: str = "") -> None:
+    def __init__(self, *, template: bool = True, rootfs: str = "", lower: str = "", immutable: str = "") -> None:
         self.template = template
+        self.rootfs = rootfs
         self.lower = lower
         self.immutable = immutable
 
@@ -44,6 +49,7 @@ def parse(annotations: Mapping[str, str]) -> Options:
             _check(name, value)
     return Options(
         template=annotations.get(TEMPLATE, "on") == "on",
+        rootfs=annotations.get(ROOTFS, ""),
         lower=annotations.get(LOWER, ""),
         immutable=annotations.get(IMMUTABLE, ""),
     )

@@ -56,14 +56,15 @@ class Wiring:
 
     agent, qmp      far ends of the two socketpairs          upper_rw, upper_ro   the upper's image, opened twice (DESIGN: QEMU wants both)
     rootfs, volumes directories exported by 9p; ``volumes`` may be a number that only QEMU's parent opens. Without them: ``empty``
+    persistent      whether the guest may write to ``rootfs``
     lower           image of the shared layer                translations_mib  TCG's buffer of translated code (QEMU's own default: a GiB)
     empty           path of an empty directory                memory_path          named file with the guest's memory; "" = anonymous memory
     kernel, initrd  of a boot, never of a clone               console              file for the serial port's output; without it: nowhere
     """
 
     __slots__ = (
-        "agent", "console", "empty", "initrd", "kernel", "lower", "memory_path", "name", "qmp", "rootfs", "translations_mib", "upper_ro", "upper_rw",
-        "volumes",
+        "agent", "console", "empty", "initrd", "kernel", "lower", "memory_path", "name", "persistent", "qmp", "rootfs", "translations_mib", "upper_ro",
+        "upper_rw", "volumes",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913  one argument a property of the machine, all by name
@@ -75,6 +76,7 @@ class Wiring:
         empty: str,
         memory_path: str = "",
         rootfs: int = -1,
+        persistent: bool = False,
         volumes: int = -1,
         lower: int = -1,
         kernel: int = -1,
@@ -89,6 +91,7 @@ class Wiring:
         self.empty = empty
         self.memory_path = memory_path
         self.rootfs = rootfs
+        self.persistent = persistent
         self.volumes = volumes
         self.lower = lower
         self.kernel = kernel
@@ -245,7 +248,7 @@ def _lower(shape: MachineShape, wiring: Wiring) -> list[Option]:
             }),
             Option("device", "virtio-blk-pci", {"drive": "lower", "addr": _slot(2)}),
         ]  # fmt: skip
-    return _export(ROOTFS_TAG, _directory(wiring.rootfs, wiring), _slot(2), readonly=True)
+    return _export(ROOTFS_TAG, _directory(wiring.rootfs, wiring), _slot(2), readonly=not wiring.persistent)
 
 
 def _volumes(shape: MachineShape, wiring: Wiring) -> list[Option]:

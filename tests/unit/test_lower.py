@@ -197,3 +197,23 @@ def test_an_open_image_counts_as_in_use(tmp_path: Path) -> None:
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.close(fd)
+
+
+def test_persistent_is_the_directory_itself_and_nothing_else(tmp_path: Path, settings: Settings) -> None:
+    bundle = _bundle(tmp_path / "rootfs")
+    bundle.options.rootfs = "persistent"
+    chosen = _choose(bundle, settings)
+    assert (chosen.name, chosen.path, chosen.persistent) == ("9p", bundle.rootfs, True)
+    assert len(hybrid_rootfs.guest_ops(chosen)) == 1
+    assert not _choose(_bundle(tmp_path / "rootfs"), settings).persistent
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"), [({"lower": "erofs"}, "erofs is read-only"), ({"immutable": "1"}, "immutable")]
+)
+def test_what_nobody_writes_to_is_not_persistent(
+    tmp_path: Path, settings: Settings, asked: dict[str, str], why: str
+) -> None:
+    settings.rootfs = "persistent"
+    with pytest.raises(ConfigError, match=f"rootfs = persistent: .*{why}"):
+        _choose(_bundle(tmp_path / "rootfs", **asked), settings)
