@@ -10,7 +10,7 @@ export RUNDCTL_HOME ?= /var/lib/rundctl
 export VENV
 
 .DEFAULT_GOAL = help
-.PHONY: help setup setup-test setup-system demo test lint test-unit test-native test-contract test-system bench bench-template test-rebuild clean
+.PHONY: help setup setup-test setup-system demo test lint test-unit test-native test-contract test-system bench bench-rootfs bench-template test-rebuild clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -53,6 +53,9 @@ bench: setup-system ## Measure start-up and memory
 
 bench-template: setup-system ## Measure what a clone costs: memory by part, idle CPU, time to its first answer
 	$(PYTHON) bench/template.py
+
+bench-rootfs: setup-system ## Compare transports of the root file system: time, I/O, CPU, memory (needs fio)
+	$(PYTHON) bench/rootfs.py
 
 clean: ## Remove what was built; kernels, QEMUs and templates in RUNDCTL_HOME stay
 	rm -rf $(VENV) build dist rundctl/_native rundctl/oci/_generated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 _HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \d+\s*(.*)")
 _STACK_KIB = (8188, 8192)  # glibc's default thread stack, with or without its guard page
@@ -48,6 +49,17 @@ def pss_kib(pid: int) -> int:
     """PSS of a whole process, KiB."""
     with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
         return sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+
+
+def mapped_mib(pid: int, path: str) -> float:
+    """PSS of a process's mappings of a file, MiB."""
+    return sum(region["Pss"] for region in _regions(pid) if region["path"] == path) / 1024
+
+
+def cached_mib(path: str) -> float:
+    """What of a file is in the host's page cache (fincore(1)), MiB."""
+    argv = ["fincore", "--bytes", "--noheadings", "--output", "RES", path]
+    return int(subprocess.run(argv, check=True, capture_output=True).stdout) / (1 << 20)
 
 
 def _regions(pid: int) -> list[dict]:  # type: ignore[type-arg]  # numbers by name, one path, one set of permissions

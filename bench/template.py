@@ -1,7 +1,8 @@
 """What a clone of the template costs: memory by part, idle CPU, time and CPU until its agent answers, stages of ``create``.
 
 usage: template.py [COUNTS [STARTS [LOWER]]]     COUNTS: numbers of containers at once, as 1,10,50,100; LOWER: erofs or 9p
-Writes build/bench/template.json. Every container is a busybox ``sleep`` on a root file system without volumes, in a VM of the settings' size.
+Writes build/bench/template.json. "dense": emulated, with the smallest buffer of translated code that a sleeping container can do with.
+Every container is a busybox ``sleep`` on a root file system without volumes, in a VM of the settings' size.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ QUIET_S = 20.0  # before anything of an idle clone is measured: its start has ti
 IDLE_S = 20.0
 STAGED_RUNS = 7
 COLD_RUNS = 3
+DENSE_MIB = (
+    6  # of translated code: what emulated containers that sleep can do with, and none that works (docs/performance.md)
+)
 _TIMEOUT_S = 60.0
 
 
@@ -65,6 +69,8 @@ class Fleet:
         self._root = scratch / "root"
         self.bundle = make_bundle(scratch / "bundle", lower)
         self._errors = scratch / "stderr"
+        self._config = scratch / "config.toml"
+        self._environment = dict(os.environ)
         self._ids: list[str] = []
         self.machines: list[tuple[int, int]] = []  # pids of shim and QEMU
 
@@ -72,8 +78,19 @@ class Fleet:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for container in self._ids:
-            self._call("delete", "--force", container)
+        self.empty()
+
+    def empty(self) -> None:
+        """Delete all."""
+        for container in list(self._ids):
+            self.drop(container)
+        self.machines.clear()
+
+    def configure(self, host: settings.Settings, **changes: int) -> None:
+        """Settings for what is created from now on: the host's, with changes."""
+        chosen = {name: getattr(host, name) for name in host.__slots__} | changes
+        self._config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in chosen.items()))
+        self._environment["RUNDCTL_CONFIG"] = str(self._config)
 
     def grow(self, count: int) -> None:
         """Create and start containers until there are so many."""
@@ -101,7 +118,7 @@ class Fleet:
         with self._errors.open("w") as errors, (self._root.parent / "stdout").open("w+") as output:
             subprocess.run(
                 [RUNDCTL, "--root", str(self._root), *arguments],
-                check=True, stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
+                check=True, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=self._environment,
             )  # fmt: skip
             output.seek(0)
             return output.read()
@@ -244,6 +261,12 @@ def _measure(fleet: Fleet, host: settings.Settings, counts: list[int], starts: i
         time.sleep(2)
         result["memory"][count] = memory_of(fleet, template.memory)
     result["idle_percent_of_a_core"] = {counts[-1]: idle_percent(fleet)}
+    if result["accelerator"] == "tcg":
+        fleet.empty()
+        fleet.configure(host, translations_mib=DENSE_MIB)
+        fleet.grow(counts[-1])
+        time.sleep(2)
+        result["memory"][f"{counts[-1]} dense"] = memory_of(fleet, template.memory)
     one, many = result["memory"][counts[0]], result["memory"][counts[-1]]
     result["ratios"] = {
         "cold / template": round(result["create"]["cold"]["all"] / result["create"]["template"]["all"], 2),
@@ -255,9 +278,9 @@ def _measure(fleet: Fleet, host: settings.Settings, counts: list[int], starts: i
 def show(result: dict[str, Any]) -> None:
     """The table."""
     columns = list(result["memory"])
-    print(f"{'MiB of PSS, each of':32}" + "".join(f"{count:>9}" for count in columns))
+    print(f"{'MiB of PSS, each of':32}" + "".join(f"{count:>10}" for count in columns))
     for name in result["memory"][columns[0]]:
-        print(f"{name:32}" + "".join(f"{result['memory'][count][name]:9.2f}" for count in columns))
+        print(f"{name:32}" + "".join(f"{result['memory'][count][name]:10.2f}" for count in columns))
     for count, percent in result["idle_percent_of_a_core"].items():
         print(f"{count} idle clones: {percent} % of a core")
     for name in ("answer", "template", "ratios"):
