@@ -205,6 +205,33 @@ def test_cp_of_a_link_into_proc_reads_nothing_of_the_host(podman: Podman, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_persistent_container_is_as_with_runc(podman: Podman, tmp_path: Path) -> None:
+    """cp both ways, diff and commit see what it wrote, and a second start finds it."""
+    (tmp_path / "in").write_text("from the host")
+    script = "echo w >>/written; while [ ! -e /etc/in ]; do sleep 0.1; done; cat /etc/in; sleep 1000"
+    annotation = ("--annotation", "io.rundctl.rootfs=persistent")
+    podman.run("-d", "--name", "p", *annotation, "localhost/bb", "/bin/sh", "-c", script)
+    podman("cp", str(tmp_path / "in"), "p:/etc/in")
+    eventually(lambda: podman("logs", "p").stdout == b"from the host", "the container sees it")
+    podman("cp", "p:/written", str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text() == "w\n"
+    assert {"A /written", "A /etc/in"} <= set(podman("diff", "p").stdout.decode().splitlines())
+    podman("commit", "--quiet", "p", "localhost/committed")
+    assert podman.run("--rm", "localhost/committed", "/bin/cat", "/written").stdout == b"w\n"
+    podman("stop", "--time", "0", "p")
+    podman("start", "p")
+    eventually(lambda: podman("logs", "p").stdout == b"from the host" * 2, "the second start has what the first wrote")
+    podman("cp", "p:/written", str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text() == "w\nw\n"
+
+
+def test_cp_into_a_volatile_container_fails(podman: Podman, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("x")
+    podman.run("-d", "--name", "volatile", "localhost/bb", "/bin/sleep", "1000")
+    done = podman("cp", str(tmp_path / "in"), "volatile:/etc/in", code=125)
+    assert b"read-only file system" in done.stderr
+
+
 def test_user_workdir_env_readonly_tmpfs(podman: Podman) -> None:
     out = podman.run(
         "--rm", "--user", "1000:1000", "--workdir", "/tmp", "--env", "A=b", "--read-only", "--tmpfs", "/scratch", "--hostname", "box",
