@@ -208,6 +208,7 @@ class Image:
 
     def _data(self) -> None:
         (self.rootfs / "data").mkdir()
+        (self.rootfs / "jobs").write_text(job_file(self._sizes))
         with (self.rootfs / "data/big").open("wb") as file:
             for _ in range(self._sizes.data_mib):
                 file.write(os.urandom(_MIB))
@@ -270,7 +271,6 @@ def guest_script(sizes: Sizes) -> str:
 
 def inside(scratch: Path, image: Image, transport: Transport, sizes: Sizes) -> dict[str, Any]:
     """Scans and fio, in one VM."""
-    (image.rootfs / "jobs").write_text(job_file(sizes))
     row: dict[str, Any] = {"scan": {}, "cpu_s": {}}
     with Container(scratch, image.bundle(transport.lower, f"{transport.name}-in", guest_script(sizes)), "inside") as it:
         it.start()
