@@ -98,6 +98,11 @@ def _qemu_of(pid: int) -> int:
     return next(child.pid for child in psutil.Process(pid).children() if "qemu" in child.name())
 
 
+def _nothing_more_than(before: list[str]) -> None:
+    """Mounts of other suites on this host come and go; what was left would stay."""
+    eventually(lambda: set(mountinfo()) <= set(before), "no mount is left", timeout_s=60)
+
+
 @pytest.mark.parametrize("victim", ["creator", "shim", "qemu", "all"])
 def test_kill_9_leaves_no_mount(cli: Cli, bundle, tmp_path: Path, lower: str, victim: str) -> None:
     source = tmp_path / "source"
@@ -116,9 +121,9 @@ def test_kill_9_leaves_no_mount(cli: Cli, bundle, tmp_path: Path, lower: str, vi
             for pid in {"shim": [shim], "qemu": [qemu], "all": [qemu, shim]}[victim]:
                 os.kill(pid, signal.SIGKILL)
             cli.wait_status("v", "stopped")
-        assert mountinfo() == before
+        _nothing_more_than(before)
         cli("delete", "--force", "v")
-        assert mountinfo() == before
+        _nothing_more_than(before)
     finally:
         subprocess.run(["umount", source / "inside"], check=True)  # not busy: nothing of ours holds it
 
