@@ -88,7 +88,12 @@ def scratch(path: str, space_mib: int, what: str) -> Iterator[str]:
 def compile_in(argv: Sequence[str], log: str, what: str, compiled: bytes, progress: Progress) -> None:
     """Run a build at low priority with its output in ``log``, telling how often ``compiled`` is in it. HostError with the compiler's words."""
     progress(f"{what} ({jobs()} at once; some minutes)")
-    status = run_logged([*_NICE, *argv], log, _Teller(what, compiled, progress))
+    succeed(argv, log, what, _Teller(what, compiled, progress))
+
+
+def succeed(argv: Sequence[str], log: str, what: str, look: Callable[[bytes], None] = lambda _: None) -> None:
+    """`run_logged` at low priority. HostError with the program's words, which builds print to either stream, if it fails."""
+    status = run_logged([*_NICE, *argv], log, look)
     if status:
         raise HostError(f"{what}: {argv[0]}: status {status}: {failure(log)}")
 

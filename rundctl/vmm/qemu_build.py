@@ -10,6 +10,7 @@ A build is named after the digest of all that its bytes depend on; one that is t
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -64,6 +65,7 @@ _SHAPE = (
     ("--static", "no dynamic linker: 15 ms and 4 MiB a clone"),
     ("--enable-pie", "addresses differ from clone to clone, for 0.8 MiB of relocations in each"),
     ("--enable-trace-backends=nop", "no table of trace points"),
+    ("--disable-install-blobs", "Debian's source is without firmware, and 10.0 looks for it"),
     ("--disable-docs", "only the program is wanted"),
     ("--disable-tools", "only the program is wanted"),
     ("--disable-user", "only the machine emulator is wanted"),
@@ -82,7 +84,6 @@ _NEEDS = workshop.needs(
         ("meson", "meson", "configures the build"),
         ("pkg-config", "pkg-config", "finds libraries"),
         ("/usr/lib/x86_64-linux-gnu/libglib-2.0.a", "libglib2.0-dev", "QEMU's base library"),
-        ("/usr/lib/x86_64-linux-gnu/libpixman-1.a", "libpixman-1-dev", "7.2 cannot do without"),
         ("/usr/lib/x86_64-linux-gnu/libfdt.a", "libfdt-dev", "cannot be left out for x86"),
         ("/usr/lib/x86_64-linux-gnu/libz.a", "zlib1g-dev", "cannot be left out"),
         ("/usr/lib/x86_64-linux-gnu/libattr.a", "libattr1-dev", "9p"),
@@ -90,6 +91,10 @@ _NEEDS = workshop.needs(
         ("/usr/lib/x86_64-linux-gnu/libseccomp.a", "libseccomp-dev", "-sandbox on"),
     ),
 )
+_NEEDS_PIXMAN = workshop.needs(
+    (("/usr/lib/x86_64-linux-gnu/libpixman-1.a", "libpixman-1-dev", "versions before 8.2 cannot do without"),)
+)
+_WITHOUT_PIXMAN = (8, 2)
 _SPACE_MIB = 1536
 
 
@@ -103,7 +108,7 @@ class Recipe:
     def name(self) -> str:
         """Name of the build under HOME/qemu: Debian's version, and the digest over everything."""
         asked = [*(symbol for symbol, _ in _DEVICES), *(option for option, _ in (*_FEATURES, *_SHAPE))]
-        told = "\0".join((_RECIPE, self.version, self.compiler, _CFLAGS, *asked, *_libraries()))
+        told = "\0".join((_RECIPE, self.version, self.compiler, _CFLAGS, *asked, *_libraries(self.version)))
         return f"{plain(self.version)}-lean-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 
@@ -156,13 +161,21 @@ def check(home: str, progress: Progress) -> str:
 
 
 def _recipe() -> Recipe:
-    workshop.require(_NEEDS, "build QEMU")
-    return Recipe(candidate(), workshop.compiler())
+    version = candidate()
+    workshop.require(_needs(version), "build QEMU")
+    return Recipe(version, workshop.compiler())
 
 
-def _libraries() -> list[str]:
+def _needs(version: str) -> list[workshop.Need]:
+    """What this version is built with."""
+    major, minor = plain(version).split(".")[:2]
+    without = (int(major), int("".join(itertools.takewhile(str.isdigit, minor)))) >= _WITHOUT_PIXMAN
+    return _NEEDS if without else _NEEDS + _NEEDS_PIXMAN
+
+
+def _libraries(version: str) -> list[str]:
     """The static libraries' packages: their code is in the program."""
-    packages = [need.package for need in _NEEDS if need.what.endswith(".a")]
+    packages = [need.package for need in _needs(version) if need.what.endswith(".a")]
     argv = ["dpkg-query", "--show", "--showformat", "${source:Package} ${source:Version}\n", "libc6-dev", *packages]
     return process.run(argv, what="ask dpkg for the versions of libraries").decode().splitlines()
 
@@ -204,7 +217,9 @@ def _compile(recipe: Recipe, scratch: str, progress: Progress) -> str:
     known = process.run([configure, "--help"], what="ask for configure's options", cwd=directory).decode()
     # The tree's path would else be in the program's messages, and differ from host to host.
     flags = f"--extra-cflags={_CFLAGS} -ffile-prefix-map={tree}=."
-    process.run([configure, *_options(known), flags], what="configure QEMU", cwd=directory)
+    workshop.succeed(
+        ["env", "--chdir", directory, configure, *_options(known), flags], f"{scratch}/log", "configure QEMU"
+    )
     argv = ["ninja", "-C", directory, f"-j{workshop.jobs()}", binary.NAME]
     workshop.compile_in(argv, f"{scratch}/log", "compiling QEMU", b"] Compiling C object", progress)
     process.run(["strip", "--strip-all", f"{directory}/{binary.NAME}"], what="strip QEMU")

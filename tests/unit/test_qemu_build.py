@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qemu_build, "_libraries", lambda: ["glib2.0 2.74"])
+    monkeypatch.setattr(qemu_build, "_libraries", lambda _: ["glib2.0 2.74"])
 
 
 def _built(home: Path, name: str) -> str:
@@ -45,7 +45,7 @@ def test_name_tells_the_version_and_depends_on_everything(monkeypatch: pytest.Mo
     names = {
         qemu_build.Recipe(*row).name() for row in (("1:7.2-1", "gcc 12"), ("1:7.2-2", "gcc 12"), ("1:7.2-1", "gcc 13"))
     }
-    monkeypatch.setattr(qemu_build, "_libraries", lambda: ["glib2.0 2.75"])
+    monkeypatch.setattr(qemu_build, "_libraries", lambda _: ["glib2.0 2.75"])
     names.add(qemu_build.Recipe("1:7.2-1", "gcc 12").name())
     monkeypatch.setattr(qemu_build, "_DEVICES", qemu_build._DEVICES[1:])
     names.add(qemu_build.Recipe("1:7.2-1", "gcc 12").name())
@@ -56,9 +56,24 @@ def test_name_tells_the_version_and_depends_on_everything(monkeypatch: pytest.Mo
 def test_missing_libraries_are_named_with_their_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs = workshop.needs((("/nonexistent/libz.a", "zlib1g-dev", "cannot be left out"),))
     monkeypatch.setattr(qemu_build, "_NEEDS", needs)
+    monkeypatch.setattr(qemu_build, "candidate", lambda: "1:10.0.13+ds-0+deb13u1")
     with pytest.raises(HostError, match=r"build QEMU: missing: zlib1g-dev .cannot be left out") as caught:
         qemu_build.build(str(tmp_path), lambda _: None)
     assert caught.value.hint == "apt-get install zlib1g-dev"
+
+
+@pytest.mark.parametrize(
+    ("version", "needed"),
+    [
+        ("1:7.2+dfsg-7", True),
+        ("1:8.1.5+ds-1", True),
+        ("1:8.2+ds-1", False),
+        ("1:8.2~rc1-1", False),
+        ("1:10.0.13+ds-0", False),
+    ],
+)
+def test_pixman_only_for_versions_that_cannot_do_without(version: str, needed: bool) -> None:
+    assert ("libpixman-1-dev" in {need.package for need in qemu_build._needs(version)}) is needed
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rundctl.host import process
 from rundctl.vmm import qemu_build
 
 _ESSENTIAL = {"apt", "dpkg", "perl-base", "tar"}  # on every Debian
-_NEEDS = {need.package: need for need in (*kernel_build._NEEDS, *qemu_build._NEEDS)}
+_NEEDS = {need.package: need for need in (*kernel_build._NEEDS, *qemu_build._needs("7.2"))}
 
 
 @pytest.fixture

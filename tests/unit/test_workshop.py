@@ -34,6 +34,15 @@ def test_a_build_s_failure_and_progress(tmp_path: Path, monkeypatch: pytest.Monk
     assert said == [f"making it ({workshop.jobs()} at once; some minutes)", "making it: 2 files"]
 
 
+def test_a_failed_step_is_told_in_its_own_words_from_either_stream(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"configure it: sh: status 1: meson\.build:1: ERROR: File is missing"):
+        workshop.succeed(
+            ["sh", "-c", "echo 'meson.build:1: ERROR: File is missing'; echo so much >&2; exit 1"],
+            str(tmp_path / "log"),
+            "configure it",
+        )
+
+
 def test_nothing_a_killed_builder_started_goes_on(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     script = f"(while :; do date +%N > {marker}; sleep 0.05; done) & wait"
