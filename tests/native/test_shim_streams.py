@@ -162,8 +162,9 @@ def test_stalled_stdout_delays_neither_stderr_nor_requests(launch, pipe):
 
 def test_more_data_than_credit_ends_the_vm(launch, pipe):
     shim = launch(stdio=(None, pipe[1], None)).running()
-    for _ in range(8):
-        shim.agent.output(bytes(wire.PAYLOAD_MAX))
+    with suppress(BrokenPipeError):  # on a busy machine the shim has had enough before all is sent
+        for _ in range(8):
+            shim.agent.output(bytes(wire.PAYLOAD_MAX))
     reader = Reader(pipe[0])
     pipe.close(1)
     assert shim.wait() == 255
