@@ -276,7 +276,11 @@ static const struct {
 /* The rest runs as /init. */
 static int virtio_net(void) { return access("/sys/class/net/eth0/device/driver", F_OK); }
 static int virtio_rng(void) { return says("/sys/class/misc/hw_random/rng_available", "virtio_rng"); }
-static int vmgenid(void) { return access("/sys/bus/acpi/drivers/vmgenid/QEMUVGID:00", F_OK); }
+static int vmgenid(void) /* a driver of the platform since 6.10 */
+{
+	return access("/sys/bus/acpi/drivers/vmgenid/QEMUVGID:00", F_OK) &&
+	       access("/sys/bus/platform/drivers/vmgenid/QEMUVGID:00", F_OK);
+}
 static int spare_port(void) { return says("/sys/bus/pci/devices/0000:00:1e.0/class", "0x060400"); }
 static int virtio_fs_driver(void) { return access("/sys/bus/virtio/drivers/virtiofs", F_OK); }
 static int virtio_balloon(void) { return access("/sys/bus/virtio/drivers/virtio_balloon", F_OK) == 0; }
