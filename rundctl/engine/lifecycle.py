@@ -188,6 +188,7 @@ def delete(ctx: Context, container_id: str, *, force: bool = False) -> None:
         container = store.load(ctx.root, container_id)
     except StateError:
         if force:
+            store.sweep(ctx.root)  # its create may have been killed before it had the id
             return
         raise
     status = container.status()

@@ -282,12 +282,13 @@ def remove(container: Container) -> None:
     _remove_tree(trash)
     os.rename(container.directory, trash)
     _remove_tree(trash)
-    _sweep(root)
+    sweep(root)
 
 
-def _sweep(root: str) -> None:
+def sweep(root: str | None) -> None:
     """Remove what calls that were killed in the middle of a claim or a removal have left."""
-    for name in os.listdir(root):
+    root = root or DEFAULT_ROOT
+    for name in os.listdir(root) if os.path.isdir(root) else ():
         owner = name.removeprefix(_NEW).removeprefix(_OLD)
         if owner != name and owner.isdigit() and start_time(int(owner)) is None:
             _remove_tree(f"{root}/{name}")

@@ -66,6 +66,20 @@ def test_of_create_at_any_moment(cli: Cli, bundle, delay_ms: int) -> None:
     cli("delete", "--force", "k")
 
 
+def test_of_create_before_it_had_its_id(cli: Cli) -> None:
+    with subprocess.Popen(["sleep", "0"]) as dead:
+        dead.wait()
+    left, alive = cli.root / f".new:{dead.pid}", cli.root / f".new:{os.getpid()}"
+    for directory in (left, alive):
+        directory.mkdir()
+        (directory / "record").write_text("{}")
+    cli("delete", "k", code=1)
+    cli("delete", "--force", "k")
+    assert list(cli.root.iterdir()) == [alive]
+    (alive / "record").unlink()
+    alive.rmdir()
+
+
 @pytest.mark.parametrize("delay_ms", [10, 30, 50, 80])
 def test_of_start_and_delete(cli: Cli, bundle, delay_ms: int) -> None:
     cli.create("k", bundle(*SLEEP))
