@@ -1,0 +1,116 @@
+"""The files of a cgroup that settings are written to, in both versions, and what a cgroup has in them that nobody has set.
+
+One table, for whoever writes settings (host/cgroup_settings.py) and for whoever takes them back. A kernel need not have every file: a missing one has
+nothing to be reset. Sources: Documentation/admin-guide/cgroup-v1/, cgroup-v2.rst, scheduler/sched-bwc.rst of Linux 6.18.
+"""
+
+from __future__ import annotations
+
+import os
+
+PER_DEVICE = "per device"  # one line a device, ``MAJOR:MINOR value``
+INHERITED = "inherited"  # what the parent has
+
+# (controller, file, what a new cgroup has in it), in an order in which all can be reset: what bounds another file comes after that file.
+V1: tuple[tuple[str, str, str], ...] = (
+    ("memory", "memory.memsw.limit_in_bytes", "-1"),
+    ("memory", "memory.limit_in_bytes", "-1"),
+    ("memory", "memory.soft_limit_in_bytes", "-1"),
+    ("memory", "memory.swappiness", INHERITED),
+    ("cpu", "cpu.idle", "0"),
+    ("cpu", "cpu.shares", "1024"),
+    ("cpu", "cpu.cfs_burst_us", "0"),
+    ("cpu", "cpu.cfs_quota_us", "-1"),
+    ("cpu", "cpu.cfs_period_us", "100000"),
+    ("cpuset", "cpuset.cpus", INHERITED),
+    ("cpuset", "cpuset.mems", INHERITED),
+    ("blkio", "blkio.weight", "500"),
+    ("blkio", "blkio.weight_device", PER_DEVICE),
+    ("blkio", "blkio.bfq.weight", "100"),
+    ("blkio", "blkio.bfq.weight_device", PER_DEVICE),
+    ("blkio", "blkio.throttle.read_bps_device", PER_DEVICE),
+    ("blkio", "blkio.throttle.write_bps_device", PER_DEVICE),
+    ("blkio", "blkio.throttle.read_iops_device", PER_DEVICE),
+    ("blkio", "blkio.throttle.write_iops_device", PER_DEVICE),
+)
+V2: tuple[tuple[str, str, str], ...] = (
+    ("memory", "memory.swap.max", "max"),
+    ("memory", "memory.max", "max"),
+    ("memory", "memory.high", "max"),
+    ("memory", "memory.low", "0"),
+    ("memory", "memory.min", "0"),
+    ("memory", "memory.oom.group", "0"),
+    ("cpu", "cpu.idle", "0"),
+    ("cpu", "cpu.weight", "100"),
+    ("cpu", "cpu.max.burst", "0"),
+    ("cpu", "cpu.max", "max 100000"),
+    ("cpuset", "cpuset.cpus", ""),
+    ("cpuset", "cpuset.mems", ""),
+    ("pids", "pids.max", "max"),
+    ("io", "io.weight", PER_DEVICE),
+    ("io", "io.bfq.weight", PER_DEVICE),
+    ("io", "io.max", PER_DEVICE),
+)
+_RESET = {"io.max": "rbps=max wbps=max riops=max wiops=max", "io.weight": "default", "io.bfq.weight": "default"}
+
+
+def table(*, is_v2: bool) -> tuple[tuple[str, str, str], ...]:
+    """The files of a version."""
+    return V2 if is_v2 else V1
+
+
+def defaults(*, is_v2: bool) -> dict[str, str]:
+    """What each file has in a cgroup that nobody has set."""
+    return {file: text for _, file, text in table(is_v2=is_v2)}
+
+
+def device_reset(file: str, device: str) -> str:
+    """What takes back a device's line in a file that has one a device: v1 knows 0, v2 a word of each file's own."""
+    if device == "default":
+        return "default 100"
+    return f"{device} {_RESET.get(file, '0')}"
+
+
+def device_lines(text: str) -> list[str]:
+    """The devices (or ``default``) that such a file has a line for, in what was read from it."""
+    return [line.split(" ", 1)[0] for line in text.splitlines() if " " in line]
+
+
+def reset(directory: str, *, is_v2: bool) -> None:
+    """Give a cgroup back what a new one has. OSError if the kernel refuses; files it does not have are none of ours."""
+    for _, file, default in table(is_v2=is_v2):
+        path = f"{directory}/{file}"
+        try:
+            now = read(path)
+        except FileNotFoundError:
+            continue
+        texts = [default]
+        if default is INHERITED:
+            texts = [read(f"{os.path.dirname(directory)}/{file}").strip()]
+        elif default is PER_DEVICE:
+            texts = _lines_to_reset(file, now, is_v2=is_v2)
+        for text in texts:
+            if now.strip() != text:
+                write(path, text)
+
+
+def _lines_to_reset(file: str, now: str, *, is_v2: bool) -> list[str]:
+    # In v1 the line "default" only shows what another file has.
+    return [device_reset(file, name) for name in device_lines(now) if is_v2 or name != "default"]
+
+
+def read(path: str) -> str:
+    """Contents of a file. OSError as open(2) and read(2) have it: ENODEV once the cgroup is gone."""
+    with open(path, encoding="ascii") as file:
+        return file.read()
+
+
+def write(path: str, text: str) -> None:
+    """One write, which the kernel takes whole or refuses. OSError naming the file."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode() or b"\n")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(fd)
