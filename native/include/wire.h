@@ -49,7 +49,7 @@ enum wire_type {
 	WIRE_CREDIT = 9,   /* uint32_t: bytes that left the receiver */
 	WIRE_CLOSE = 10,   /* empty; end of a stream, see ADR 1 for its two meanings */
 	WIRE_EXITED = 11,  /* struct wire_exited; the last frame about a process */
-	WIRE_PID = 12,	   /* uint32_t host pid of the shim; launcher -> creator, tag 0, before the shim's HELLO */
+	WIRE_PID = 12,	   /* struct wire_pid; launcher -> creator, tag 0 */
 	WIRE_COMMIT = 13,  /* empty; request creator -> shim: from now on the creator may go away */
 	WIRE_STOP = 14,	   /* empty; request client -> shim: end the VM now, without asking the guest */
 };
@@ -93,6 +93,13 @@ struct wire_exited {
 	uint32_t flags; /* 0 */
 };
 _Static_assert(sizeof(struct wire_exited) == 8, "exited");
+
+struct wire_pid {
+	uint32_t pid;	   /* of the shim, as the host counts */
+	uint32_t join_us;  /* how long the launcher took to join the v1 cgroups */
+	uint32_t clone_us; /* and to clone, which is how a v2 cgroup is joined */
+};
+_Static_assert(sizeof(struct wire_pid) == 12, "pid");
 
 /* Plan operations: docs/adr/0002-plan-operations.md. An operation is a struct wire_op and then its arguments, each
  * {uint32_t length, bytes, NUL}; an integer argument is 8 bytes. `size` counts the arguments' encoding. */

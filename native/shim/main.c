@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sched.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -9,6 +10,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "shim.h"
@@ -54,6 +56,14 @@ static void fill_standard_descriptors(void)
 	while (fd >= 0 && fd <= STDERR_FILENO);
 	if (fd >= 0)
 		close(fd);
+}
+
+static uint64_t now_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
 static int join_cgroups(const struct options *options)
@@ -111,12 +121,22 @@ static int open_signals(void)
 	return signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
+/* A creator that is gone cannot know that we are here, and its cgroups may be given back already: nothing may be started in them. */
+static bool creator_is_gone(int creator)
+{
+	struct pollfd poller = {.fd = creator, .events = POLLRDHUP};
+
+	return poll(&poller, 1, 0) > 0 && (poller.revents & (POLLRDHUP | POLLHUP | POLLERR));
+}
+
 static void become_shim(const struct options *options) __attribute__((noreturn));
 static void become_shim(const struct options *options)
 {
 	int signals;
 	pid_t qemu;
 
+	if (creator_is_gone(options->creator))
+		_exit(255);
 	(void)setsid();
 	signals = open_signals();
 	if (signals < 0)
@@ -141,7 +161,8 @@ int main(int argc, char **argv)
 {
 	struct options options;
 	const char *problem;
-	uint32_t pid32;
+	struct wire_pid told = {0};
+	uint64_t began, joined;
 	pid_t pid;
 	int error;
 
@@ -155,16 +176,20 @@ int main(int argc, char **argv)
 	}
 	options_close_others(&options);
 	fill_standard_descriptors();
+	began = now_us();
 	error = join_cgroups(&options);
 	if (error)
 		return fail(options.creator, -error, "join cgroup");
+	joined = now_us();
 	block_signals();
 	pid = clone_shim(&options);
 	if (pid < 0)
 		return fail(options.creator, errno, "clone");
 	if (pid == 0)
 		become_shim(&options);
-	pid32 = (uint32_t)pid;
-	tell_creator(options.creator, WIRE_PID, &pid32, sizeof(pid32));
+	told.pid = (uint32_t)pid;
+	told.join_us = (uint32_t)(joined - began);
+	told.clone_us = (uint32_t)(now_us() - joined);
+	tell_creator(options.creator, WIRE_PID, &told, sizeof(told));
 	return 0;
 }

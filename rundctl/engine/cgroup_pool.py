@@ -11,7 +11,7 @@ Cost
 Invariants
     The requested parent is always honoured, and left in place as runc leaves it; our own default parent goes with its last container.
 Measured by
-    the stages ``cgroup`` and ``shim`` of ``--timings``.
+    the stages ``cgroup`` and ``shim`` of ``--timings``, and there ``join`` and ``clone``, which the launcher does beside them.
 """
 
 from __future__ import annotations
@@ -21,40 +21,79 @@ from contextlib import suppress
 
 from rundctl.errors import ConfigError
 from rundctl.host import cgroupfs
+from rundctl.host.cgroupfs import Hierarchy
 
-_DEFAULT_PARENT = "/rundctl"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    Facts = dict[str, Any]
+
+DEFAULT_PARENT = "/rundctl"
 _SYSTEMD_PARTS = 3
 
 
-class Lease:
-    """The cgroups of one container."""
+class Place:
+    """A cgroup: its hierarchy and its path below it."""
 
-    __slots__ = ("_places",)
+    __slots__ = ("hierarchy", "path")
 
-    def __init__(self, places: list[tuple[cgroupfs.Hierarchy, str]]) -> None:
-        self._places = places
+    def __init__(self, hierarchy: Hierarchy, path: str) -> None:
+        self.hierarchy = hierarchy
+        self.path = path
 
     @property
-    def directories(self) -> list[str]:
-        """One directory a hierarchy."""
-        return [hierarchy.directory + path for hierarchy, path in self._places]
+    def directory(self) -> str:
+        """The cgroup's directory."""
+        return self.hierarchy.directory + self.path
 
-    def make(self) -> None:
-        """Make the cgroups. HostError if the kernel refuses."""
-        for hierarchy, path in self._places:
-            cgroupfs.make(hierarchy, path)
+    def facts(self) -> list[str]:
+        """For the record: the hierarchy's directory, its v1 controllers (``cpu,cpuacct``; empty: it is v2), the path."""
+        controllers = "" if self.hierarchy.is_v2 else ",".join(sorted(self.hierarchy.controllers))
+        return [self.hierarchy.directory, controllers, self.path]
+
+
+class Lease:
+    """The cgroups of one container, made on the spot. Other kinds (slots of a pool, systemd's scopes) are subclasses with their own ``kind``.
+
+    The life of one: named, and its `facts` recorded with the claim of the id; `make`; configured, and joined by the launcher; and by way of the record,
+    which may be all that is left of who made it, `give_back`.
+    """
+
+    __slots__ = ("places",)
+    kind = "plain"
+
+    def __init__(self, places: list[Place]) -> None:
+        self.places = places
+
+    def facts(self) -> Facts:
+        """What the container's record keeps, as ``cgroups``: enough to find the cgroups and to give them back."""
+        return {"kind": self.kind, "places": [place.facts() for place in self.places]}
+
+    def make(self, record: Callable[[Facts], None]) -> None:
+        """Have the cgroups there. HostError if the kernel refuses.
+
+        If they become others than `facts` told, ``record`` is called with the new facts, before anything of the old ones is given up.
+        """
+        del record
+        for place in self.places:
+            cgroupfs.make(place.hierarchy, place.path)
 
     def join_descriptors(self) -> tuple[list[int], int | None]:
         """Open what the launcher joins by: ``cgroup.procs`` of each v1 cgroup, and the v2 directory."""
         v1: list[int] = []
         v2 = None
-        for hierarchy, path in self._places:
-            directory = hierarchy.directory + path
-            if hierarchy.is_v2:
-                v2 = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for place in self.places:
+            if place.hierarchy.is_v2:
+                v2 = os.open(place.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             else:
-                v1.append(os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+                v1.append(os.open(f"{place.directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
         return v1, v2
+
+    def describe(self) -> str:
+        """For ``--debug``: what kind it is, and why."""
+        return "made on the spot"
 
 
 def path_of(cgroups_path: str, container_id: str, root_name: str = "") -> str:
@@ -64,28 +103,41 @@ def path_of(cgroups_path: str, container_id: str, root_name: str = "") -> str:
     systemd's form ``slice:prefix:name`` is made as a plain directory, until the systemd driver comes. ConfigError if the path leaves the hierarchy.
     """
     if not cgroups_path:
-        return f"{_DEFAULT_PARENT}/{container_id}{'.' if root_name else ''}{root_name}"
+        return f"{DEFAULT_PARENT}/{container_id}{'.' if root_name else ''}{root_name}"
     parts = cgroups_path.split(":")
     if len(parts) == _SYSTEMD_PARTS:
         slice_, prefix, name = parts
         return f"/{slice_ or 'system.slice'}/{prefix}-{name}.scope"
-    path = cgroups_path if cgroups_path.startswith("/") else f"{_DEFAULT_PARENT}/{cgroups_path}"
+    path = cgroups_path if cgroups_path.startswith("/") else f"{DEFAULT_PARENT}/{cgroups_path}"
     if ".." in path.split("/") or path == "/":
         raise ConfigError(f"config.json: linux.cgroupsPath: {cgroups_path!r} leaves the cgroup hierarchy")
     return os.path.normpath(path)
 
 
-def plan(cgroups_path: str, container_id: str, root_name: str = "") -> Lease:
+def lease(hierarchies: Sequence[Hierarchy], path: str) -> Lease:
     """Name a container's cgroups, so that the record can hold them before they exist."""
-    path = path_of(cgroups_path, container_id, root_name)
-    return Lease([(hierarchy, path) for hierarchy in cgroupfs.hierarchies()])
+    return Lease([Place(hierarchy, path) for hierarchy in hierarchies])
 
 
-def give_back(directories: list[str]) -> None:
-    """Remove a lease's cgroups; those that are gone are fine. HostError if processes stay in one."""
-    for directory in directories:
-        cgroupfs.remove(directory)
-        parent = os.path.dirname(directory)
-        if parent.endswith(_DEFAULT_PARENT):
-            with suppress(OSError):  # other containers are in it
-                os.rmdir(parent)
+def places(facts: Facts, hierarchy: type[Hierarchy] = Hierarchy) -> list[Place]:
+    """The cgroups that a record names; nothing is asked of the kernel."""
+    found = []
+    for directory, controllers, path in facts["places"]:
+        names = frozenset(controllers.split(",")) if controllers else frozenset()
+        found.append(Place(hierarchy(directory, names, is_v2=not controllers), path))
+    return found
+
+
+def give_back(facts: Facts, hierarchy: type[Hierarchy] = Hierarchy) -> None:
+    """Give a container's cgroups back by its record's facts; what is given back already is fine. HostError if processes stay in one."""
+    for place in places(facts, hierarchy):
+        cgroupfs.remove(place.hierarchy, place.path)
+        _leave_parent(place)
+
+
+def _leave_parent(place: Place) -> None:
+    """Remove our own default parent with its last container."""
+    parent = os.path.dirname(place.path)
+    if parent == DEFAULT_PARENT:
+        with suppress(OSError):  # other containers are in it
+            place.hierarchy.rmdir(parent)

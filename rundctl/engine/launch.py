@@ -11,7 +11,7 @@ from rundctl.engine import cgroup_pool, hybrid_rootfs, kernel_template, plan, se
 from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError, words
 from rundctl.guest import wire
 from rundctl.guest.ops import Opcode, Plan
-from rundctl.host import limits, native
+from rundctl.host import cgroupfs, limits, native
 from rundctl.host.files import replace
 from rundctl.oci import bundle as bundles
 from rundctl.oci import hooks, identity
@@ -44,7 +44,7 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
     container_id = identity.container_id(options.id)
     bundle = bundles.load(options.bundle)
     root = store.make_root(ctx.root or store.DEFAULT_ROOT)
-    lease = cgroup_pool.plan(bundle.spec["linux"].get("cgroupsPath", ""), container_id, store.root_name(root))
+    path = cgroup_pool.path_of(bundle.spec["linux"].get("cgroupsPath", ""), container_id, store.root_name(root))
     store.check_free(root, container_id)
     stages.mark("bundle")
     with ExitStack() as undo, ExitStack() as opened:
@@ -58,11 +58,13 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
             ctx.settings, ctx.progress, request
         )
         stages.mark("template")
+        lease = cgroup_pool.lease(cgroupfs.hierarchies(), path)
         container, lock = store.claim(root, container_id, _facts(bundle, lease))
         undo.callback(os.close, lock)
         undo.callback(_undo, ctx, store.remove, container)
-        undo.callback(_undo, ctx, cgroup_pool.give_back, lease.directories)
-        lease.make()
+        undo.callback(lambda: _undo(ctx, cgroup_pool.give_back, container.record["cgroups"]))
+        lease.make(container.set_cgroups)
+        ctx.debug(f"cgroup {path}: {lease.describe()}")
         stages.mark("cgroup")
         launch = Launch(
             ctx, options, stages, container=container, bundle=bundle, template=template, lower=lower, shared=shared
@@ -101,7 +103,7 @@ def _facts(bundle: Bundle, lease: cgroup_pool.Lease) -> dict[str, object]:
         "hooks": {kind: spec.get("hooks", {}).get(kind, []) for kind in ("poststart", "poststop")},
         "argv0": spec["process"]["args"][0],
         "owner_uid": os.geteuid(),
-        "cgroups": lease.directories,
+        "cgroups": lease.facts(),
     }
 
 
@@ -149,6 +151,7 @@ class Launch:
                 self.stages.mark("compile")
                 self.container.set_shim(machine.wait_pid())
                 self.stages.mark("shim")
+                self.stages.beside(join=machine.join_us, clone=machine.clone_us)
                 self._wake(machine)
                 self._set_up(machine, compiled)
                 self._commit(machine)

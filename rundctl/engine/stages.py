@@ -8,10 +8,11 @@ import time
 class Stages:
     """Named stages and how long each took, in milliseconds, since the call's own process began."""
 
-    __slots__ = ("_last_ns", "rows")
+    __slots__ = ("_beside", "_last_ns", "rows")
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, float]] = []
+        self._beside: list[tuple[str, float]] = []
         self._last_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._add("interpreter", _process_start_ns())
 
@@ -23,10 +24,15 @@ class Stages:
         before, self._last_ns = self._last_ns, time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._add(name, before)
 
+    def beside(self, **us: int) -> None:
+        """Note what another process did meanwhile, in microseconds: nobody waited for it as such, so it is no part of the total."""
+        self._beside += [(name, value / 1000) for name, value in us.items()]
+
     def describe(self) -> str:
-        """One line: every stage and the total."""
+        """One line: every stage and the total, and in parentheses what was done beside them."""
         total = sum(ms for _, ms in self.rows)
-        return " ".join([*(f"{name}={ms:.1f}" for name, ms in self.rows), f"total={total:.1f} ms"])
+        line = " ".join([*(f"{name}={ms:.1f}" for name, ms in self.rows), f"total={total:.1f} ms"])
+        return f"{line} (beside: {' '.join(f'{name}={ms:.2f}' for name, ms in self._beside)})" if self._beside else line
 
 
 def _process_start_ns() -> int:

@@ -57,6 +57,11 @@ class Container:
         self.record["shim"] = {"pid": pid, "start_time": started}
         self.save()
 
+    def set_cgroups(self, facts: dict[str, Any]) -> None:
+        """Record that the container's cgroups are others than the claim said."""
+        self.record["cgroups"] = facts
+        self.save()
+
     def shim(self) -> Process | None:
         """The shim, held; None if there is none (any more)."""
         shim = self.record.get("shim")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ANSWER_TIMEOUT_S = 60.0  # as in vmm.qmp: patience for an overloaded host; whoever has none can delete --force
 COLD_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 3.0
-_PID = struct.Struct("<I")
+_PID = struct.Struct("<III")
 _SIGNAL = struct.Struct("<II")
 _IDENTITY = struct.Struct(f"<Q{wire.ENTROPY_SIZE}s")
 
@@ -58,10 +58,10 @@ def _control_path(undo: ExitStack, directory: str) -> str:
 class Vm:
     """A VM in the making: it dies with its creator's socket until ``commit``."""
 
-    __slots__ = ("_launcher", "_qmp", "channel", "pid")
+    __slots__ = ("_launcher", "_qmp", "channel", "clone_us", "join_us", "pid")
 
     def __init__(self, argv: Sequence[str], keep: Sequence[int], sockets: Sockets) -> None:
-        self.pid = 0
+        self.pid = self.join_us = self.clone_us = 0
         self._launcher = process.spawn(argv, keep)
         # From here on only shim and QEMU may hold the far ends, or their death would go unseen.
         for _, far in (sockets.creator, sockets.agent, sockets.qmp):
@@ -72,9 +72,9 @@ class Vm:
         self._qmp = sockets.qmp[0]
 
     def wait_pid(self) -> int:
-        """Host pid of the shim, as the launcher tells it. GuestError if there is none."""
+        """Host pid of the shim, as the launcher tells it; also how long it took to join the cgroups and to clone. GuestError if there is none."""
         payload = self.channel.wait_notice(wire.PID, ANSWER_TIMEOUT_S)
-        (self.pid,) = _PID.unpack(payload)
+        self.pid, self.join_us, self.clone_us = _PID.unpack(payload)
         reap(self._launcher)
         self._launcher = 0
         return self.pid

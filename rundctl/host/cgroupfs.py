@@ -5,23 +5,80 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import suppress
 
 from rundctl.errors import HostError, words
 
+CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "pids")  # of v2, that limits and figures need
+CPUSET_INHERITED = ("cpuset.cpus", "cpuset.mems")
+REMOVE_TIMEOUT_S = 2.0
 _MAKE_TRIES = 20
-_REMOVE_DEADLINE_S = 2.0
-_REMOVE_POLL_S = 0.005
+_POLL_S = 0.005
 
 
 class Hierarchy:
-    """A mounted hierarchy: its directory and its controllers (v2: an empty set)."""
+    """A mounted hierarchy, and the system calls on its cgroups, which are named by their path below it. They raise OSError as the kernel has it.
+
+    Everything above works on hierarchies that it is given, so that a test can give others.
+    """
 
     __slots__ = ("controllers", "directory", "is_v2")
 
     def __init__(self, directory: str, controllers: frozenset[str], *, is_v2: bool) -> None:
+        """Controllers as the mount's options name them (v2: only options, see `available`)."""
         self.directory = directory
         self.controllers = controllers
         self.is_v2 = is_v2
+
+    def mkdir(self, path: str) -> None:
+        """Make a cgroup."""
+        os.mkdir(self.directory + path, 0o755)
+
+    def rmdir(self, path: str) -> None:
+        """Remove a cgroup without members and children."""
+        os.rmdir(self.directory + path)
+
+    def rename(self, path: str, to: str) -> None:
+        """v1 only, and within one parent (cgroup1_rename); FileExistsError even if the target is empty."""
+        os.rename(self.directory + path, self.directory + to)
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a cgroup."""
+        return os.path.isdir(self.directory + path)
+
+    def children(self, path: str) -> list[str]:
+        """Names of the cgroups in one; none if it does not exist."""
+        try:
+            with os.scandir(self.directory + path) as entries:
+                return [entry.name for entry in entries if entry.is_dir()]
+        except FileNotFoundError:
+            return []
+
+    def read(self, path: str, name: str) -> str:
+        """A control file, without the newline at its end."""
+        with open(f"{self.directory}{path}/{name}", encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().rstrip("\n")
+
+    def write(self, path: str, name: str, text: str) -> None:
+        """Write once to a control file."""
+        fd = os.open(f"{self.directory}{path}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+    def available(self, path: str) -> set[str]:
+        """Controllers of a cgroup: in v2 those that its parent has enabled for it."""
+        return set(self.read(path, "cgroup.controllers").split()) if self.is_v2 else set(self.controllers)
+
+    def processes(self, path: str) -> list[int]:
+        """Pids of the members, none if there is no such cgroup; 0 stands for each that our pid namespace does not have."""
+        try:
+            return [int(pid) for pid in self.read(path, "cgroup.procs").split()]
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV):  # it was removed, before or after the file was opened
+                return []
+            raise
 
 
 def hierarchies(mountinfo: str = "/proc/self/mountinfo") -> list[Hierarchy]:
@@ -39,58 +96,91 @@ def hierarchies(mountinfo: str = "/proc/self/mountinfo") -> list[Hierarchy]:
     return list(found.values())
 
 
-def make(hierarchy: Hierarchy, path: str) -> str:
-    """Make a cgroup and its parents below a hierarchy; returns its directory. HostError naming it."""
+def make(hierarchy: Hierarchy, path: str) -> list[str]:
+    """Make a cgroup and its parents; returns the paths of those that were not there, topmost first. HostError naming what could not be made."""
+    made: list[str] = []
     for tries_left in range(_MAKE_TRIES, 0, -1):
         try:
-            return _make(hierarchy, path)
+            _make(hierarchy, path, made)
         except FileNotFoundError as error:  # an emptied parent was removed between two mkdirs
             if tries_left == 1:
                 raise HostError(f"make cgroup {hierarchy.directory}{path}: {words(error)}") from error
         except OSError as error:
             raise HostError(f"make cgroup {hierarchy.directory}{path}: {words(error)}") from error
+        else:
+            return made
     raise AssertionError("the loop above returns or raises")
 
 
-def _make(hierarchy: Hierarchy, path: str) -> str:
-    directory = hierarchy.directory
+def _make(hierarchy: Hierarchy, path: str, made: list[str]) -> None:
+    parent = ""
     for part in path.strip("/").split("/"):
-        directory = f"{directory}/{part}"
+        if hierarchy.is_v2:
+            delegate(hierarchy, parent)
+        here = f"{parent}/{part}"
         try:
-            os.mkdir(directory, 0o755)
+            hierarchy.mkdir(here)
         except FileExistsError:
+            parent = here
             continue
-        if "cpuset" in hierarchy.controllers:
-            _inherit_cpuset(directory)
-    return directory
+        if here not in made:
+            made.append(here)
+        if hierarchy.is_v2:
+            _keep_valid(hierarchy, here)
+        elif "cpuset" in hierarchy.controllers:
+            inherit_cpuset(hierarchy, parent, here)
+        parent = here
 
 
-def _inherit_cpuset(directory: str) -> None:
-    # A new v1 cpuset is empty, and no process can join an empty one.
-    for name in ("cpuset.cpus", "cpuset.mems"):
-        with open(f"{directory}/../{name}", encoding="ascii") as file:
-            inherited = file.read().strip()
-        with open(f"{directory}/{name}", "w", encoding="ascii") as file:
-            file.write(inherited)
+def inherit_cpuset(hierarchy: Hierarchy, parent: str, path: str) -> None:
+    """Give a v1 cpuset its parent's processors and memory: a new one is empty, and no process can join an empty one. OSError if it cannot be."""
+    for name in CPUSET_INHERITED:
+        hierarchy.write(path, name, hierarchy.read(parent, name))
 
 
-def remove(directory: str) -> None:
-    """Remove an empty cgroup; one that is gone is fine. HostError if processes stay in it.
+def delegate(hierarchy: Hierarchy, path: str) -> None:
+    """Enable in a v2 cgroup, for its children, what limits and figures need (cgroup-v2.rst, "Controlling Controllers").
+
+    What cannot be enabled is left: a cgroup that has processes itself cannot have children with domain controllers (EBUSY), a threaded one takes only
+    some, a controller may be bound to v1. The children then are cgroups all the same, with fewer controllers.
+    """
+    enabled = set(hierarchy.read(path, "cgroup.subtree_control").split())
+    missing = [name for name in CONTROLLERS if name in hierarchy.available(path) and name not in enabled]
+    if not missing:
+        return
+    try:
+        hierarchy.write(path, "cgroup.subtree_control", " ".join(f"+{name}" for name in missing))
+    except OSError:
+        for name in missing:
+            with suppress(OSError):
+                hierarchy.write(path, "cgroup.subtree_control", f"+{name}")
+
+
+def _keep_valid(hierarchy: Hierarchy, path: str) -> None:
+    """A child of a threaded cgroup is invalid until it is made threaded, and nothing could be born in it (cgroup-v2.rst, "Threads")."""
+    if hierarchy.read(path, "cgroup.type") == "domain invalid":
+        hierarchy.write(path, "cgroup.type", "threaded")
+
+
+def remove(hierarchy: Hierarchy, path: str, timeout_s: float = REMOVE_TIMEOUT_S) -> None:
+    """Remove a cgroup without children; one that is gone is fine. HostError if processes stay in it.
 
     A member that has just ended may keep it busy until its parent has reaped it, so this tries for a while.
     """
-    deadline = time.monotonic() + _REMOVE_DEADLINE_S
+    deadline = time.monotonic() + timeout_s
+    where = hierarchy.directory + path
     while True:
         try:
-            os.rmdir(directory)
+            hierarchy.rmdir(path)
         except FileNotFoundError:
             return
         except OSError as error:
             if error.errno != errno.EBUSY:
-                raise HostError(f"remove cgroup {directory}: {words(error)}") from error
+                raise HostError(f"remove cgroup {where}: {words(error)}") from error
             if time.monotonic() > deadline:
-                hint = f"see {directory}/cgroup.procs"
-                raise HostError(f"remove cgroup {directory}: processes remain in it", hint=hint) from error
-            time.sleep(_REMOVE_POLL_S)
+                raise HostError(
+                    f"remove cgroup {where}: processes remain in it", hint=f"see {where}/cgroup.procs"
+                ) from error
+            time.sleep(_POLL_S)
             continue
         return

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rundctl.engine import vm
 from rundctl.errors import GuestError
 from rundctl.guest import ops, wire
 
@@ -181,7 +182,13 @@ def test_noise_ends_in_a_guest_error_and_nothing_else(noise):
     peer.close()
 
 
+def test_pid_is_packed_as_the_header_has_it(checkout):
+    fields = re.search(r"struct wire_pid \{(.*?)\};", (checkout / "native/include/wire.h").read_text(), re.DOTALL)
+    assert re.findall(r"uint32_t (\w+);", fields.group(1)) == ["pid", "join_us", "clone_us"]
+    assert vm._PID.format == "<III"
+
+
 def test_pid_may_come_before_hello(peer):
-    peer.send(wire.PID, struct.pack("<I", 4711))
+    peer.send(wire.PID, vm._PID.pack(4711, 7, 8))
     peer.greet()
-    assert struct.unpack("<I", peer.channel.wait_notice(wire.PID, DEADLINE_S)) == (4711,)
+    assert vm._PID.unpack(peer.channel.wait_notice(wire.PID, DEADLINE_S)) == (4711, 7, 8)

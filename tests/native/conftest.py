@@ -168,7 +168,7 @@ class Shim:
 
     def started(self):
         """Wait for the launcher and take the shim's pid from it."""
-        (self.pid,) = struct.unpack("<I", self.channel.wait_notice(wire.PID, DEADLINE_S))
+        self.pid, *self.took_us = struct.unpack("<III", self.channel.wait_notice(wire.PID, DEADLINE_S))
         self._pidfd = os.pidfd_open(self.pid)
         assert self.launcher.wait(DEADLINE_S) == 0
         return self

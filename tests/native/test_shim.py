@@ -6,6 +6,7 @@ import signal
 import socket
 import struct
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -346,6 +347,24 @@ def test_launch_says_which_option_is_wrong(sanitized):
     assert (done.returncode, done.stderr) == (2, b"shim: x\n")
     done = subprocess.run([sanitized["shim"]], capture_output=True, check=False)
     assert done.returncode == 2
+
+
+def test_launcher_joins_its_cgroups_and_tells_how_long_it_took(launch):
+    cgroup = Path(f"/sys/fs/cgroup/pids/rundctl-test-{os.getpid()}")
+    if not cgroup.parent.is_dir():
+        pytest.skip("no pids hierarchy of cgroup v1")
+    cgroup.mkdir()
+    try:
+        with (cgroup / "cgroup.procs").open("w") as procs:
+            shim = launch(options=("--cgroup", str(procs.fileno())), keep=(procs.fileno(),))
+        assert str(shim.pid) in (cgroup / "cgroup.procs").read_text().split()
+        join_us, clone_us = shim.took_us
+        assert 0 < join_us < 1e6
+        assert 0 < clone_us < 1e6
+        shim.channel.close()
+        shim.wait()
+    finally:
+        cgroup.rmdir()
 
 
 def test_cgroup_that_cannot_be_joined_is_told_to_the_creator(launch, tmp_path):

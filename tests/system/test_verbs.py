@@ -202,6 +202,6 @@ def test_a_created_container_waits(cli: Cli, bundle, tmp_path: Path) -> None:
 def test_timings(cli: Cli, bundle, tmp_path: Path) -> None:
     log = tmp_path / "log"
     done = cli("--log", str(log), "run", "--timings", "--bundle", str(bundle("/bin/true")), "t")
-    for stage in ("bundle", "restore", "plan", "start"):
+    for stage in ("bundle", "restore", "plan", "start", "join", "clone"):
         assert stage in done.stderr.decode()
         assert stage in log.read_text()

@@ -59,10 +59,13 @@ def test_the_table_of_version_1_is_the_kernel_s(tmp_path: Path) -> None:
 def real() -> Iterator[list[tuple[cgroupfs.Hierarchy, Path]]]:
     """A new cgroup in every hierarchy of this host."""
     name = f"/rundctl-test-{os.getpid()}"
-    places = [(hierarchy, Path(cgroupfs.make(hierarchy, name))) for hierarchy in cgroupfs.hierarchies()]
+    hierarchies = cgroupfs.hierarchies()
+    for hierarchy in hierarchies:
+        cgroupfs.make(hierarchy, name)
+    places = [(hierarchy, Path(hierarchy.directory + name)) for hierarchy in hierarchies]
     yield places
-    for _, directory in places:
-        cgroupfs.remove(str(directory))
+    for hierarchy, _ in places:
+        cgroupfs.remove(hierarchy, name)
 
 
 def test_reset_is_what_a_new_cgroup_has(real: list[tuple[cgroupfs.Hierarchy, Path]]) -> None:
