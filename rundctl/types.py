@@ -38,6 +38,21 @@ class Status(enum.Enum):
         return self is Status.CREATED
 
     @property
+    def can_pause(self) -> bool:
+        """Whether ``pause`` is allowed; runc also pauses what was never started."""
+        return self in (Status.CREATED, Status.RUNNING)
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether ``resume`` is allowed."""
+        return self is Status.PAUSED
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether there is a guest that runs, which can be asked."""
+        return self in (Status.CREATED, Status.RUNNING)
+
+    @property
     def can_kill(self) -> bool:
         """Whether ``kill`` has something to signal."""
         return self in (Status.CREATED, Status.RUNNING, Status.PAUSED)

@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "cleanup.h"
+#include "log.h"
 #include "pages.h"
 #include "plan.h"
 #include "spare.h"
@@ -57,6 +58,14 @@ static int set_clock(uint64_t realtime_ns)
 	struct timespec now = {.tv_sec = (time_t)(realtime_ns / NS_PER_S), .tv_nsec = (long)(realtime_ns % NS_PER_S)};
 
 	return check(clock_settime(CLOCK_REALTIME, &now));
+}
+
+void machine_clock(uint64_t realtime_ns)
+{
+	int error = set_clock(realtime_ns);
+
+	if (error)
+		log_error("set the clock", -error);
 }
 
 int machine_identity(uint8_t *payload, size_t size, const char **what)

@@ -8,6 +8,8 @@
 /* Makes this clone a machine of its own: entropy, clock, hostname. 0 or -errno; `*what` names the step that failed.
  * The entropy is wiped from `payload`, so that it does not stay in memory that the container's child inherits. */
 int machine_identity(uint8_t *payload, size_t size, const char **what);
+/* Sets the clock after the machine stood still. Nobody could do anything about an error: it goes into the log. */
+void machine_clock(uint64_t realtime_ns);
 /* Before a snapshot: the clock is calibrated, a spare waits for its container, what is dirty is written, what a clone need
  * not carry is dropped. 0 or -errno, `*what` as above. */
 int machine_settle(const char **what);

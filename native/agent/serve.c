@@ -131,6 +131,19 @@ static void take_machine_request(const struct message *message)
 		agent.conn.greeted = false;
 }
 
+/* The machine was paused; without an answer, since the time would be old by then. */
+static void take_clock(const struct message *message)
+{
+	uint64_t realtime_ns;
+
+	if (message->head.container != 0 || message->head.tag || message->size != sizeof realtime_ns) {
+		send_violation(&agent.conn, "bad clock");
+		return;
+	}
+	memcpy(&realtime_ns, message->payload, sizeof realtime_ns);
+	machine_clock(realtime_ns);
+}
+
 static void take_stream(const struct message *message)
 {
 	struct process **process = find_process(&message->head);
@@ -158,6 +171,9 @@ static void take_message(const struct message *message)
 		break;
 	case WIRE_SIGNAL:
 		take_signal(message);
+		break;
+	case WIRE_CLOCK:
+		take_clock(message);
 		break;
 	case WIRE_DATA:
 	case WIRE_CREDIT:

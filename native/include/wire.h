@@ -52,6 +52,9 @@ enum wire_type {
 	WIRE_PID = 12,	   /* struct wire_pid; launcher -> creator, tag 0 */
 	WIRE_COMMIT = 13,  /* empty; request creator -> shim: from now on the creator may go away */
 	WIRE_STOP = 14,	   /* empty; request client -> shim: end the VM now, without asking the guest */
+	WIRE_PAUSE = 15,   /* empty; request client -> shim: RESULT when QEMU has stopped the machine */
+	WIRE_RESUME = 16,  /* empty; request client -> shim: RESULT when it runs again */
+	WIRE_CLOCK = 17,   /* uint64_t CLOCK_REALTIME of the host in ns; shim -> agent, tag 0, after a RESUME */
 };
 
 struct wire_hello {

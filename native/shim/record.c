@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -28,4 +29,14 @@ void record_started(int state)
 	cleanup_close int file = openat(state, "started", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 
 	(void)file;
+}
+
+int record_paused(int state, bool paused)
+{
+	cleanup_close int file = -1;
+
+	if (!paused)
+		return unlinkat(state, "paused", 0) < 0 && errno != ENOENT ? -errno : 0;
+	file = openat(state, "paused", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	return file < 0 ? -errno : 0;
 }

@@ -64,7 +64,7 @@ void refuse_output(struct shim *shim, size_t output)
 	sink->refused = true;
 }
 
-static struct client *find_client(struct shim *shim, uint32_t id)
+struct client *find_client(struct shim *shim, uint32_t id)
 {
 	for (size_t i = 0; i < shim->client_count; i++)
 		if (id && shim->clients[i].id == id)
@@ -85,7 +85,7 @@ void drop_client(struct shim *shim, struct client *client)
 		end_early(shim, 0, 255, "creator", 0, "the creator went away before the container was complete");
 }
 
-static void reply(struct shim *shim, struct client *client, const struct wire_header *request, int error, const char *detail)
+void reply(struct shim *shim, struct client *client, const struct wire_header *request, int error, const char *detail)
 {
 	if (conn_send_result(&client->conn, request, error, 0, detail))
 		drop_client(shim, client);
@@ -130,6 +130,21 @@ static void note_request(struct shim *shim, const struct message *message)
 		note_signal(shim, message);
 	else if (message->head.type == WIRE_START)
 		feed(shim);
+}
+
+/* A machine that stands still answers nothing: the signal waits for it, and its sender does not, as with runc. */
+static void leave_signal(struct shim *shim, struct client *client, const struct message *message)
+{
+	struct wire_header head = message->head;
+
+	if (agent_is_full(shim)) {
+		reply(shim, client, &message->head, ENOBUFS, "too many signals for a paused container");
+		return;
+	}
+	head.tag = 0;
+	send_agent(shim, &head, message->payload, message->size);
+	note_request(shim, message);
+	reply(shim, client, &message->head, 0, NULL);
 }
 
 /* Its tag is replaced by the request's place in the table, so that tags of several clients cannot be confused. */
@@ -180,6 +195,10 @@ void route_client(struct shim *shim, struct client *client, const struct message
 		commit(shim, client, message);
 	else if (message->head.type == WIRE_STOP)
 		stop(shim, client, message);
+	else if (message->head.type == WIRE_PAUSE || message->head.type == WIRE_RESUME)
+		pause_request(shim, client, message);
+	else if (message->head.type == WIRE_SIGNAL && shim->paused)
+		leave_signal(shim, client, message);
 	else if (is_forwarded(message->head.type))
 		forward(shim, client, message);
 	else

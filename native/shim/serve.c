@@ -169,17 +169,6 @@ static void accept_clients(struct shim *shim)
 		(void)add_client(shim, fd);
 }
 
-static void drain_qmp(struct shim *shim)
-{
-	char nothing[4096];
-	ssize_t got = recv(shim->qmp, nothing, sizeof(nothing), MSG_DONTWAIT);
-
-	if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) {
-		close(shim->qmp);
-		shim->qmp = -1;
-	}
-}
-
 static void read_input(struct shim *shim)
 {
 	struct wire_header head = {.type = WIRE_DATA, .container = 1, .flags = WIRE_STDIN};
@@ -232,7 +221,7 @@ static size_t fill_polls(struct shim *shim, struct pollfd *polls)
 	polls[POLL_AGENT] = (struct pollfd){.fd = shim->agent.fd, .events = POLLIN};
 	if (conn_pending(&shim->agent))
 		polls[POLL_AGENT].events |= POLLOUT;
-	polls[POLL_QMP] = (struct pollfd){.fd = shim->committed ? shim->qmp : -1, .events = POLLIN};
+	polls[POLL_QMP] = (struct pollfd){.fd = shim->committed ? shim->monitor.fd : -1, .events = POLLIN};
 	polls[POLL_INPUT] = (struct pollfd){.fd = wants_input(shim) ? shim->input.end.fd : -1, .events = POLLIN};
 	for (size_t i = 0; i < 2; i++) {
 		bool waiting = shim->outputs[i].backlog.size > 0;
@@ -290,7 +279,7 @@ static void turn(struct shim *shim)
 	if (polls[POLL_CONTROL].revents)
 		accept_clients(shim);
 	if (polls[POLL_QMP].fd >= 0 && polls[POLL_QMP].revents)
-		drain_qmp(shim);
+		pause_serve(shim);
 	if (wants_input(shim) && (polls[POLL_INPUT].revents || shim->input.eager))
 		read_input(shim);
 	if (shim->deaf_ns && now_ns() - shim->deaf_ns >= DEAF_MS * 1000000LL)
@@ -322,7 +311,7 @@ static int set_up(struct shim *shim, const struct options *options)
 
 void serve(const struct options *options, pid_t qemu, int signals)
 {
-	struct shim shim = {.options = options, .qemu = qemu, .signals = signals, .control = options->control, .qmp = options->qmp};
+	struct shim shim = {.options = options, .qemu = qemu, .signals = signals, .control = options->control, .monitor.fd = options->qmp};
 	int error;
 
 	/* Without this glibc raises the bound with the first large plan, and keeps the memory for the container's life. */

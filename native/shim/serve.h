@@ -8,6 +8,7 @@
 #include <sys/types.h>
 
 #include "framing.h"
+#include "monitor.h"
 #include "shim.h"
 #include "streams.h"
 
@@ -34,7 +35,8 @@ struct shim {
 	pid_t qemu; /* 0: ended */
 	int signals;
 	int control;
-	int qmp;
+	struct monitor monitor;
+	bool paused; /* QEMU has confirmed that the machine stands still */
 	struct conn agent;
 	bool agent_active; /* HELLO was sent: not before the guest is restored */
 	bool set_up;	   /* the container's plan has reached its WAIT: its process can be signalled and fed */
@@ -71,6 +73,13 @@ void close_stream(struct shim *shim, enum wire_stream stream);
 void refuse_output(struct shim *shim, size_t output);
 /* Whether as much waits to be sent to the agent as may. */
 bool agent_is_full(const struct shim *shim);
+
+/* pause.c: PAUSE and RESUME of a client, and what QEMU says to them. */
+void pause_request(struct shim *shim, struct client *client, const struct message *message);
+void pause_serve(struct shim *shim);
+/* route.c: the RESULT of a client's request. */
+void reply(struct shim *shim, struct client *client, const struct wire_header *request, int error, const char *detail);
+struct client *find_client(struct shim *shim, uint32_t id);
 
 /* end.c: how it ends. The first that says so wins. */
 /* The container ended by itself: what it wrote is flushed with all patience, then the shim ends. */

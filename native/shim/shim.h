@@ -56,5 +56,7 @@ struct ending {
 };
 void record_write(int state, const struct ending *ending);
 void record_started(int state);
+/* Makes or removes the mark `paused`; -errno if that fails. */
+int record_paused(int state, bool paused);
 
 #endif

@@ -11,6 +11,8 @@ VERBS = (
     "state",
     "kill",
     "delete",
+    "pause",
+    "resume",
     "run",
     "list",
     "spec",
@@ -24,7 +26,7 @@ VERBS = (
 )
 
 # Verbs of runc that are still to come. They are refused by name, `--help` included: podman probes `checkpoint --help`.
-REFUSED = ("exec", "pause", "resume", "update", "ps", "events", "checkpoint", "restore")
+REFUSED = ("exec", "update", "ps", "events", "checkpoint", "restore")
 
 GLOBAL_FLAGS = (
     Flag("--root", "Directory of the containers' state (default: /run/rundctl).", value="DIR"),

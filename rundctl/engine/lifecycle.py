@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rundctl.engine.store import Container
 
 KILL_TIMEOUT_S = 2.0
+PAUSE_TIMEOUT_S = 10.0  # QEMU first waits for what its disks have under way
 LOCK_TIMEOUT_S = 60.0
 _EXIT_UNKNOWN = 255
 _FORWARDED = (
@@ -103,9 +104,11 @@ def _start_locked(container: Container) -> None:
     status = container.status()
     if status is Status.STOPPED:
         raise StateError("cannot start a container that has stopped", hint=f"rundctl delete {container.id}")
+    if status is Status.PAUSED:
+        raise StateError("cannot start a container in the paused state", hint=f"rundctl resume {container.id}")
     if not status.can_start:
         raise StateError("cannot start an already running container")
-    result = _ask(container, wire.START, b"", vm.ANSWER_TIMEOUT_S)
+    result = vm.ask(container, wire.START, b"", vm.ANSWER_TIMEOUT_S)
     if result is None or result.error in (errno.ESRCH, errno.ECHILD):  # no errors of execve(2): a signal was faster
         raise StateError("cannot start a container that has stopped", hint=f"rundctl delete {container.id}")
     if result.error:
@@ -143,40 +146,74 @@ def kill(ctx: Context, container_id: str, signo: int, *, everyone: bool = False)
     if signo == signal.SIGKILL:
         _end(container)
         return
-    result = _ask(container, wire.SIGNAL, vm.signal_payload(signo, everyone=everyone), KILL_TIMEOUT_S)
+    result = _signal(container, vm.signal_payload(signo, everyone=everyone))
     if result is None or result.error == errno.ESRCH:
         raise StateError("container not running")
     if result.error:
         raise GuestError(f"kill {container_id}: {os.strerror(result.error).lower()}")
 
 
-def _ask(container: Container, kind: int, payload: bytes, timeout_s: float) -> wire.Result | None:
-    """One request to the agent and its result; None if the container ended first. GuestError if it lives and does not answer."""
-    shim = container.shim()
-    if shim is None:
-        return None
-    with shim, ExitStack() as undo:
-        try:
-            channel = vm.connect(undo, container)
-            return channel.wait(channel.post(kind, payload, container=1), timeout_s)
-        except GuestError:
-            if shim.wait(KILL_TIMEOUT_S):
-                return None
-            raise
+def _signal(container: Container, payload: bytes) -> wire.Result | None:
+    """One that is paused meanwhile gets it later, as what is frozen does with runc: whoever sends it does not wait."""
+    try:
+        return vm.ask(container, wire.SIGNAL, payload, KILL_TIMEOUT_S)
+    except GuestError:
+        if container.status() is Status.PAUSED:
+            return wire.Result(0, 0, "")
+        raise
 
 
 def _end(container: Container) -> None:
-    """Kill the container and wait for its end; politely at first, so that its last output is flushed."""
+    """Kill the container and wait for its end; politely at first, so that its last output is flushed.
+
+    One that is paused cannot answer and sends nothing any more: its VM is ended, and what the shim holds of its output is flushed.
+    """
     shim = container.shim()
     if shim is None:
         return
     with shim, ExitStack() as undo:
         with suppress(GuestError):
             channel = vm.connect(undo, container)
-            channel.post(wire.SIGNAL, vm.signal_payload(signal.SIGKILL, everyone=True), container=1)
+            if container.status() is Status.PAUSED:
+                channel.post(wire.STOP)
+            else:
+                channel.post(wire.SIGNAL, vm.signal_payload(signal.SIGKILL, everyone=True), container=1)
         if not shim.wait(KILL_TIMEOUT_S):
             shim.kill()
             shim.wait(vm.END_TIMEOUT_S)
+
+
+def pause(ctx: Context, container_id: str) -> None:
+    """Stop all that a container does. StateError if it does not run, GuestError if QEMU does not confirm it."""
+    container = store.load(ctx.root, container_id)
+    lock = store.lock(container, LOCK_TIMEOUT_S)
+    try:
+        if not container.status().can_pause:
+            raise StateError("container not running")
+        _command(container, wire.PAUSE, "pause")
+    finally:
+        os.close(lock)
+
+
+def resume(ctx: Context, container_id: str) -> None:
+    """Let a paused container go on. StateError if it is not paused, GuestError if QEMU does not confirm it."""
+    container = store.load(ctx.root, container_id)
+    lock = store.lock(container, LOCK_TIMEOUT_S)
+    try:
+        if not container.status().can_resume:
+            raise StateError("container not paused")
+        _command(container, wire.RESUME, "resume")
+    finally:
+        os.close(lock)
+
+
+def _command(container: Container, kind: int, verb: str) -> None:
+    """The mark that makes the status is the shim's, made when QEMU has confirmed, whether anybody waits for it or not."""
+    result = vm.ask(container, kind, b"", PAUSE_TIMEOUT_S)
+    if result is None:
+        raise StateError("container not running")
+    if result.error:
+        raise GuestError(f"{verb} {container.id}: {result.describe()}", hint="rundctl kill ID KILL works all the same")
 
 
 def delete(ctx: Context, container_id: str, *, force: bool = False) -> None:

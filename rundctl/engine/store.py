@@ -79,11 +79,13 @@ class Container:
         return Process.open(creator["pid"], creator["start_time"]) if self.record["boot_id"] == boot_id() else None
 
     def status(self) -> Status:
-        """Derive the status: from the shim's life, the ``started`` mark and, before the commit, the creator's life."""
+        """Derive the status: from the shim's life, its marks ``paused`` and ``started`` and, before the commit, the creator's life."""
         if not self.record.get("committed"):
             return Status.CREATING if self._creator_lives() else Status.STOPPED
         if not self.pid():
             return Status.STOPPED
+        if os.path.exists(self.path("paused")):
+            return Status.PAUSED
         return Status.RUNNING if os.path.exists(self.path("started")) else Status.CREATED
 
     def pid(self) -> int:

@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from rundctl.errors import GuestError, words
 from rundctl.guest import wire
@@ -17,13 +17,13 @@ from rundctl.vmm.qmp import Qmp
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import ExitStack
 
     from rundctl.engine.store import Container
 
 ANSWER_TIMEOUT_S = 60.0  # as in vmm.qmp: patience for an overloaded host; whoever has none can delete --force
 COLD_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 3.0
+LAST_WORDS_S = 2.0  # how long a shim whose conversation ended may take to end itself
 _PID = struct.Struct("<III")
 _SIGNAL = struct.Struct("<II")
 _IDENTITY = struct.Struct(f"<Q{wire.ENTROPY_SIZE}s")
@@ -121,6 +121,21 @@ def connect(undo: ExitStack, container: Container) -> wire.Channel:
     channel = wire.Channel(client)
     channel.hello(wire.ROLE_CLIENT)
     return channel
+
+
+def ask(container: Container, kind: int, payload: bytes, timeout_s: float) -> wire.Result | None:
+    """One request about the container's first process and its result; None if the container ended first. GuestError if it lives and does not answer."""
+    shim = container.shim()
+    if shim is None:
+        return None
+    with shim, ExitStack() as undo:
+        try:
+            channel = connect(undo, container)
+            return channel.wait(channel.post(kind, payload, container=1), timeout_s)
+        except GuestError:
+            if shim.wait(LAST_WORDS_S):
+                return None
+            raise
 
 
 def identity(hostname: str) -> bytes:

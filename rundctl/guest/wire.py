@@ -41,6 +41,9 @@ EXITED = 11
 PID = 12
 COMMIT = 13
 STOP = 14
+PAUSE = 15
+RESUME = 16
+CLOCK = 17
 
 HEADER = struct.Struct("<IBBHII")
 _HELLO = struct.Struct("<4sHH")

@@ -162,7 +162,7 @@ def test_refused_plainly(cli: Cli, bundle, change, word: str) -> None:
 
 
 def test_later_verbs_are_refused(cli: Cli) -> None:
-    for verb in ("exec", "pause", "resume", "update", "ps", "events", "checkpoint"):
+    for verb in ("exec", "update", "ps", "events", "checkpoint"):
         assert verb in _refused(cli, verb, "e")
     assert cli("checkpoint", "--help", code=None).returncode != 0
 

@@ -167,6 +167,27 @@ def test_kill_by_signal(podman: Podman) -> None:
     assert podman("wait", "u").stdout == b"9\n"
 
 
+def test_pause_and_unpause(podman: Podman) -> None:
+    podman.run("-d", "--name", "p", "localhost/bb", "/bin/sh", "-c", "trap 'exit 4' TERM; while :; do sleep 0.1; done")
+    podman("pause", "p")
+    state = podman.inspect("p")["State"]
+    assert (state["Status"], state["Paused"]) == ("paused", True)
+    assert b"paused" in podman("pause", "p", code=125).stderr
+    podman("unpause", "p")
+    assert podman.inspect("p")["State"]["Status"] == "running"
+    podman("stop", "p")
+    assert podman.inspect("p")["State"]["ExitCode"] == 4
+
+
+def test_stop_and_kill_and_rm_of_a_paused_one(podman: Podman) -> None:
+    podman.run("-d", "--name", "p", "localhost/bb", "/bin/sleep", "1000")
+    podman("pause", "p")
+    podman("stop", "--time", "1", "p", code=None)  # podman 4.3 refuses, 5 kills it
+    podman("kill", "p", code=None)
+    podman("rm", "--force", "--time", "0", "p")
+    assert not podman("ps", "--all", "--quiet").stdout.split()
+
+
 def test_rm_force(podman: Podman) -> None:
     podman.run("-d", "--name", "r", "localhost/bb", "/bin/sleep", "1000")
     podman("rm", "--force", "--time", "0", "r")

@@ -1,0 +1,75 @@
+/* The machine is stopped by QEMU, not by the freezer: the shim lives in the container's cgroup, and frozen it could not thaw it
+ * (docs/adr/0003-process-model.md). */
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#include "serve.h"
+
+enum { READ_SIZE = 4096 };
+
+void pause_request(struct shim *shim, struct client *client, const struct message *message)
+{
+	int error = 0;
+
+	if (!shim->committed) /* until then the monitor is the creator's */
+		error = -EPERM;
+	else if (shim->exited)
+		error = -ECHILD;
+	else
+		error = monitor_send(&shim->monitor, client->id, &message->head);
+	if (error)
+		reply(shim, client, &message->head, -error, "QEMU takes no command");
+}
+
+/* It slept for as long as it was paused, and did not notice. */
+static void tell_time(struct shim *shim)
+{
+	struct wire_header head = {.type = WIRE_CLOCK};
+	struct timespec now;
+	uint64_t realtime_ns;
+
+	(void)clock_gettime(CLOCK_REALTIME, &now);
+	realtime_ns = (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
+	send_agent(shim, &head, &realtime_ns, sizeof(realtime_ns));
+}
+
+/* The mark comes first: who has the RESULT may ask for the status at once. */
+static int note_answer(struct shim *shim, const struct answer *answer)
+{
+	bool paused = answer->command.head.type == WIRE_PAUSE;
+
+	if (answer->refused)
+		return EIO;
+	shim->paused = paused;
+	if (!paused)
+		tell_time(shim);
+	return -record_paused(shim->options->state, paused);
+}
+
+static void finish_command(struct shim *shim, const struct command *command, int error, const char *detail)
+{
+	struct client *client = find_client(shim, command->client);
+
+	if (client)
+		reply(shim, client, &command->head, error, detail);
+}
+
+void pause_serve(struct shim *shim)
+{
+	char bytes[READ_SIZE];
+	size_t size = monitor_read(&shim->monitor, bytes, sizeof(bytes)), taken = 0;
+	struct answer answer;
+	struct command command;
+
+	while (taken < size) {
+		taken += monitor_take(&shim->monitor, bytes + taken, size - taken, &answer);
+		if (answer.command.head.tag) {
+			int error = note_answer(shim, &answer);
+
+			finish_command(shim, &answer.command, error, answer.refused ? "QEMU refused" : error ? "mark it" : NULL);
+		}
+	}
+	while (shim->monitor.fd < 0 && monitor_give_up(&shim->monitor, &command))
+		finish_command(shim, &command, ECHILD, "QEMU's monitor closed");
+}
