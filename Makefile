@@ -10,10 +10,10 @@ export RUNDCTL_HOME ?= /var/lib/rundctl
 export VENV
 
 .DEFAULT_GOAL = help
-.PHONY: help setup setup-test setup-system demo test lint test-unit test-native test-contract test-system bench bench-rootfs bench-template test-rebuild clean
+.PHONY: help setup setup-test setup-system demo test lint test-unit test-native test-contract test-system test-cgroup2 bench bench-rootfs bench-template test-rebuild clean
 
 help: ## Show the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
 setup: ## Install what rundctl needs from Debian, and rundctl into .venv
 	@tools/setup run
@@ -44,6 +44,9 @@ test-contract: setup-test ## Both sides of each interface against one suite
 
 test-system: setup-system ## The installed rundctl with real VMs
 	$(PYTEST) tests/system
+
+test-cgroup2: setup-system ## Control groups of version 2, in a VM over the host's root
+	$(PYTEST) tests/cgroup2
 
 test-rebuild: setup-system ## Build lean kernel and QEMU once more: the same bytes? (some 15 minutes)
 	$(PYTEST) tests/rebuild

@@ -1,0 +1,97 @@
+"""The reports of tests that ran in a VM: a run that did not happen, or not to its end, is never a pass."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_TESTS = Path(__file__).resolve().parents[1]
+_CONFTEST = f"""
+import os, subprocess, sys
+from pathlib import Path
+sys.path.insert(0, {str(_TESTS)!r})
+import host_vm, inside
+
+def here(nodes, results, environment):
+    "Runs pytest on this host, where a VM would."
+    mode = Path(__file__).with_name("mode").read_text()
+    if mode == "nothing":
+        return 0, "no VM came up"
+    argv = [sys.executable, "-m", "pytest", *nodes] if mode != "collects nothing" else ["/bin/true"]
+    environment = {{**os.environ, **environment, "RESULTS_HERE": str(results)}}
+    done = subprocess.run(argv, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True)
+    if mode == "dies":
+        lines = (results / "reports").read_text().splitlines()
+        (results / "reports").write_text("".join(line + "\\n" for line in lines[:-2]))
+    return (139 if mode == "crashes" else done.returncode), done.stdout
+
+if inside.INSIDE:
+    host_vm.RESULTS = os.environ["RESULTS_HERE"]
+
+def pytest_configure(config):
+    inside.install(config, Path(__file__).resolve().parent, here)
+"""
+_TESTS_INSIDE = """
+import os
+import pytest
+
+def test_good():
+    assert os.environ["RUNDCTL_TEST_INSIDE"]
+
+def test_bad():
+    print("what it printed")
+    assert 1 == 2
+
+@pytest.mark.skip(reason="not today")
+def test_skipped():
+    pass
+
+@pytest.fixture
+def broken():
+    raise RuntimeError("no fixture")
+
+def test_broken(broken):
+    pass
+"""
+
+
+def outcome(directory: Path, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (directory / "conftest.py").write_text(_CONFTEST)
+    (directory / "test_it.py").write_text(_TESTS_INSIDE)
+    (directory / "pytest.ini").write_text("[pytest]\n")
+    (directory / "mode").write_text(mode)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", *arguments],
+        cwd=directory, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_each_is_reported_as_it_was(tmp_path: Path) -> None:
+    done = outcome(tmp_path, "whole")
+    assert done.returncode == 1, done.stdout
+    assert "1 failed, 1 passed, 1 skipped, 1 error" in done.stdout
+    for words in ("assert 1 == 2", "what it printed", "not today", "no fixture"):
+        assert words in done.stdout
+
+
+def test_only_what_was_chosen_runs(tmp_path: Path) -> None:
+    done = outcome(tmp_path, "whole", "-k", "good")
+    assert done.returncode == 0, done.stdout
+    assert "1 passed, 3 deselected" in done.stdout
+
+
+@pytest.mark.parametrize("mode", ["nothing", "crashes", "collects nothing"])
+def test_no_result_is_a_failure(tmp_path: Path, mode: str) -> None:
+    done = outcome(tmp_path, mode, "-k", "good or skipped")
+    assert done.returncode == 1, done.stdout
+    assert "passed" not in done.stdout.splitlines()[-1]
+    assert "no result" in done.stdout
+
+
+def test_half_a_result_is_a_failure(tmp_path: Path) -> None:
+    done = outcome(tmp_path, "dies", "-k", "good")
+    assert done.returncode == 1, done.stdout
+    assert "no result" in done.stdout
