@@ -1,4 +1,4 @@
-"""``rundctl image``: list, build, prune and verify the EROFS images of root file systems."""
+"""``rundctl image``: list, build, prune and verify the images of root file systems."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def list_(options: Options) -> int:
     if options.on("json"):
         write(json.dumps([entry.facts() for entry in found], indent=2) + "\n")
     else:
-        write(columns([("KEY", "SIZE", "STATE", "CONTENT"), *(_row(entry) for entry in found)]))
+        write(columns([("KEY", "FOR", "SIZE", "STATE", "CONTENT"), *(_row(entry) for entry in found)]))
     return 0
 
 
@@ -33,6 +33,8 @@ def build(options: Options) -> int:
 
     content = _content(options.text("ROOTFS"), options.text("immutable"))
     chosen = settings.load()
+    if options.text("lower") == "blk":
+        content = content.with_room(chosen.upper_mib)
     with Progress() as progress:
         image = lower_image_build.build(chosen.home, content, progress.say, max_mib=chosen.images_max_mib)
     write(f"{image.key}\n")
@@ -80,12 +82,18 @@ def _content(rootfs: str, version: str) -> Content:
 def _row(entry: Entry) -> tuple[str, ...]:
     top, *below = entry.directories or ["?"]
     content = f"{top} +{len(below)}" if below else top
-    return entry.key, f"{entry.size_mib} MiB", f"{entry.state}, in use" if entry.in_use else entry.state, content
+    return (
+        entry.key,
+        entry.transport,
+        f"{entry.size_mib} MiB",
+        f"{entry.state}, in use" if entry.in_use else entry.state,
+        content,
+    )
 
 
 VERB = Verb(
     "image",
-    "List, build, prune and verify the EROFS images of root file systems.",
+    "List, build, prune and verify the images of root file systems.",
     verbs=(
         Verb("image list", "List the images.", list_, flags=(Flag("--json", "Print the list as JSON."),)),
         Verb(
@@ -95,6 +103,9 @@ VERB = Verb(
             arguments=(Argument("ROOTFS", "A mounted overlay, or with --immutable any directory."),),
             flags=(
                 Flag("--immutable", "Declare that the directory does not change, in this version.", value="VERSION"),
+                Flag(
+                    "--lower", "The transport that it is for.", value="NAME", default="erofs", choices=("erofs", "blk")
+                ),
             ),
         ),
         Verb(

@@ -9,7 +9,8 @@ Mechanism
             A rootfs that is an overlay mount is taken apart: its layers are the image, its own upper directory is stacked on it, live.
     upper   an ext4 image on virtio-blk: a reflink (or a copy of the data extents) of the template's, in a file that never has a name.
             The template's guest has it mounted already, so that a clone's first write needs no mount.
-    none of both, where the container is asked to be persistent: the directory itself is the root, exported read-write by virtio-9p
+    none of both, where the container is asked to be persistent: the directory itself is the root, exported read-write by virtio-9p;
+            or where it asks for the way things were without this idea: the whole rootfs copied to an ext4 disk of its own (`disk`)
     volumes bind mounts of the host: one read-write 9p export of a directory per container, assembled by QEMU's parent
     The template has the devices that its clones need, with something empty behind them; a clone puts its own there before the guest mounts it.
 Cost
@@ -25,8 +26,10 @@ Measured by
 
 from __future__ import annotations
 
+import os
+
+from rundctl.engine import combinations, lower_images, overlay_mount, upper
 from rundctl.engine import lower as lowers
-from rundctl.engine import lower_images, overlay_mount, upper
 from rundctl.engine.lower_images import Content
 from rundctl.errors import ConfigError
 from rundctl.guest import ops
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rundctl.engine.lower import Lower
+    from rundctl.engine.lower_images import Image
     from rundctl.engine.settings import Settings
     from rundctl.engine.template_store import Template
     from rundctl.oci.bundle import Bundle
@@ -68,8 +72,12 @@ _OVERLAY = (
 _NOT_IN_THE_GUEST = ("metacopy", "userxattr")
 
 
-def open_upper(template: Template) -> tuple[int, int]:
-    """The upper of a clone, as `qemu.Wiring` takes it; the caller closes both. HostError says what the host refused."""
+def open_private(lower: Lower, template: Template) -> tuple[int, int]:
+    """What is the clone's alone (its upper; or all, on a disk), as `qemu.Wiring` takes it; the caller closes both. HostError says what the host refused."""
+    if lower.is_disk:
+        from rundctl.engine import disk
+
+        return disk.open_copy(lower, template.directory, template.empty)
     return upper.clone(template.upper, template.directory)
 
 
@@ -84,13 +92,15 @@ def choose(bundle: Bundle, settings: Settings, memory_mib: int, able: Callable[[
     if asked == "9p":
         return _because(lowers.nine_p(bundle.rootfs), "asked for")
     content, live, reason = _content(bundle)
+    if asked == "blk":
+        return _disk(bundle, settings, content, live, reason)
     if content is None:
         if asked == "erofs":
             raise _refused(bundle, reason, f"{options.IMMUTABLE} declares a rootfs that does not change")
         return _because(lowers.nine_p(bundle.rootfs), reason)
-    missing = {"erofs", "pmem"} - able()
+    missing = combinations.of("erofs").missing(able())
     if missing:
-        reason = f"the guest's kernel has no {' and no '.join(sorted(missing))}"
+        reason = f"the guest's kernel has no {' and no '.join(missing)}"
         if asked == "erofs":
             raise _refused(bundle, reason, "rundctl kernel build makes one that has")
         return _because(lowers.nine_p(bundle.rootfs), reason)
@@ -106,7 +116,7 @@ def guest_ops(lower: Lower, *, volumes: bool = False, live: str = "") -> list[op
     if volumes:
         # No cache but for mmap: the host, and other containers, write there too.
         made.append(ops.mount(qemu.VOLUMES_TAG, VOLUMES, "9p", 0, f"{lowers.NINE_P},cache=mmap"))
-    if lower.persistent:
+    if lower.persistent or lower.is_disk:
         return made
     shared = f"lowerdir={live}:{lowers.DIRECTORY}" if live else f"lowerdir={lowers.DIRECTORY}"
     made.append(ops.mount("overlay", ROOT, "overlay", 0, ",".join((shared, *(option for option, _ in _OVERLAY)))))
@@ -120,8 +130,11 @@ def _persistent(bundle: Bundle, asked: str) -> Lower:
     )
     if bundle.options.immutable:
         raise ConfigError(f"{where}: {options.IMMUTABLE} says that the rootfs does not change", hint="drop one of them")
-    if asked not in ("auto", "9p"):
-        raise ConfigError(f"{where}: the lower layer {asked} is read-only", hint="only 9p, or auto, can be written to")
+    if asked != "auto" and combinations.of(asked).read_only:
+        raise ConfigError(
+            f"{where}: a rootfs by {asked} {combinations.of(asked).read_only}",
+            hint=f"only {' or '.join(combinations.writable())}, or auto, can be written to",
+        )
     return _because(lowers.persistent(bundle.rootfs), "persistent")
 
 
@@ -145,14 +158,30 @@ def _image(bundle: Bundle, settings: Settings, memory_mib: int, content: Content
     """The content's image; where there is none yet, the live rootfs while one is made, or the one that is made at once."""
     image = lower_images.find(settings.home, content)
     if image is None and wait:
-        from rundctl.engine import lower_image_build
-
-        image = lower_image_build.build(settings.home, content, lambda _: None, max_mib=settings.images_max_mib)
+        image = _build(settings, content)
     if image is None:
         return _because(lowers.nine_p(bundle.rootfs), lower_images.start_background(settings, content))
     lower = _because(lowers.erofs(image, memory_mib), f"image {image.key}")
     lower.live = live
     return lower
+
+
+def _disk(bundle: Bundle, settings: Settings, content: Content | None, live: str, reason: str) -> Lower:
+    """A disk of the container's own: of the content's image, made at once if need be; else a copy of what is there now."""
+    if content is None or (live and os.listdir(live)):
+        from rundctl.engine import disk
+
+        mib = disk.size_mib(bundle.rootfs, settings.upper_mib)
+        return _because(lowers.blk(bundle.rootfs, mib), f"copied: {reason or f'{live} is not empty'}")
+    content = content.with_room(settings.upper_mib)
+    image = lower_images.find(settings.home, content) or _build(settings, content)
+    return _because(lowers.blk(image.path, image.size_bytes >> 20, image), f"a copy of image {image.key}")
+
+
+def _build(settings: Settings, content: Content) -> Image:
+    from rundctl.engine import lower_image_build
+
+    return lower_image_build.build(settings.home, content, lambda _: None, max_mib=settings.images_max_mib)
 
 
 def _because(lower: Lower, reason: str) -> Lower:

@@ -114,7 +114,7 @@ def guest_setup(template: Template) -> Plan:
     """What a cold-booted guest must be sent first (container 0), so that it is where a clone begins."""
     from rundctl.engine import template_build
 
-    return template_build.setup_plan(_kernel(template))
+    return template_build.setup_plan(_kernel(template), template.shape)
 
 
 def _kernel(template: Template) -> Kernel:

@@ -169,7 +169,7 @@ class Launch:
 
         sockets = vm.Sockets(opened, self.container)
         directory = held(os.open(self.container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        lower = held(self.lower.open())
+        lower = -1 if self.lower.is_disk else held(self.lower.open())
         pivot = held(os.open(self.bundle.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))  # the shim's own
         log = held(
             os.open(self.container.path("qemu.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -177,7 +177,7 @@ class Launch:
         shared = self.shared
         v1, v2 = lease.join_descriptors()
         joins = [held(fd) for fd in v1]
-        upper = hybrid_rootfs.open_upper(self.template)
+        upper = hybrid_rootfs.open_private(self.lower, self.template)
         wiring = qemu.Wiring(
             agent=sockets.agent[1].fileno(), qmp=sockets.qmp[1].fileno(), upper=(held(upper[0]), held(upper[1])),
             rootfs=-1 if self.lower.mib else lower, lower=lower if self.lower.mib else -1,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from rundctl.engine import lower_images
+from rundctl.engine import lower_images, upper
 from rundctl.errors import HostError, words
 from rundctl.guest import ops
 from rundctl.vmm import qemu
@@ -48,6 +48,11 @@ class Lower:
         self.persistent = False
         self.reason = ""
 
+    @property
+    def is_disk(self) -> bool:
+        """Whether it is no shared layer but the container's own disk, with the whole root file system (`disk.open_copy`)."""
+        return self.device == qemu.DISK
+
     def open(self) -> int:
         """Its directory or image, for QEMU alone; the caller closes it. HostError if it cannot be opened."""
         if self.image is not None:
@@ -80,6 +85,15 @@ def erofs(image: Image, memory_mib: int) -> Lower:
     lower = Lower("erofs", image.path, device, mib, mount)
     lower.image = image
     return lower
+
+
+def blk(path: str, mib: int, image: Image | None = None) -> Lower:
+    """The whole root file system on a disk of the container's own: a copy of an image, or of a directory."""
+    whole = Lower(
+        "blk", path, qemu.DISK, mib, ops.mount(qemu.UPPER_DEVICE, ROOT, "ext4", upper.MS_NOATIME, upper.OPTIONS)
+    )
+    whole.image = image
+    return whole
 
 
 def window_mib(size_bytes: int) -> int:

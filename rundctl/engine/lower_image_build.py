@@ -1,12 +1,7 @@
-"""Make the EROFS image of a content. Cold: in the background of a start, or by `rundctl image build`.
+"""Make the image of a content. Cold: in the background of a start, or by `rundctl image build`.
 
-What the image must be, and why:
-    exact           a rootfs that lacks an attribute or a file fails strangely and late. So the tree is looked through before and after mkfs.erofs
-                    has read it, what that cannot hold is refused, and the number of inodes in the image must be that of the tree.
-    noinline_data   the kernel maps only files directly (DAX) whose data are whole blocks of their own (fs/erofs/inode.c: FLAT_PLAIN).
-    extended inodes have times in nanoseconds and 32 bits for user and group.
-    no compression  nothing that is compressed can be mapped.
-    padded          with a hole, to the size of the device that a template has for it (`lower.window_mib`).
+It is exact, or there is none: a rootfs that lacks an attribute or a file fails strangely and late. So the tree is looked through before and after it
+is read, what an image cannot hold is refused, and the number of inodes in the image must be that of the tree. What writes it: `lower_formats`.
 """
 
 from __future__ import annotations
@@ -19,11 +14,12 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rundctl.engine import lower, lower_image_store, lower_images, template_store
+from rundctl.engine import lower_image_store, lower_images, template_store
+from rundctl.engine.lower_formats import SPACE_HINT, Erofs, Ext4
 from rundctl.engine.lower_images import IMAGE, Content
-from rundctl.engine.lower_scan import BLOCK, Tree
+from rundctl.engine.lower_scan import Tree
 from rundctl.errors import HostError, RundctlError, words
-from rundctl.host import files, mount_namespace, mountinfo, process
+from rundctl.host import files, mount_namespace, mountinfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,16 +27,6 @@ if TYPE_CHECKING:
     from rundctl.engine.lower_images import Image
 
     Progress = Callable[[str], None]
-
-_OPTIONS = ("--quiet", "-d1", "-E", "noinline_data,force-inode-extended")
-_HINT = "apt-get install erofs-utils"
-_SPACE_HINT = "rundctl image prune --max-size, or make room"
-_INODE_BYTES = 256  # of an inode with its name and common attributes: an estimate from above
-_SUPERBLOCK = (
-    1024  # its offset; erofs_fs.h: magic, then at 12 the logarithm of the block size, at 16 the number of inodes
-)
-_MAGIC = 0xE0F5E1E2
-_SAID_BYTES = 4096  # of mkfs.erofs' complaints
 
 
 def build(home: str, content: Content, progress: Progress, *, max_mib: int, lock: int | None = None) -> Image:
@@ -114,19 +100,18 @@ class _Builder:
         self._directory = directory
         self._image = f"{directory}/{IMAGE}"
         self._progress = progress
+        self._format: Erofs | Ext4 = Erofs() if content.room_mib is None else Ext4(content.room_mib)
 
     def make(self, max_mib: int) -> Image:
-        tool = process.need_tool("mkfs.erofs", _HINT)
         started = time.monotonic()
         with self._view() as source:
             self._progress(f"reading {self._content}")
             tree = Tree(source)
             self._check_size(tree, max_mib)
-            self._progress(f"writing an image of {tree.size_bytes >> 20} MiB")
-            self._mkfs(tool, source, tree)
+            self._progress(f"writing an image of {self._format.needed_bytes(tree) >> 20} MiB")
+            self._format.write(source, self._image, tree, _what(self._content))
             if Tree(source).digest != tree.digest or Content.from_facts(self._content.facts()).key != self._content.key:
                 raise HostError(f"{_what(self._content)}: it changed while it was read")
-        self._check_image(tree)
         self._finish(tree, time.monotonic() - started)
         return self._move_into_place()
 
@@ -155,7 +140,7 @@ class _Builder:
             yield merged
 
     def _check_size(self, tree: Tree, max_mib: int) -> None:
-        needed = tree.size_bytes + tree.inodes * _INODE_BYTES
+        needed = self._format.needed_bytes(tree)
         if needed > max_mib << 20:
             raise HostError(
                 f"{_what(self._content)}: it takes {needed >> 20} MiB, and images_max_mib is {max_mib}",
@@ -166,54 +151,17 @@ class _Builder:
         if needed > free:
             raise HostError(
                 f"{_what(self._content)}: {free >> 20} MiB are free in {lower_images.root(self._home)}, {needed >> 20} needed",
-                hint=_SPACE_HINT,
-            )
-
-    def _mkfs(self, tool: str, source: str, tree: Tree) -> None:
-        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        out = os.memfd_create("mkfs.erofs", os.MFD_CLOEXEC)  # a file beside the image would be as full as the disk
-        try:
-            with process.Child([tool, *_OPTIONS, self._image, source], (), (null, out, out)) as child:
-                status = child.wait()
-            said = " ".join(os.pread(out, _SAID_BYTES, 0).decode(errors="replace").replace("<E> erofs:", "").split())
-        finally:
-            os.close(null)
-            os.close(out)
-        if "No space left" in said:
-            raise HostError(
-                f"{_what(self._content)}: no space left in {lower_images.root(self._home)}", hint=_SPACE_HINT
-            )
-        if status != 0:
-            raise HostError(f"{_what(self._content)}: mkfs.erofs: {said or status}", hint=_doubt(tree))
-
-    def _check_image(self, tree: Tree) -> None:
-        """mkfs.erofs has its own mind of what belongs into an image, another in each version."""
-        with open(self._image, "rb") as file:
-            head = file.read(_SUPERBLOCK + BLOCK)[_SUPERBLOCK:]
-        magic, bits, inodes = (int.from_bytes(head[start:end], "little") for start, end in ((0, 4), (12, 13), (16, 24)))
-        if (magic, 1 << bits) != (_MAGIC, BLOCK):
-            raise HostError(f"{_what(self._content)}: mkfs.erofs wrote no EROFS of {BLOCK} bytes a block")
-        if inodes != tree.inodes:
-            raise HostError(
-                f"{_what(self._content)}: mkfs.erofs took {inodes} of {tree.inodes} inodes", hint=_doubt(tree)
+                hint=SPACE_HINT,
             )
 
     def _finish(self, tree: Tree, seconds: float) -> None:
         self._progress("syncing the image")
-        if tree.sparse:  # mkfs.erofs writes zeroes for holes
-            process.run(
-                ["fallocate", "--dig-holes", self._image],
-                what="free the image's zeroes",
-                hint="apt-get install util-linux",
-            )
         fd = os.open(self._image, os.O_RDWR | os.O_CLOEXEC)
         try:
-            size = lower.window_mib(os.fstat(fd).st_size) << 20
-            os.ftruncate(fd, size)
             os.fchmod(fd, 0o400)
             os.fsync(fd)
             described = {
-                "size": size,
+                "size": os.fstat(fd).st_size,
                 "digest": files.content_digest(fd),
                 "identity": template_store.file_identity(self._image),
             }
@@ -248,14 +196,10 @@ def _what(content: Content) -> str:
     return f"build the image of {content}"
 
 
-def _doubt(tree: Tree) -> str:
-    return f"some versions of mkfs.erofs cannot hold {tree.doubtful}" if tree.doubtful else ""
-
-
 def _hint(error: OSError) -> str:
     import errno
 
-    return _SPACE_HINT if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return SPACE_HINT if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
 
 
 def _empty(directory: str) -> None:

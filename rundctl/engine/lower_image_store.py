@@ -36,10 +36,18 @@ class Entry:
         """The layers it was made of, topmost first."""
         return list(self.manifest.get("content", {}).get("directories", ()))
 
+    @property
+    def transport(self) -> str:
+        """What it is an image for: "erofs" or "blk"; "?" of a damaged one."""
+        if "content" not in self.manifest:
+            return "?"
+        return "erofs" if self.manifest["content"]["room_mib"] is None else "blk"
+
     def facts(self) -> dict[str, object]:
         """For JSON."""
         return {
             "key": self.key,
+            "transport": self.transport,
             "state": self.state,
             "in_use": self.in_use,
             "size_mib": self.size_mib,

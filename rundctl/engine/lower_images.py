@@ -1,5 +1,6 @@
-"""Lower images: an immutable content as one EROFS file, made once, found by every start, shared by all VMs through the host's page cache.
+"""Lower images: an immutable content as one file, made once, found by every start.
 
+As EROFS it is shared by all VMs through the host's page cache; as ext4 every VM gets a copy (`disk`).
 ``HOME/images/KEY/{image,manifest.json}``: complete or not there at all, and never written to again. Here is what a start needs: to find, to
 open, to have made in the background. `lower_image_build` makes them, `lower_image_store` lists, checks and removes them.
 """
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from rundctl.engine.settings import Settings
 
-FORMAT = 1  # of image and manifest: raise it with every change of what `lower_image_build` makes out of a content
+FORMAT = 2  # of image and manifest: raise it with every change of what `lower_image_build` makes out of a content
 IMAGE = "image"
 RETRY_S = 3600  # a content that could not be made an image is not tried again in the background so soon
 _KEY_BYTES = 16
@@ -41,15 +42,23 @@ class Content:
     even under the same path and inode number, has another key, and so has a directory in which an entry came, went or was renamed. What would be missed:
     a file changed in place, or anything deeper down. The device number is left out since it may be another after a reboot, and every image
     would be orphaned; path and ctime together tell file systems apart, unless one is a copy of the other, block by block.
+    ``room_mib``: None for an EROFS image; else one of ext4, in which so much is free.
     """
 
-    __slots__ = ("directories", "key", "options", "version")
+    __slots__ = ("directories", "key", "options", "room_mib", "version")
 
-    def __init__(self, directories: tuple[str, ...], options: tuple[str, ...] = (), version: str = "") -> None:
+    def __init__(
+        self,
+        directories: tuple[str, ...],
+        options: tuple[str, ...] = (),
+        version: str = "",
+        room_mib: int | None = None,
+    ) -> None:
         """Directories are absolute real paths. HostError if one cannot be examined."""
         self.directories = directories
         self.options = options
         self.version = version
+        self.room_mib = room_mib
         self.key = self._digest()
 
     @classmethod
@@ -62,11 +71,20 @@ class Content:
     @classmethod
     def from_facts(cls, facts: dict[str, Any]) -> Self:
         """The content that `facts` told of, as it is now. HostError if it is no longer there."""
-        return cls(tuple(facts["directories"]), tuple(facts["options"]), facts["version"])
+        return cls(tuple(facts["directories"]), tuple(facts["options"]), facts["version"], facts["room_mib"])
+
+    def with_room(self, room_mib: int) -> Content:
+        """The same as an ext4 file system to be written to. HostError if it is no longer there."""
+        return Content(self.directories, self.options, self.version, room_mib)
 
     def facts(self) -> dict[str, object]:
         """All but the key, for JSON."""
-        return {"directories": self.directories, "options": self.options, "version": self.version}
+        return {
+            "directories": self.directories,
+            "options": self.options,
+            "version": self.version,
+            "room_mib": self.room_mib,
+        }
 
     @property
     def is_layered(self) -> bool:
@@ -79,7 +97,7 @@ class Content:
 
     def _digest(self) -> str:
         digest = blake2b(digest_size=_KEY_BYTES)
-        for text in (str(FORMAT), self.version, str(len(self.options)), *self.options):
+        for text in (str(FORMAT), str(self.room_mib), self.version, str(len(self.options)), *self.options):
             digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
         for path in self.directories:
             try:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from _blake2 import blake2b
 
 from rundctl.errors import HostError, words
+from rundctl.host import files
 
 BLOCK = 4096
-# What no mkfs.erofs takes: longer paths, and extended attributes that EROFS has no number for.
+# What no mkfs.erofs takes, and no cp: longer paths; and extended attributes that neither EROFS nor ext4 has a number for.
 _PATH_MAX = 4095
 _XATTRS = ("user.", "trusted.", "security.", "system.posix_acl_access", "system.posix_acl_default")
 # erofs-utils 1.5 (Debian 12) leaves out the one, without a word, and fails with the other; 1.8 (Debian 13) holds both.
@@ -21,10 +23,10 @@ class Tree:
     """A tree as it was found.
 
     ``digest`` is another once anything was added, removed, changed or replaced. ``size_bytes``: of the regular files in whole blocks, each once.
-    ``sparse``: one of them has holes. ``doubtful``: a path that some versions of mkfs.erofs leave out or fail with, or "".
+    ``data_bytes``: without their holes. ``sparse``: one of them has holes. ``doubtful``: a path that some versions of mkfs.erofs leave out or fail with, or "".
     """
 
-    __slots__ = ("_facts", "_links", "_root", "digest", "doubtful", "inodes", "size_bytes", "sparse")
+    __slots__ = ("_facts", "_links", "_root", "data_bytes", "digest", "doubtful", "inodes", "size_bytes", "sparse")
 
     def __init__(self, root: str) -> None:
         """HostError for what cannot be read, vanishes, or could not be in an image."""
@@ -33,6 +35,7 @@ class Tree:
         self._links: set[tuple[int, int]] = set()
         self.inodes = 0
         self.size_bytes = 0
+        self.data_bytes = 0
         self.sparse = False
         self.doubtful = ""
         try:
@@ -58,12 +61,10 @@ class Tree:
         if name.startswith(_LEFT_OUT) or len(os.fsencode(name)) > _NAME_MAX:
             self.doubtful = path
         if len(os.fsencode(path)) > _PATH_MAX:
-            raise HostError(f"{path[:64]}...: mkfs.erofs takes paths of at most {_PATH_MAX} bytes")
-        strange = next(
-            (xattr for xattr in os.listxattr(path, follow_symlinks=False) if not xattr.startswith(_XATTRS)), ""
-        )
+            raise HostError(f"{path[:64]}...: an image takes paths of at most {_PATH_MAX} bytes")
+        strange = next((xattr for xattr in _xattrs(path) if not xattr.startswith(_XATTRS)), "")
         if strange:
-            raise HostError(f"{path}: EROFS has no place for its extended attribute {strange}")
+            raise HostError(f"{path}: an image has no place for its extended attribute {strange}")
 
     def _add(self, path: str, status: os.stat_result) -> None:
         identity = (status.st_dev, status.st_ino)
@@ -83,5 +84,25 @@ class Tree:
             self._links.add(identity)
         self.inodes += 1
         if stat.S_ISREG(status.st_mode):
-            self.size_bytes += -(-status.st_size // BLOCK) * BLOCK
-            self.sparse = self.sparse or status.st_blocks * 512 + BLOCK <= status.st_size
+            size = -(-status.st_size // BLOCK) * BLOCK
+            has_holes = status.st_blocks * 512 + BLOCK <= status.st_size  # or is compressed
+            self.size_bytes += size
+            self.data_bytes += _data_bytes(path, status.st_size) if has_holes else size
+            self.sparse = self.sparse or has_holes
+
+
+def _xattrs(path: str) -> list[str]:
+    try:
+        return os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:  # a file system without any
+            raise
+        return []
+
+
+def _data_bytes(path: str, size: int) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return sum(end - start for start, end in files.data_extents(fd, size))
+    finally:
+        os.close(fd)

@@ -44,7 +44,7 @@ class Settings:
     guest_overhead_mib  what a VM gets beside its container's memory limit: the guest kernel's own share
     template        on, off: whether VMs are cloned or booted
     rootfs          volatile, persistent: whether what a container writes to its root file system dies with it or goes into the bundle's
-    lower           auto, erofs, 9p: how the shared layer of a rootfs reaches the guest (docs/rootfs.md)
+    lower           auto, erofs, 9p, blk: how the shared layer of a rootfs reaches the guest (docs/rootfs.md)
     translations_mib  what each emulated VM may keep of translated code: a start fills 14, and with less than a program uses again and again
                     it is many times slower (docs/performance.md); nothing with KVM
     images_max_mib  what all EROFS images of root file systems may take on disk; 0: none are made. The default has room for some hundred

@@ -78,11 +78,11 @@ def initramfs_fd(kernel: Kernel, agent: str) -> int:
     return fd
 
 
-def setup_plan(kernel: Kernel) -> ops.Plan:
+def setup_plan(kernel: Kernel, shape: MachineShape) -> ops.Plan:
     """What every guest has before it meets its container: container 0's plan, which the agent itself runs after its boot."""
     controllers = " ".join(f"+{name}" for name in kernel.manifest()["controllers"])
     made = [
-        *upper.setup_ops(),
+        *(upper.setup_ops() if shape.upper_mib else ()),
         ops.mount("cgroup2", _CGROUP, "cgroup2", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC),
         ops.write(f"{_CGROUP}/cgroup.subtree_control", controllers),
         # Errors and worse still reach the console; the boot messages were for the builder.
@@ -92,8 +92,7 @@ def setup_plan(kernel: Kernel) -> ops.Plan:
 
 
 def _boot_and_save(directory: str, recipe: Recipe, progress: Progress) -> None:
-    progress("formatting the upper layer")
-    upper.format_image(f"{directory}/upper", recipe.shape.upper_mib)
+    _make_disk(f"{directory}/upper", recipe.shape, progress)
     progress(f"booting the guest ({recipe.shape.accelerator.value})")
     with _Guest(directory, recipe) as guest:
         try:
@@ -104,6 +103,15 @@ def _boot_and_save(directory: str, recipe: Recipe, progress: Progress) -> None:
             raise GuestError(f"build the template: {error.message}", hint=guest.last_words()) from error
 
 
+def _make_disk(path: str, shape: MachineShape, progress: Progress) -> None:
+    if shape.upper_mib:
+        progress("formatting the upper layer")
+        upper.format_image(path, shape.upper_mib)
+    else:  # each clone has a disk of its own there, of this size
+        with open(path, "wb") as file:
+            file.truncate(shape.lower_mib << 20)
+
+
 class _Guest:
     """A booting QEMU with its two channels; a ``with`` block kills it, and so does the end of this process."""
 
@@ -112,7 +120,7 @@ class _Guest:
     def __init__(self, directory: str, recipe: Recipe) -> None:
         self._directory = directory
         self._recipe = recipe
-        self._plan = setup_plan(recipe.kernel)
+        self._plan = setup_plan(recipe.kernel, recipe.shape)
         self._fds: list[int] = []
         self._sockets = [*socket.socketpair(), *socket.socketpair()]
 
@@ -177,7 +185,7 @@ class _Guest:
 
     def _placeholder(self) -> int:
         """Zeroes of the size that the clones' images have; -1 where the lower comes by no image."""
-        if not self._recipe.shape.lower_mib:
+        if self._recipe.shape.lower not in qemu.LOWER_DEVICES:
             return -1
         fd = self._keep(os.memfd_create("lower", os.MFD_CLOEXEC))
         os.ftruncate(fd, self._recipe.shape.lower_mib << 20)

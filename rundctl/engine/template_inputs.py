@@ -80,7 +80,7 @@ class Ingredients:
             accelerator=chosen,
             memory_mib=self.request.memory_mib or self.settings.memory_mib,
             vcpus=self.request.vcpus or self.settings.vcpus,
-            upper_mib=self.settings.upper_mib,
+            upper_mib=0 if self.request.lower == qemu.DISK else self.settings.upper_mib,
             digests=self.digests,
             host=self.host,
             lower=self.request.lower,

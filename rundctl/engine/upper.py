@@ -15,7 +15,9 @@ from rundctl.vmm import qemu
 MOUNT_POINT = "/upper"
 DIRECTORY = f"{MOUNT_POINT}/u"
 WORK = f"{MOUNT_POINT}/w"
-_MS_NOATIME = 1024  # linux/mount.h
+MS_NOATIME = 1024  # linux/mount.h
+# discard: what is deleted in the container is a hole again in the host's file
+OPTIONS = "discard,noinit_itable"
 _BLOCK = 4096  # bytes; mkfs takes 1024 below 512 MiB, and the host could not free such a block by itself
 # Bytes at the end that mkfs.ext4 overwrites against remains of a RAID. In a new file they may be a hole again, which is one extent less.
 _WIPED = 1 << 16
@@ -36,7 +38,7 @@ _EXTENDED = (
 )
 
 
-def clone(image: str, directory: str) -> tuple[int, int]:
+def clone(image: str, directory: str, what: str = "the upper layer") -> tuple[int, int]:
     """A private copy of ``image`` in a nameless file in ``directory``: descriptors for writing and for reading, QEMU wants both.
 
     HostError says what the host refused.
@@ -44,7 +46,12 @@ def clone(image: str, directory: str) -> tuple[int, int]:
     try:
         writable = _clone(image, directory)
     except OSError as error:
-        raise HostError(f"make the upper layer in {directory}: {words(error)}") from error
+        raise HostError(f"make {what} in {directory}: {words(error)}") from error
+    return both(writable)
+
+
+def both(writable: int) -> tuple[int, int]:
+    """A nameless file's descriptor, which is taken over, and one more for reading."""
     try:
         return writable, files.reopen(writable, os.O_RDONLY)
     except BaseException:
@@ -53,10 +60,7 @@ def clone(image: str, directory: str) -> tuple[int, int]:
 
 
 def format_image(path: str, size_mib: int) -> None:
-    """Make a file system in a sparse file, with the directories overlayfs wants. HostError if it cannot be.
-
-    Each extent costs a start about 8 µs to reflink, each KiB of data its time to copy where there are no reflinks: so there are few of both.
-    """
+    """Make a file system in a sparse file, with the directories overlayfs wants. HostError if it cannot be."""
     import shutil
 
     skeleton = f"{path}.skeleton"
@@ -65,23 +69,28 @@ def format_image(path: str, size_mib: int) -> None:
             made = f"{skeleton}/{os.path.relpath(directory, MOUNT_POINT)}"
             os.makedirs(made)
             os.chmod(made, 0o755)  # noqa: S103 (DIRECTORY's is the mode of the container's root)
-        with open(path, "wb") as file:
-            file.truncate(size_mib << 20)
-        command = ["mkfs.ext4", "-q", "-F", "-m", "0", "-b", str(_BLOCK)]
-        command += ["-O", ",".join(_FEATURES), "-E", ",".join(_EXTENDED), "-d", skeleton, path]
-        process.run(command, what="format the upper layer", hint="apt-get install e2fsprogs")
-        os.truncate(path, (size_mib << 20) - _WIPED)
-        os.truncate(path, size_mib << 20)
+        mkfs(path, size_mib, "-d", skeleton, what="format the upper layer")
     finally:
         shutil.rmtree(skeleton, ignore_errors=True)
 
 
+def mkfs(path: str, size_mib: int, *options: str, what: str) -> None:
+    """Make an ext4 file system in a file that is a hole then, but for little. HostError or OSError if it cannot be.
+
+    Each extent costs a start about 8 µs to reflink, each KiB of data its time to copy where there are no reflinks: so there are few of both.
+    """
+    with open(path, "wb") as file:
+        file.truncate(size_mib << 20)
+    command = ["mkfs.ext4", "-q", "-F", "-m", "0", "-b", str(_BLOCK)]
+    command += ["-O", ",".join(_FEATURES), "-E", ",".join(_EXTENDED), *options, path]
+    process.run(command, what=what, hint="apt-get install e2fsprogs")
+    os.truncate(path, (size_mib << 20) - _WIPED)
+    os.truncate(path, size_mib << 20)
+
+
 def setup_ops() -> list[ops.Op]:
     """Mount the upper in the guest, once, in the template."""
-    return [
-        # discard: what is deleted in the container is a hole again in the host's file
-        ops.mount(qemu.UPPER_DEVICE, MOUNT_POINT, "ext4", _MS_NOATIME, "discard,noinit_itable"),
-    ]
+    return [ops.mount(qemu.UPPER_DEVICE, MOUNT_POINT, "ext4", MS_NOATIME, OPTIONS)]
 
 
 def _clone(image: str, directory: str) -> int:

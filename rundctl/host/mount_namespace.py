@@ -51,6 +51,11 @@ def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str 
     _checked(_libc.mount(source_, target_, kind_, ctypes.c_ulong(flags), os.fsencode(data)), target)
 
 
+def unmount(target: str) -> None:
+    """umount(2): what was written is on its device then. OSError with the target as its file name."""
+    _checked(_libc.umount2(os.fsencode(target), 0), target)
+
+
 def _checked(answer: int, what: str) -> None:
     if answer != 0:
         number = ctypes.get_errno()

@@ -18,6 +18,9 @@ AGENT_PORT = "rundctl.agent"
 ROOTFS_TAG = "rootfs"
 VOLUMES_TAG = "volumes"
 UPPER_DEVICE = "/dev/vda"
+DISK = (
+    "disk"  # `MachineShape.lower` of a machine whose only disk, in the upper's place, holds the whole root file system
+)
 LOWER_DEVICES = {"pmem": "/dev/pmem0", "blk": "/dev/vdb"}  # where the guest finds an image
 _ROOM_MIB = 4096  # of addresses beside the memory, for devices that are memory
 _MEMORY_SLOTS = 2
@@ -54,7 +57,7 @@ def _value(value: str | int | bool) -> str:  # noqa: FBT001  the value of a prop
 class Wiring:
     """What differs between two machines of one shape: descriptors (``-1``: none) and paths.
 
-    agent, qmp      far ends of the two socketpairs          upper_rw, upper_ro   the upper's image, opened twice (DESIGN: QEMU wants both)
+    agent, qmp      far ends of the two socketpairs          upper_rw, upper_ro   the disk (the upper's image), opened twice: QEMU wants both
     rootfs, volumes directories exported by 9p; ``volumes`` may be a number that only QEMU's parent opens. Without them: ``empty``
     persistent      whether the guest may write to ``rootfs``
     lower           image of the shared layer                translations_mib  TCG's buffer of translated code (QEMU's own default: a GiB)
@@ -184,7 +187,10 @@ def _board(shape: MachineShape, wiring: Wiring) -> list[Option]:
         Option(
             "m",
             f"{shape.memory_mib}M",
-            {"maxmem": f"{shape.memory_mib + max(_ROOM_MIB, shape.lower_mib)}M", "slots": _MEMORY_SLOTS},
+            {
+                "maxmem": f"{shape.memory_mib + max(_ROOM_MIB, shape.lower_mib if shape.lower != DISK else 0)}M",
+                "slots": _MEMORY_SLOTS,
+            },
         ),
         # Both sides: the stream then does not say "was stopped", and a clone runs as soon as it is loaded, without a `cont`.
         Option("global", "", {"migration.store-global-state": False}),
@@ -234,6 +240,8 @@ def _upper(wiring: Wiring) -> list[Option]:
 def _lower(shape: MachineShape, wiring: Wiring) -> list[Option]:
     """The device of the shared layer. What is behind it in a clone is another than in the template; its size is not."""
     path = f"/proc/self/fd/{wiring.lower}"
+    if shape.lower == DISK:
+        return []
     if shape.lower == "pmem":
         return [
             Option("object", "memory-backend-file", {

@@ -18,7 +18,7 @@ class MachineShape:
 
     ``digests`` names what the guest is made of (kernel, agent, QEMU, firmware); ``host`` is what the CPU model takes from the host.
     ``lower`` is the device that the shared layer of the root file system comes by: "9p", or "pmem" or "blk" for an image of at most
-    ``lower_mib``; ``volumes``: whether there is a device for bind mounts.
+    ``lower_mib``; or "disk" where there is none, and a disk of ``lower_mib`` in place of the upper's. ``volumes``: whether there is a device for bind mounts.
     """
 
     __slots__ = (

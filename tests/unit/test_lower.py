@@ -17,6 +17,7 @@ from rundctl.engine.settings import Settings
 from rundctl.errors import ConfigError
 from rundctl.oci import options
 from rundctl.oci.bundle import Bundle
+from rundctl.vmm import qemu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +76,33 @@ def test_a_directory_may_change_and_is_shared_live(tmp_path: Path, settings: Set
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
     assert (chosen.name, chosen.device, chosen.path) == ("9p", "9p", str(tmp_path / "rootfs"))
     assert "may change" in chosen.reason
+
+
+def test_a_disk_only_where_it_is_asked_for(tmp_path: Path, settings: Settings, image: Image) -> None:
+    rootfs = tmp_path / "rootfs"
+    copied = _choose(_bundle(rootfs, lower="blk"), settings, frozenset())
+    assert (copied.name, copied.device, copied.path, copied.image) == ("blk", "disk", str(rootfs), None)
+    assert copied.mib == 4096, "2048 to write to, and a power of two"
+    kept = _choose(_bundle(rootfs, lower="blk", immutable="1"), settings, frozenset())
+    assert (kept.device, kept.path, kept.image, kept.mib) == ("disk", image.path, image, 50)
+    for chosen in (copied, kept):
+        (mounted,) = hybrid_rootfs.guest_ops(chosen)
+        assert mounted.arguments[:3] == (qemu.UPPER_DEVICE, "/root", "ext4")
+        assert len(hybrid_rootfs.guest_ops(chosen, volumes=True)) == 2
+    assert _choose(_bundle(rootfs, immutable="1"), settings).name == "erofs"
+
+
+@pytest.mark.parametrize("upper", ["empty", "written", ""])
+def test_a_disk_of_layers_is_of_their_image_unless_something_lies_upon_them(
+    tmp_path: Path, settings: Settings, image: Image, monkeypatch: pytest.MonkeyPatch, upper: str
+) -> None:
+    for name in ("empty", "written/file"):
+        (tmp_path / name).mkdir(parents=True)
+    overlay = Overlay((_layer(tmp_path),), str(tmp_path / upper) if upper else None, None, ())
+    monkeypatch.setattr(hybrid_rootfs.overlay_mount, "of_rootfs", lambda _: (overlay, ""))
+    chosen = _choose(_bundle(tmp_path / "rootfs", lower="blk"), settings)
+    assert (chosen.image is image) == (upper != "written")
+    assert chosen.live == ""
 
 
 def test_what_was_asked_for_comes_first(tmp_path: Path, settings: Settings, image: Image) -> None:
@@ -209,7 +237,12 @@ def test_persistent_is_the_directory_itself_and_nothing_else(tmp_path: Path, set
 
 
 @pytest.mark.parametrize(
-    ("asked", "why"), [({"lower": "erofs"}, "erofs is read-only"), ({"immutable": "1"}, "immutable")]
+    ("asked", "why"),
+    [
+        ({"lower": "erofs"}, "erofs is read-only"),
+        ({"lower": "blk"}, "blk dies with the VM"),
+        ({"immutable": "1"}, "immutable"),
+    ],
 )
 def test_what_nobody_writes_to_is_not_persistent(
     tmp_path: Path, settings: Settings, asked: dict[str, str], why: str

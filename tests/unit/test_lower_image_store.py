@@ -108,17 +108,21 @@ def command(home: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command(home: str, directory: Path) -> None:
-    assert command(home, "list").stdout == "KEY         SIZE        STATE       CONTENT\n"
+    assert command(home, "list").stdout == "KEY         FOR         SIZE        STATE       CONTENT\n"
     key = Content.of_directory(str(directory), "1").key
     assert command(home, "build", "--immutable", "1", str(directory)).stdout == f"{key}\n"
-    assert command(home, "list").stdout.splitlines()[1].split() == [key, "0", "MiB", "ok", str(directory)]
+    assert command(home, "list").stdout.splitlines()[1].split() == [key, "erofs", "0", "MiB", "ok", str(directory)]
     (told,) = json.loads(command(home, "list", "--json").stdout)
     assert (told["key"], told["state"], told["in_use"], told["content"]["version"]) == (key, "ok", False, "1")
+    disk = Content.of_directory(str(directory), "1").with_room(2048).key
+    assert command(home, "build", "--immutable", "1", "--lower", "blk", str(directory)).stdout == f"{disk}\n"
+    told = {entry["key"]: entry["transport"] for entry in json.loads(command(home, "list", "--json").stdout)}
+    assert told == {key: "erofs", disk: "blk"}
     assert (command(home, "verify").returncode, command(home, "prune").stdout) == (0, "")
     corrupt(Path(home) / "images" / key / "image")
     done = command(home, "verify")
     assert (done.returncode, done.stdout) == (1, f"{key}\n")
-    assert command(home, "prune", "--all").stdout == ""
+    assert command(home, "prune", "--all").stdout == f"{disk}\n"
 
 
 def test_the_command_says_why_not(home: str, directory: Path) -> None:

@@ -1,0 +1,144 @@
+"""Which transport of a root file system goes with what: the one table behind `hybrid_rootfs.choose`, the table in docs/rootfs.md, and the tests.
+
+``python -m rundctl.engine.combinations docs/rootfs.md`` writes the table into that file.
+"""
+
+from __future__ import annotations
+
+NONE = "none"  # no volumes
+# What a kernel must be able to (`guest.kernel.Kernel.able`), for the table: `choose` asks the kernel itself, and a test these two.
+KERNELS = {"Debian's": frozenset(("9p",)), "lean": frozenset(("9p", "erofs", "pmem", "virtiofs"))}
+_BEGIN, _END = "<!-- combinations: begin -->", "<!-- combinations: end -->"
+_AS_ROOT = "9p"  # files get the owners that the guest names, and only root can do that
+
+
+class Combination:
+    """A transport, and what of the machine goes with it.
+
+    name        what annotation and setting call it
+    device      that it comes by, `MachineShape.lower`
+    volumes     what bind mounts come by beside it
+    memory      of a clone: "cow" is private over the template's, "copy" a copy that another process can map
+    needs       what the guest's kernel must be able to
+    read_only   why it cannot be the persistent root, "" if it can
+    cold        whether a VM with it can boot instead of being cloned
+    cost        of a clone beside what every one costs
+    """
+
+    __slots__ = ("cold", "cost", "device", "memory", "name", "needs", "read_only", "volumes")
+
+    def __init__(  # noqa: PLR0913  one argument a column, all by name
+        self,
+        name: str,
+        device: str,
+        *,
+        cost: str,
+        needs: tuple[str, ...] = (),
+        volumes: str = "9p",
+        memory: str = "cow",
+        read_only: str = "",
+        cold: bool = True,
+    ) -> None:
+        self.name = name
+        self.device = device
+        self.volumes = volumes
+        self.memory = memory
+        self.needs = frozenset(needs)
+        self.read_only = read_only
+        self.cold = cold
+        self.cost = cost
+
+    def missing(self, able: frozenset[str]) -> list[str]:
+        """What a kernel lacks for it."""
+        return sorted(self.needs - able)
+
+
+TABLE = (
+    Combination("9p", "9p", needs=("9p",), cost="1.2 MiB of QEMU's memory; what is read is in the guest's cache too"),
+    Combination(
+        "erofs",
+        "pmem",
+        needs=("erofs", "pmem"),
+        read_only="is read-only",
+        cost="1/64 of the image's size of the guest's memory; what is read is in the host's cache alone, once for all",
+    ),
+    Combination(
+        "erofs",
+        "blk",
+        needs=("erofs", "pmem"),
+        read_only="is read-only",
+        cost="what is read is in the guest's cache too",
+    ),
+    Combination(
+        "blk",
+        "disk",
+        read_only="dies with the VM",
+        cost="a copy of the whole rootfs before the start; what is read is in the guest's cache, and in the host's once more for each",
+    ),
+)
+
+
+def of(name: str, device: str = "") -> Combination:
+    """The row of a transport; of one that has several, the first, unless the device is named. KeyError if there is none."""
+    for row in TABLE:
+        if row.name == name and device in ("", row.device):
+            return row
+    raise KeyError(name, device)
+
+
+def writable() -> list[str]:
+    """Transports by which a rootfs can be persistent."""
+    return list(dict.fromkeys(row.name for row in TABLE if not row.read_only))
+
+
+def table() -> str:
+    """The table as Markdown."""
+    lines = [
+        "| rootfs by | volumes by | memory | cold boot | persistent | QEMU could run unprivileged | kernels | what it costs a clone |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_line(row, volumes) for row in TABLE for volumes in (NONE, row.volumes)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: Combination, volumes: str) -> str:
+    kernels = ", ".join(name for name, able in KERNELS.items() if not row.missing(able))
+    as_root = _AS_ROOT in (row.name, volumes)
+    cost = "the same, and 1.4 MiB" if volumes == "9p" else row.cost if volumes == NONE else "the same"
+    cells = (
+        _title(row),
+        volumes,
+        row.memory,
+        _yes(row.cold),
+        _yes(not row.read_only),
+        _yes(not as_root),
+        kernels,
+        cost,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _title(row: Combination) -> str:
+    several = sum(other.name == row.name for other in TABLE) > 1
+    return f"{row.name} ({row.device})" if several else row.name
+
+
+def _yes(yes: bool) -> str:  # noqa: FBT001  a cell of the table
+    return "yes" if yes else "no"
+
+
+def document(text: str) -> str:
+    """A document with the table in its place, between the two comments. ValueError if it has none."""
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"no {_BEGIN} ... {_END}")
+    return f"{before}{_BEGIN}\n{table()}{_END}{after}"
+
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    target = Path(sys.argv[1])
+    target.write_text(document(target.read_text()))

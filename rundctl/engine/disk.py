@@ -1,0 +1,60 @@
+"""The whole root file system as a private ext4 disk, without an overlay: what a container would have had before there were shared lowers.
+
+What is known not to change is copied from its image, extent by extent or by reflink; what may change is copied file by file, for one container.
+"""
+
+from __future__ import annotations
+
+import os
+
+from rundctl.engine import upper
+from rundctl.errors import ConfigError, HostError, words
+from rundctl.host import files, mountinfo
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rundctl.engine.lower import Lower
+
+_WHAT = "copy the root file system"
+
+
+def size_mib(rootfs: str, room_mib: int) -> int:
+    """Size of the disk for a directory as it is now. ConfigError or HostError for what cannot be copied."""
+    from rundctl.engine.lower_formats import Ext4
+    from rundctl.engine.lower_scan import Tree
+
+    inside = mountinfo.below(rootfs, mountinfo.read())
+    if inside is not None:
+        raise ConfigError(
+            f"rootfs {rootfs}: blk copies one file system, and something is mounted at {inside}",
+            hint="9p shows what is mounted in a rootfs",
+        )
+    return Ext4(room_mib).size_mib(Tree(rootfs))
+
+
+def open_copy(lower: Lower, directory: str, empty: str) -> tuple[int, int]:
+    """The disk of one container, in a nameless file: descriptors for writing and for reading; the caller closes both.
+
+    Of an image it lies beside that, so that they can share extents, else in ``directory``; ``empty``: any empty directory. HostError if it cannot be.
+    """
+    if lower.image is not None:
+        return upper.clone(lower.image.path, os.path.dirname(lower.image.path), "the root disk")
+    try:
+        writable = files.nameless(directory)
+    except OSError as error:
+        raise HostError(f"{_WHAT}: {directory}: {words(error)}") from error
+    try:
+        _fill(lower, writable, empty)
+    except BaseException:
+        os.close(writable)
+        raise
+    return upper.both(writable)
+
+
+def _fill(lower: Lower, disk: int, empty: str) -> None:
+    from rundctl.engine.lower_formats import Ext4
+
+    try:
+        Ext4(0).fill(lower.path, f"/proc/{os.getpid()}/fd/{disk}", lower.mib, empty, f"{_WHAT} {lower.path}", inodes=0)
+    except OSError as error:
+        raise HostError(f"{_WHAT} {lower.path}: {error.filename}: {words(error)}") from error

@@ -1,0 +1,59 @@
+"""The table of what goes with what: complete, the one that is documented, and the one that `choose` goes by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rundctl.engine import combinations, lower
+from rundctl.engine.combinations import KERNELS, TABLE
+from rundctl.engine.lower_images import Image
+from rundctl.oci import options
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs/rootfs.md"
+GIB = 1 << 30
+
+
+def test_documented_is_what_is_there() -> None:
+    text = DOCUMENT.read_text()
+    assert combinations.document(text) == text, "run: python -m rundctl.engine.combinations docs/rootfs.md"
+
+
+def test_a_document_without_a_place_for_it() -> None:
+    with pytest.raises(ValueError, match="combinations"):
+        combinations.document("nothing")
+
+
+def test_each_transport_that_can_be_asked_for_has_its_rows_and_no_other() -> None:
+    assert {row.name for row in TABLE} == set(options.LOWERS) - {"auto"}
+    assert len({(row.name, row.device) for row in TABLE}) == len(TABLE)
+
+
+def test_each_way_a_rootfs_can_come_is_a_row() -> None:
+    image = Image("key", "/image", GIB)
+    made = [lower.nine_p("/"), lower.persistent("/"), lower.erofs(image, 64), lower.erofs(image, 8192)]
+    made += [lower.blk("/", 64), lower.blk("/", 64, image)]
+    for each in made:
+        assert not (each.persistent and combinations.of(each.name, each.device).read_only)
+    assert {(each.name, each.device) for each in made} == {(row.name, row.device) for row in TABLE}
+
+
+def test_words_of_the_table_are_known() -> None:
+    for row in TABLE:
+        assert row.memory in ("cow", "copy")
+        assert row.volumes in ("9p", "virtiofs")
+        assert row.needs <= KERNELS["lean"], "the recommended kernel can do all"
+    assert combinations.writable() == ["9p"]
+
+
+def test_what_needs_9p_needs_root() -> None:
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in combinations.table().splitlines()[2:]]
+    assert len(cells) == 2 * len(TABLE)
+    for rootfs, volumes, *_, unprivileged, _, _ in cells:
+        assert (unprivileged == "no") == ("9p" in (rootfs, volumes))
+
+
+def test_no_such_transport() -> None:
+    with pytest.raises(KeyError):
+        combinations.of("nfs")
