@@ -2,11 +2,13 @@
 
 usage: rootfs.py [--quick]     writes build/bench/rootfs.json and build/bench/rootfs.svg
 A transport is tried by a `create` that asks for it; one that is refused is left out, and its row says why.
+    prepare       what is private is made before there is a machine (`rootfs_prepare.py`): wall-clock for one, and for many at once
     first byte    wall-clock of `create` and `start` until the container's first output is here
     scan, read    1,400 and 10,000 files of 100 bytes, in the guest's own time: lstat of each ("cold": the first of this VM; "warm": once more), and their data
     fio           one pass in the guest; reads through its page cache, of a file that it has not read yet (the host has); writes to the upper, O_DIRECT
     host CPU      of QEMU, while the guest did it
-    memory        of the host, while containers hold 100 MB that each has read: PSS of all QEMUs, and page cache of the source that none of them maps
+    memory        of the host, while containers hold 100 MB that each has read: PSS of all VMs' processes, and page cache of the source, or of the disks,
+                  that none of them maps
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import os
 import platform
 import re
 import select
-import shutil
+import stat
 import statistics
 import subprocess
 import sys
@@ -29,31 +31,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import rootfs_plot
+import rootfs_prepare
 import smaps
-import upper
+from rootfs_image import FULL, QUICK, RUNDCTL, Image, Sizes
 
-from rundctl.engine import kernel_template, lower_images, settings
-from rundctl.engine.lower_images import Content
+from rundctl.engine import kernel_template, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RUNDCTL = os.environ.get("RUNDCTL", f"{sys.prefix}/bin/rundctl")
 GOAL_SCAN = 0.1  # of 9p's time
 GOAL_UPPER_MS = 0.1  # median on XFS
+GOAL_AT_ONCE_MS = 0.15  # wall-clock by the number at once, of the most at once
 _TIMEOUT_S = 120.0
-_MIB = 1 << 20
-_LIMIT_MIB = 320  # of a container's memory: fio's libraries do not load in a VM of 128 MiB
-_PADDING_MIB = (
-    600  # a hole: an image of more than 512 MiB has a device that is too large for pmem in such a VM (`lower.erofs`)
-)
-_JOBS = {
-    # name of fio's job: what it does, block size, bytes of it (quick: a quarter)
-    "seq read": ("read", "1m", 64 * _MIB),
-    "rand read": ("randread", "4k", 16 * _MIB),
-    "seq write": ("write", "1m", 64 * _MIB),
-    "rand write": ("randwrite", "4k", 8 * _MIB),
-}
 
 
 @dataclass(frozen=True)
@@ -68,29 +58,11 @@ class Transport:
 
 TRANSPORTS = (
     Transport("9p", "9p", "9p"),
-    Transport("blk", "blk", "blk"),
+    Transport("blk", "blk", "disk"),
     Transport("virtiofs", "virtiofs", "virtiofs"),
     Transport("erofs-pmem", "erofs", "pmem"),
     Transport("erofs-blk", "erofs", "blk", padded=True),
 )
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much of everything."""
-
-    starts: int  # of which the median is the time to the first byte
-    files: tuple[int, ...]  # of the trees that are scanned
-    data_mib: int  # that each of `readers` containers reads
-    readers: int
-    many: int  # containers on erofs-pmem, for issue "one page cache"
-    divisor: int  # of fio's bytes
-    uppers: tuple[int, ...]  # prepared at once
-    rounds: int
-
-
-FULL = Sizes(7, (1400, 10_000), 100, 50, 100, 1, (1, 50, 200), 5)
-QUICK = Sizes(2, (1400,), 30, 4, 0, 4, (1, 10), 2)
 
 
 class RefusedError(Exception):
@@ -109,6 +81,7 @@ class Container:
         self._buffer = b""
         self.created = False
         self.machine = 0  # pid of QEMU
+        self.processes: list[int] = []  # of the VM: QEMU, and what serves it
         self.device = ""
 
     def __enter__(self) -> Self:
@@ -145,8 +118,22 @@ class Container:
     def find_machine(self) -> None:
         """After `start`: which process is its QEMU."""
         shim = json.loads(self._call("state", self._name))["pid"]
-        (child,) = Path(f"/proc/{shim}/task/{shim}/children").read_text().split()
-        self.machine = int(child)
+        self.processes = [int(pid) for pid in Path(f"/proc/{shim}/task/{shim}/children").read_text().split()]
+        self.processes = [pid for pid in self.processes for pid in (pid, *_children(pid))]
+        (self.machine,) = (pid for pid in self.processes if Path(f"/proc/{pid}/comm").read_text().startswith("qemu"))
+
+    def pss_mib(self) -> float:
+        """Memory of its VM's processes."""
+        return sum(smaps.pss_kib(pid) for pid in self.processes) / 1024
+
+    def disk(self) -> str:
+        """Path, through QEMU's descriptors, of its private disk: the largest file without a name that is open for writing."""
+        found = {}
+        for link in Path(f"/proc/{self.machine}/fd").iterdir():
+            status = link.stat()
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 0:
+                found[status.st_size] = str(link)
+        return found[max(found)]
 
     def say(self, line: str) -> None:
         """Give it a line to read."""
@@ -165,81 +152,17 @@ class Container:
         return line.decode()
 
     def cpu_s(self) -> float:
-        """CPU time of its QEMU so far, in ticks of 10 ms (proc(5), stat)."""
-        fields = Path(f"/proc/{self.machine}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """CPU time of its VM's processes so far, in ticks of 10 ms (proc(5), stat)."""
+        told = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.processes)
+        return sum(int(fields[11]) + int(fields[12]) for fields in told) / os.sysconf("SC_CLK_TCK")
 
     def _call(self, *arguments: str) -> str:
         argv = [RUNDCTL, "--root", str(self._root), *arguments]
         return subprocess.run(argv, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
 
 
-class Image:
-    """A root file system with all that the rows need, its bundles, and at the end without the images made of it."""
-
-    def __init__(self, scratch: Path, sizes: Sizes, *, padded: bool) -> None:
-        self.directory = scratch / ("padded" if padded else "plain")
-        self.rootfs = self.directory / "rootfs"
-        self._sizes = sizes
-        for name in ("bin", "proc", "sys", "dev", "etc", "tmp", "out"):
-            (self.rootfs / name).mkdir(parents=True)
-        self._programs()
-        self._data()
-        if padded:
-            with (self.rootfs / "padding").open("wb") as file:
-                file.truncate(_PADDING_MIB * _MIB)
-        subprocess.run([RUNDCTL, "spec", "--bundle", self.directory], check=True)
-        self._config = json.loads((self.directory / "config.json").read_text())
-
-    def _programs(self) -> None:
-        shutil.copy2("/bin/busybox", self.rootfs / "bin/busybox")
-        for name in ("sh", "cat", "echo", "sleep"):
-            (self.rootfs / "bin" / name).symlink_to("busybox")
-        source = Path(__file__).resolve().with_name("rootfs_scan.c")
-        subprocess.run(["gcc", "-O2", "-static", "-o", self.rootfs / "bin/scan", source], check=True)
-        fio = shutil.which("fio")
-        if fio is None:
-            raise SystemExit("rootfs.py: there is no fio: apt-get install fio")
-        libraries = subprocess.run(["ldd", fio], check=True, capture_output=True, text=True).stdout
-        for path in (fio, *re.findall(r"(/\S+) \(0x", libraries)):
-            target = self.rootfs / path.lstrip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, target)
-
-    def _data(self) -> None:
-        (self.rootfs / "data").mkdir()
-        (self.rootfs / "jobs").write_text(job_file(self._sizes))
-        with (self.rootfs / "data/big").open("wb") as file:
-            for _ in range(self._sizes.data_mib):
-                file.write(os.urandom(_MIB))
-        for count in self._sizes.files:
-            for number in range(count):
-                path = self.rootfs / f"trees/{count}/{number // 100}/{number}"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(b"x" * 100)
-
-    def bundle(self, lower: str, name: str, script: str) -> Path:
-        """A bundle on it that runs a script."""
-        directory = self.directory / name
-        directory.mkdir()
-        config = json.loads(json.dumps(self._config))
-        config["process"].update(terminal=False, args=["/bin/sh", "-c", script])
-        config["linux"].setdefault("resources", {})["memory"] = {"limit": _LIMIT_MIB * _MIB}
-        config["root"] = {"path": str(self.rootfs), "readonly": False}
-        config["annotations"] = {"io.rundctl.rootfs.lower": lower, "io.rundctl.rootfs.immutable": "bench"}
-        (directory / "config.json").write_text(json.dumps(config))
-        return directory
-
-    def erofs(self) -> Path | None:
-        """The image that was made of it."""
-        found = lower_images.find(settings.load().home, Content.of_directory(str(self.rootfs), "bench"))
-        return Path(found.path) if found else None
-
-    def forget(self) -> None:
-        """Remove that; nobody else's content it can be."""
-        image = self.erofs()
-        if image is not None:
-            shutil.rmtree(image.parent)
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def first_byte_ms(scratch: Path, bundle: Path, name: str) -> float:
@@ -248,18 +171,6 @@ def first_byte_ms(scratch: Path, bundle: Path, name: str) -> float:
         container.start()
         container.hear()
         return (time.perf_counter() - begun) * 1e3
-
-
-def job_file(sizes: Sizes) -> str:
-    """fio's jobs, one after the other (fio(1))."""
-    lines = ["[global]", "ioengine=psync", "thread=1", "invalidate=1", "stonewall"]
-    for name, (kind, block, size) in _JOBS.items():
-        lines += [f"[{name}]", f"rw={kind}", f"bs={block}", f"io_size={size // sizes.divisor}"]
-        if "read" in kind:
-            lines += ["filename=/data/big", "readonly=1", f"size={min(64, sizes.data_mib)}m"]
-        else:
-            lines += ["filename=/out/file", "direct=1", f"size={size // sizes.divisor}"]
-    return "\n".join(line for line in lines if line != "readonly=1")
 
 
 def guest_script(sizes: Sizes) -> str:
@@ -324,11 +235,10 @@ def memory(scratch: Path, image: Image, transport: Transport, count: int) -> dic
     script = "echo ready; read x; cat /data/big >/dev/null; echo done; read x"
     bundle = image.bundle(transport.lower, f"{transport.name}-m{count}", script)
     source = image.erofs() if transport.lower == "erofs" else image.rootfs / "data/big"
-    assert source is not None
     with running(scratch, bundle, f"m{count}-", count) as some:
         for container in some:
             container.hear()
-        before = sum(smaps.pss_kib(container.machine) for container in some) / 1024
+        before = sum(container.pss_mib() for container in some)
         dirtied = sum(smaps.breakdown_kib(c.machine, ending)["guest, dirtied"] for c in some) / 1024
         begun = time.perf_counter()
         cpu = sum(container.cpu_s() for container in some)
@@ -341,10 +251,12 @@ def memory(scratch: Path, image: Image, transport: Transport, count: int) -> dic
             "read_all_s": time.perf_counter() - begun,
             "cpu_s": sum(container.cpu_s() for container in some) - cpu,
             "pss_before": before,
-            "pss": sum(smaps.pss_kib(container.machine) for container in some) / 1024,
+            "pss": sum(container.pss_mib() for container in some),
             "dirtied_by_reading": sum(smaps.breakdown_kib(c.machine, ending)["guest, dirtied"] for c in some) / 1024
             - dirtied,
-            "source_cached": smaps.cached_mib(str(source)),
+            "source_cached": sum(smaps.cached_mib(container.disk()) for container in some)
+            if transport.device == "disk"
+            else smaps.cached_mib(str(source)),
             "source_mapped": sum(smaps.mapped_mib(container.machine, str(source)) for container in some),
         }
     row["host"] = row["pss"] + max(0.0, row["source_cached"] - row["source_mapped"])
@@ -376,22 +288,6 @@ def transport_row(scratch: Path, image: Image, transport: Transport, sizes: Size
     return row
 
 
-def preparation(scratch: Path, sizes: Sizes) -> dict[str, Any]:
-    """The upper alone, as `upper.py` measures it: the same for every transport that has one."""
-    template = kernel_template.ensure(settings.load(), print)
-    result: dict[str, Any] = {}
-    for kind in upper.KINDS:
-        with upper.disk(kind, scratch) as point:
-            made = upper.put(template.upper, point / "upper")
-            taken = upper.in_a_row(made, point)
-            result[kind] = {"in a row": upper.row([sum(taken)], taken, len(taken))}
-            for count in sizes.uppers:
-                rounds = [upper.at_once(made, point, count) for _ in range(sizes.rounds)]
-                times = [time_ms for _, each in rounds for time_ms in each]
-                result[kind][str(count)] = upper.row([wall for wall, _ in rounds], times, count)
-    return result
-
-
 def measure(sizes: Sizes) -> dict[str, Any]:
     """All of it, as plain data."""
     started = time.monotonic()
@@ -407,7 +303,7 @@ def measure(sizes: Sizes) -> dict[str, Any]:
     }
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
         scratch = Path(directory)
-        result["upper_ms"] = preparation(scratch, sizes)
+        result["preparation_ms"] = rootfs_prepare.measure(scratch, sizes)
         for padded in (False, True):
             image = Image(scratch, sizes, padded=padded)
             try:
@@ -416,16 +312,19 @@ def measure(sizes: Sizes) -> dict[str, Any]:
                         result["transports"][transport.name] = transport_row(scratch, image, transport, sizes)
             finally:
                 image.forget()
-    result["goals"] = goals(result, str(sizes.files[0]))
+    result["private"] = rootfs_prepare.PRIVATE
+    result["goals"] = goals(result, str(sizes.files[0]), str(sizes.uppers[-1]))
     result["load_after"] = os.getloadavg()[0]
     result["took_s"] = round(time.monotonic() - started)
     return result
 
 
-def goals(result: dict[str, Any], files: str) -> dict[str, float]:
+def goals(result: dict[str, Any], files: str, most: str) -> dict[str, float]:
     """What was found where a goal is set; a transport that has no row has no goal either."""
     rows = result["transports"]
-    found = {"upper, xfs, median ms": result["upper_ms"]["xfs"]["in a row"]["p50_ms"]}
+    uppers = result["preparation_ms"][rootfs_prepare.UPPER]["xfs"]
+    found = {"upper, xfs, median ms": uppers["in a row"]["p50_ms"]}
+    found[f"at once: {most} uppers, xfs, ms each"] = uppers[most]["wall_each_ms"]
     if "scan" in rows["9p"] and "scan" in rows["erofs-pmem"]:
         cold = [rows[name]["scan"][files]["cold_ms"] for name in ("erofs-pmem", "9p")]
         found[f"scan of {files}, erofs-pmem / 9p"] = round(cold[0] / cold[1], 3)
@@ -439,7 +338,7 @@ def main() -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=2) + "\n")
     target.with_suffix(".svg").write_text(rootfs_plot.plot(result))
-    print(rootfs_plot.table(result, {"upper": GOAL_UPPER_MS, "scan": GOAL_SCAN}))
+    print(rootfs_plot.table(result, {"upper": GOAL_UPPER_MS, "at once": GOAL_AT_ONCE_MS, "scan": GOAL_SCAN}))
     print(target)
 
 

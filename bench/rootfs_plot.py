@@ -6,14 +6,20 @@ import math
 from typing import Any
 
 
-def columns(row: dict[str, Any]) -> dict[str, float]:
-    """A row's figures by their titles in the table."""
-    found = {"first byte ms": row["first_byte_ms"]}
+def columns(result: dict[str, Any], name: str) -> dict[str, float]:
+    """A transport's figures by their titles in the table."""
+    row = result["transports"][name]
+    found = {}
+    for kind, prepared in result["preparation_ms"][result["private"][name]].items():
+        found |= {
+            f"prepare {count}, {kind} ms": times["wall_ms"] for count, times in prepared.items() if count.isdigit()
+        }
+    found["first byte ms"] = row["first_byte_ms"]
     for count, times in row["scan"].items():
         found |= {f"scan {count} ms": times["cold_ms"], f"read {count} ms": times["read_cold_ms"]}
-    for name, job in row["fio"].items():
-        found |= {f"{name} MB/s": job["mb_s"], f"{name} IOPS": job["iops"]}
-    found |= {f"CPU {name} s": cpu for name, cpu in row["cpu_s"].items()}
+    for job_name, job in row["fio"].items():
+        found |= {f"{job_name} MB/s": job["mb_s"], f"{job_name} IOPS": job["iops"]}
+    found |= {f"CPU {what} s": cpu for what, cpu in row["cpu_s"].items()}
     used = row["memory_mib"]
     found[f"memory of {used['containers']:.0f} MiB"] = used["host"]
     return found
@@ -21,14 +27,16 @@ def columns(row: dict[str, Any]) -> dict[str, float]:
 
 def table(result: dict[str, Any], limits: dict[str, float]) -> str:
     """The measured as lines of text, a column a transport."""
-    rows = {name: columns(row) for name, row in result["transports"].items() if "refused" not in row}
+    rows = {name: columns(result, name) for name, row in result["transports"].items() if "refused" not in row}
     lines = [" " * 22 + "".join(f"{name:>12}" for name in rows)]
     titles = next(iter(rows.values()), {})
     lines += [f"{title:22}" + "".join(f"{row[title]:12.1f}" for row in rows.values()) for title in titles]
-    for kind, some in result["upper_ms"].items():
-        lines += [
-            f"upper on {kind}, {how}: p50 {row['p50_ms']} ms, wall {row['wall_ms']} ms" for how, row in some.items()
-        ]
+    for private, kinds in result["preparation_ms"].items():
+        for kind, some in kinds.items():
+            lines += [
+                f"{private} on {kind}, {how}: p50 {row['p50_ms']} ms, p99 {row['p99_ms']} ms, wall {row['wall_ms']} ms"
+                for how, row in some.items()
+            ]
     lines += [f"{name} left out: {row['refused']}" for name, row in result["transports"].items() if "refused" in row]
     for name, found in result["goals"].items():
         limit = next(limit for start, limit in limits.items() if name.startswith(start))
@@ -38,7 +46,7 @@ def table(result: dict[str, Any], limits: dict[str, float]) -> str:
 
 def plot(result: dict[str, Any]) -> str:
     """Bars, each relative to 9p's (or the first row's), on a logarithmic scale: one decade is 80 units."""
-    rows = {name: columns(row) for name, row in result["transports"].items() if "refused" not in row}
+    rows = {name: columns(result, name) for name, row in result["transports"].items() if "refused" not in row}
     if not rows:
         return '<svg xmlns="http://www.w3.org/2000/svg"/>\n'
     base = next(iter(rows.values()))

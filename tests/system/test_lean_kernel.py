@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import settings
+from rundctl.engine import combinations, settings
 from rundctl.guest import cpio, initramfs, kernel, kernel_build, kernel_default, kernel_options
 from rundctl.vmm import binary
 
@@ -122,6 +122,7 @@ def test_it_is_the_default(lean: kernel.Kernel) -> None:
 
 def test_it_has_no_modules_and_its_initramfs_is_the_agent(lean: kernel.Kernel) -> None:
     assert lean.modules() == []
+    assert frozenset(lean.able()) == combinations.KERNELS["lean"]
     alone = initramfs.build(lean, b"agent")
     assert alone.count(b"070701") == 7  # dev, modules, proc, sys; dev/console; init; the trailer
     assert set(lean.manifest()["controllers"]) == {"cpu", "memory", "pids", "io", "cpuset", "hugetlb"}

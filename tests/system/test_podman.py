@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -260,6 +261,26 @@ def test_user_workdir_env_readonly_tmpfs(podman: Podman) -> None:
     ).stdout.decode().split("\n")  # fmt: skip
     assert out[:5] == ["1000", "/tmp", "b", "box", "ro"]
     assert out[5].split()[1] == "0" * 16
+
+
+def test_a_disk_of_its_own_holds_what_podman_wrote(podman: Podman) -> None:
+    """podman's merged overlay, its own upper directory included."""
+    podman("create", "--network", "none", "--name", "disk", "--annotation", "io.rundctl.rootfs.lower=blk", "localhost/bb", "/bin/sh", "-c",
+        "cat /mine; echo more >> /mine; ls -d /lost+found; grep -c ' / ext4 ' /proc/mounts")  # fmt: skip
+    podman("cp", "-", "disk:/", stdin=_tar("mine", b"by podman\n"))
+    done = podman("start", "--attach", "disk", code=None)
+    assert done.stdout == b"by podman\n1\n", done.stderr
+    again = podman("start", "--attach", "disk", code=None)
+    assert again.stdout == done.stdout, "what it wrote died with it"
+
+
+def _tar(name: str, data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(data)
+        tar.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
 
 
 def test_many_at_once(podman: Podman) -> None:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rundctl.engine import combinations, settings
+from rundctl.guest import kernel
+from rundctl.oci.options import LOWER
 from rundctl.vmm import binary
 
 if TYPE_CHECKING:
@@ -39,6 +42,14 @@ def test_kernel_and_qemu_are_what_was_asked_for(cli: Cli, sh, bundle, stock: str
     assert os.readlink(f"/proc/{_qemu_of(cli, 'which')}/exe") == os.path.realpath(
         binary.find(binary.Choice("/nowhere", binary.SYSTEM))
     )
+
+
+def test_a_disk_needs_no_other_kernel(sh, stock: str) -> None:
+    """The transports of this kernel are those that the table of combinations says."""
+    done = sh("echo x > /new; cat /new", change=lambda config: config.update(annotations={LOWER: "blk"}))
+    assert done.stdout == b"x\n"
+    able = kernel.Kernel(f"{settings.load().home}/kernels/{stock}").able()
+    assert frozenset(able) == combinations.KERNELS["Debian's"]
 
 
 def test_its_template_names_it(cli: Cli, stock: str) -> None:
