@@ -18,7 +18,7 @@ from rundctl.oci import options
 from .conftest import Cli, JsonDict, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.vm
 _UPPER_MIB = 64
@@ -192,21 +192,44 @@ def _loop_files() -> set[str]:
     return {line for line in listed.stdout.decode().splitlines() if "/fd/" in line}
 
 
-def test_no_space_for_it(cli: Cli, on: str, own: Path, bundle, configure: Callable[..., None], tmp_path: Path) -> None:
-    """Neither for an image, nor for a copy: one line, and nothing is left."""
-    (own / "big").write_bytes(os.urandom(40 * _MIB))
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home on a file system of its own."""
     home = tmp_path / "small"
     usual = settings.load().home
     home.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "small", home], check=True)
-    try:
-        (home / "kernels").symlink_to(f"{usual}/kernels")
-        (home / "qemu").symlink_to(f"{usual}/qemu")
-        done = cli(
-            "create", "--bundle", str(bundle("/bin/true")), "s", code=1, env={**os.environ, "RUNDCTL_HOME": str(home)}
-        )
-        lines = done.stderr.decode().splitlines()
-        assert len([line for line in lines if "pace" in line or "MiB are free" in line]) == 1, lines
-    finally:
-        subprocess.run(["umount", home], check=True)
-    del on, configure
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "small", home], check=True)
+    for name in ("kernels", "qemu"):
+        (home / name).symlink_to(f"{usual}/{name}")
+    monkeypatch.setenv("RUNDCTL_HOME", str(home))
+    yield home
+    subprocess.run(["umount", home], check=True)
+
+
+@pytest.mark.usefixtures("on")
+def test_no_space_for_it(cli: Cli, sh, own: Path, bundle, small: Path) -> None:
+    """Neither for an image, nor for a copy: one line that says so, and nothing is left."""
+    sh("true")  # there is room for a template
+    (own / "big").write_bytes(os.urandom(40 * _MIB))
+    with (small / "ballast").open("wb") as file:
+        space = os.statvfs(small)
+        file.write(bytes(space.f_bavail * space.f_frsize - 20 * _MIB))
+    before = sorted(small.rglob("*"))
+    done = cli("create", "--bundle", str(bundle("/bin/true")), "s", code=1)
+    (line,) = done.stderr.decode().splitlines()
+    assert "No space left" in line or "MiB are free" in line or "Input/output error" in line
+    assert "rundctl image prune" in line
+    assert sorted(small.rglob("*")) == before
+    assert "No such" not in line
+
+
+@pytest.mark.usefixtures("on")
+def test_a_home_that_is_read_only(cli: Cli, sh, on: str, own: Path, bundle, small: Path) -> None:
+    """What is there is used; what would have to be made is refused with one line."""
+    assert sh("echo first").stdout == b"first\n"
+    subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+    done = cli("create", "--bundle", str(bundle("/bin/true")), "r", code=1)
+    (line,) = done.stderr.decode().splitlines()
+    assert "read-only file system" in line.lower()
+    assert str(small) in line
+    assert (on, _image(own) is not None) in (("copied", False), ("of an image", True))

@@ -66,6 +66,7 @@ DIFFERENCES: dict[tuple[str, str], Difference] = {
     ("9p", "trusted_xattrs_are_copied_up"): Difference("Operation not supported", _9P_XATTRS),
     ("9p", "chmod_keeps_a_capability"): Difference("size == 20", _9P_XATTRS),
     ("9p", "writing_drops_a_capability"): Difference("Operation not supported", _9P_XATTRS),
+    ("blk", "statfs_is_plausible"): Difference("f_type == OVERLAYFS_SUPER_MAGIC", "there is no overlay: it is ext4"),
     (VMS, "one_device"): Difference("2 devices", _2_FILE_SYSTEMS),
     (VMS, "d_ino"): Difference("differ", _2_FILE_SYSTEMS),
 }
