@@ -10,7 +10,7 @@ export RUNDCTL_HOME ?= /var/lib/rundctl
 export VENV
 
 .DEFAULT_GOAL = help
-.PHONY: help setup setup-test setup-system demo test lint test-unit test-native test-contract test-system test-cgroup2 bench bench-rootfs bench-template test-rebuild clean
+.PHONY: help setup setup-test setup-system demo test lint test-unit test-native test-contract test-system test-cgroup2 test-systemd bench bench-rootfs bench-template test-rebuild clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -47,6 +47,9 @@ test-system: setup-system ## The installed rundctl with real VMs
 
 test-cgroup2: setup-system ## Control groups of version 2, in a VM over the host's root
 	$(PYTEST) tests/cgroup2
+
+test-systemd: setup-system ## Scopes made by a real systemd, the init of such a VM
+	$(PYTEST) tests/systemd
 
 test-rebuild: setup-system ## Build lean kernel and QEMU once more: the same bytes? (some 15 minutes)
 	$(PYTEST) tests/rebuild

@@ -76,8 +76,6 @@ def _dispatch(parser: Parser, log: Log) -> int:
     parser.whole(verb)
     if verb.run is None:
         raise UsageError(f"{verb.name}: missing command")
-    if "systemd-cgroup" in parser.on:
-        log.debug("--systemd-cgroup has no effect yet: cgroups are made through cgroupfs")
     return verb.run(parser.options(log.debug, log.info))
 
 

@@ -39,7 +39,14 @@ def context(options: Options) -> Context:
     """The engine's context for a call."""
     from rundctl.engine import lifecycle, settings
 
-    return lifecycle.Context(options.text("root") or None, options.debug, settings.load(), _progress)
+    return lifecycle.Context(
+        options.text("root") or None, options.debug, settings.load(), _progress, systemd_cgroup=_systemd_cgroup(options)
+    )
+
+
+def _systemd_cgroup(options: Options) -> bool:
+    """runc's flag, or crun's."""
+    return options.on("systemd-cgroup") or options.text("cgroup-manager") == "systemd"
 
 
 def create_options(options: Options, *, detach: bool = True, keep: bool = False) -> CreateOptions:

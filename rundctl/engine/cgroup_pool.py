@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     Facts = dict[str, Any]
 
 DEFAULT_PARENT = "/rundctl"
-_SYSTEMD_PARTS = 3
 
 
 class Place:
@@ -91,6 +90,9 @@ class Lease:
                 v1.append(os.open(f"{place.directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
         return v1, v2
 
+    def joined(self) -> None:
+        """The launcher has joined, or never will. For kinds that hold a place for it until then."""
+
     def describe(self) -> str:
         """For ``--debug``: what kind it is, and why."""
         return "made on the spot"
@@ -100,14 +102,10 @@ def path_of(cgroups_path: str, container_id: str, root_name: str = "") -> str:
     """The path below each hierarchy that ``linux.cgroupsPath`` means (runtime-spec, config-linux, "Cgroups Path").
 
     Without it the container's id, and for another root than the default one the root's name, which may have a container of the same id.
-    systemd's form ``slice:prefix:name`` is made as a plain directory, until the systemd driver comes. ConfigError if the path leaves the hierarchy.
+    ``slice:prefix:name`` means nothing but itself here, as in runc (with --systemd-cgroup: `cgroup_systemd`). ConfigError if the path leaves the hierarchy.
     """
     if not cgroups_path:
         return f"{DEFAULT_PARENT}/{container_id}{'.' if root_name else ''}{root_name}"
-    parts = cgroups_path.split(":")
-    if len(parts) == _SYSTEMD_PARTS:
-        slice_, prefix, name = parts
-        return f"/{slice_ or 'system.slice'}/{prefix}-{name}.scope"
     path = cgroups_path if cgroups_path.startswith("/") else f"{DEFAULT_PARENT}/{cgroups_path}"
     if ".." in path.split("/") or path == "/":
         raise ConfigError(f"config.json: linux.cgroupsPath: {cgroups_path!r} leaves the cgroup hierarchy")
@@ -130,6 +128,11 @@ def places(facts: Facts, hierarchy: type[Hierarchy] = Hierarchy) -> list[Place]:
 
 def give_back(facts: Facts, hierarchy: type[Hierarchy] = Hierarchy) -> None:
     """Give a container's cgroups back by its record's facts; what is given back already is fine. HostError if processes stay in one."""
+    if facts["kind"] == "systemd":
+        from rundctl.engine import cgroup_systemd
+
+        cgroup_systemd.give_back(facts, hierarchy)
+        return
     for place in places(facts, hierarchy):
         cgroupfs.remove(place.hierarchy, place.path)
         _leave_parent(place)

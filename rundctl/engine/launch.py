@@ -22,6 +22,7 @@ from rundctl.vmm import qemu
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from rundctl.engine.lifecycle import Context, CreateOptions
     from rundctl.engine.lower import Lower
@@ -44,7 +45,7 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
     container_id = identity.container_id(options.id)
     bundle = bundles.load(options.bundle)
     root = store.make_root(ctx.root or store.DEFAULT_ROOT)
-    path = cgroup_pool.path_of(bundle.spec["linux"].get("cgroupsPath", ""), container_id, store.root_name(root))
+    path = _cgroups(ctx).path_of(bundle.spec["linux"].get("cgroupsPath", ""), container_id, store.root_name(root))
     store.check_free(root, container_id)
     stages.mark("bundle")
     with ExitStack() as undo, ExitStack() as opened:
@@ -58,11 +59,12 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
             ctx.settings, ctx.progress, request
         )
         stages.mark("template")
-        lease = cgroup_pool.lease(cgroupfs.hierarchies(), path)
+        lease = _cgroups(ctx).lease(cgroupfs.hierarchies(), path)
         container, lock = store.claim(root, container_id, _facts(bundle, lease))
         undo.callback(os.close, lock)
         undo.callback(_undo, ctx, store.remove, container)
         undo.callback(lambda: _undo(ctx, cgroup_pool.give_back, container.record["cgroups"]))
+        undo.callback(lease.joined)
         lease.make(container.set_cgroups)
         ctx.debug(f"cgroup {path}: {lease.describe()}")
         stages.mark("cgroup")
@@ -73,6 +75,15 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
         undo.pop_all()
         os.close(lock)
     return pid
+
+
+def _cgroups(ctx: Context) -> ModuleType:
+    """Who makes cgroups: systemd if the caller says so, else the pool."""
+    if ctx.systemd_cgroup:
+        from rundctl.engine import cgroup_systemd
+
+        return cgroup_systemd
+    return cgroup_pool
 
 
 def _lower(ctx: Context, bundle: Bundle, request: Request) -> Lower:
@@ -150,6 +161,7 @@ class Launch:
                 compiled = self._compile()
                 self.stages.mark("compile")
                 self.container.set_shim(machine.wait_pid())
+                lease.joined()
                 self.stages.mark("shim")
                 self.stages.beside(join=machine.join_us, clone=machine.clone_us)
                 self._wake(machine)

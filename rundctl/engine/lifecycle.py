@@ -36,17 +36,28 @@ _FORWARDED = (
 
 
 class Context:
-    """What all verbs share: where containers lie (None: the default root), where debug lines and a build's progress go, the settings."""
+    """What all verbs share.
 
-    __slots__ = ("debug", "progress", "root", "settings")
+    Where containers lie (None: the default root), where debug lines and a build's progress go, the settings, and whether systemd is to make the cgroups of
+    new containers.
+    """
+
+    __slots__ = ("debug", "progress", "root", "settings", "systemd_cgroup")
 
     def __init__(
-        self, root: str | None, debug: Callable[[str], None], settings: Settings, progress: Callable[[str], None]
+        self,
+        root: str | None,
+        debug: Callable[[str], None],
+        settings: Settings,
+        progress: Callable[[str], None],
+        *,
+        systemd_cgroup: bool = False,
     ) -> None:
         self.root = root
         self.debug = debug
         self.settings = settings
         self.progress = progress
+        self.systemd_cgroup = systemd_cgroup
 
 
 class CreateOptions:

@@ -24,7 +24,7 @@ def document() -> dict[str, Any]:
         "linux": {
             "namespaces": sorted((*linux.REQUIRED_NAMESPACES, *linux.OPTIONAL_NAMESPACES)),
             "capabilities": list(linux.CAPABILITIES),
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False, "rdma": False},
             "seccomp": {
                 "enabled": True,
                 "actions": list(linux.SECCOMP_ACTIONS),

@@ -1,0 +1,108 @@
+"""Names of systemd's scopes, and what is said where there is no systemd. The scopes themselves: tests/systemd."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rundctl.engine import cgroup_pool, cgroup_systemd
+from rundctl.errors import ConfigError, HostError
+from rundctl.host import cgroupfs, systemd
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("slice_", "path"),
+    [
+        ("-.slice", "/"),
+        ("system.slice", "/system.slice"),
+        ("a-b.slice", "/a.slice/a-b.slice"),
+        ("kubepods-burstable-pod1_2.slice", "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice"),
+    ],
+)
+def test_each_dash_of_a_slice_is_a_level(slice_: str, path: str) -> None:
+    assert cgroup_systemd.expand(slice_) == path
+
+
+@pytest.mark.parametrize(
+    "slice_", ["", "a", ".slice", "-", "a-.slice", "-a.slice", "a--b.slice", "a/b.slice", "x.scope"]
+)
+def test_what_is_no_slice(slice_: str) -> None:
+    with pytest.raises(ConfigError, match="invalid slice name"):
+        cgroup_systemd.expand(slice_)
+
+
+@pytest.mark.parametrize(
+    ("asked", "path"),
+    [
+        ("", "/system.slice/rundctl-c1.scope"),
+        (":libpod:c", "/system.slice/libpod-c.scope"),
+        ("machine.slice:libpod:c", "/machine.slice/libpod-c.scope"),
+        ("a-b.slice:cri:c", "/a.slice/a-b.slice/cri-c.scope"),
+        ("-.slice:x:c", "/x-c.scope"),
+    ],
+)
+def test_the_path_of_a_scope(asked: str, path: str) -> None:
+    assert cgroup_systemd.path_of(asked, "c1") == path
+
+
+def test_containers_of_other_roots_have_other_scopes() -> None:
+    assert cgroup_systemd.path_of("", "c1", "fe00-7") == "/system.slice/rundctl-c1.fe00-7.scope"
+
+
+@pytest.mark.parametrize("asked", ["/a/b", "a.slice", "a.slice:b", "a.slice:b:c:d"])
+def test_another_form_is_refused_in_runc_s_words(asked: str) -> None:
+    expected = f'expected cgroupsPath to be of format "slice:prefix:name" for systemd cgroups, got "{asked}" instead'
+    with pytest.raises(ConfigError, match=expected):
+        cgroup_systemd.path_of(asked, "c1")
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("a.slice:b:", "name of a scope"),
+        ("a.slice:b:x/y", "name of a scope"),
+        ("a.slice:b:x.slice", "a scope"),
+        ("a.slice:b:x+y", "name of a scope"),
+        ("a.slice:b:" + "x" * 250, "name of a scope"),
+    ],
+)
+def test_what_can_be_no_scope(asked: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        cgroup_systemd.path_of(asked, "c1")
+
+
+def test_without_the_flag_the_form_means_nothing() -> None:
+    assert cgroup_pool.path_of("a.slice:b:c", "c1") == "/rundctl/a.slice:b:c"
+
+
+def test_no_systemd_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "_RUNS", str(tmp_path / "nothing"))
+    lease = cgroup_systemd.lease(
+        [cgroupfs.Hierarchy(str(tmp_path), frozenset(), is_v2=True)], "/system.slice/x-c.scope"
+    )
+    with pytest.raises(HostError, match=r"^--systemd-cgroup: systemd is not running here") as caught:
+        lease.make(lambda _: None)
+    assert "podman: --cgroup-manager cgroupfs" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scope_is_given_back_where_systemd_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record may outlive its boot: ROOT may be on disk."""
+    monkeypatch.setattr(systemd, "_RUNS", str(tmp_path / "nothing"))
+    (tmp_path / "system.slice/x-c.scope").mkdir(parents=True)
+    lease = cgroup_systemd.lease(
+        [cgroupfs.Hierarchy(str(tmp_path), frozenset(), is_v2=True)], "/system.slice/x-c.scope"
+    )
+    cgroup_pool.give_back(lease.facts())
+    assert not (tmp_path / "system.slice/x-c.scope").exists()
+
+
+def test_a_bus_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "_RUNS", str(tmp_path))
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/bus")
+    with pytest.raises(HostError, match=f"connect to the system bus {tmp_path}/bus: is missing"):
+        systemd.Manager()
