@@ -110,6 +110,23 @@ void cgroup_remove(uint16_t container, int cgroup)
 	remove_named(root, name, cgroup);
 }
 
+bool cgroup_saw_oom_kill(int cgroup)
+{
+	int fd = openat(cgroup, "memory.events", O_RDONLY | O_CLOEXEC);
+	FILE *events = fd < 0 ? NULL : fdopen(fd, "re");
+	char name[32];
+	unsigned long long count, kills = 0;
+
+	while (events && fscanf(events, "%31s %llu", name, &count) == 2)
+		if (strcmp(name, "oom_kill") == 0)
+			kills = count;
+	if (events)
+		fclose(events);
+	else
+		close_fd(&fd);
+	return kills > 0;
+}
+
 struct delivery {
 	int signal;
 	int error; /* -ESRCH until a process got it */

@@ -2,6 +2,7 @@
 #ifndef RUNDCTL_AGENT_CGROUP_H
 #define RUNDCTL_AGENT_CGROUP_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Called once by an agent that has booted: one that runs on a host keeps off the host's cgroups. */
@@ -10,6 +11,8 @@ void cgroup_enable(void);
 int cgroup_make(uint16_t container);
 /* Sends a signal to every process in the cgroup and below it; -ESRCH if there was none. */
 int cgroup_signal(int cgroup, int signal);
+/* Whether the kernel has killed a process in the cgroup, or below it, for want of memory. */
+bool cgroup_saw_oom_kill(int cgroup);
 /* Removes the cgroup of a container with all that is below it; processes in it are killed. */
 void cgroup_remove(uint16_t container, int cgroup);
 

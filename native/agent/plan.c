@@ -51,6 +51,7 @@ static const struct operation operations[OP_LAST + 1] = {
 	[OP_FIND] = {"s", op_find, IN_CONTAINER},
 	[OP_WAIT] = {"", op_wait, IN_CONTAINER},
 	[OP_EXEC] = {"s+", op_exec, IN_CONTAINER},
+	[OP_DEVICE_FILTER] = {"sb", op_device_filter, ANYWHERE},
 };
 
 /* New namespaces a container may be born into. User namespaces are not among them: ADR 2. */

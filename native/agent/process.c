@@ -163,6 +163,8 @@ static void send_exited(const struct process *process, struct conn *conn)
 	struct wire_exited exited = {.status = process->exit_status};
 	struct wire_header head = request_head(process, 0);
 
+	if (process->cgroup >= 0 && cgroup_saw_oom_kill(process->cgroup))
+		exited.flags |= WIRE_EXITED_OOM;
 	head.type = WIRE_EXITED;
 	send_message(conn, &head, &exited, sizeof exited);
 }

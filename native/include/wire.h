@@ -93,7 +93,7 @@ _Static_assert(sizeof(struct wire_signal) == 8, "signal");
 
 struct wire_exited {
 	int32_t status; /* as waitpid(2) stores it */
-	uint32_t flags; /* 0 */
+	uint32_t flags; /* enum wire_exited_flag */
 };
 _Static_assert(sizeof(struct wire_exited) == 8, "exited");
 
@@ -103,6 +103,10 @@ struct wire_pid {
 	uint32_t clone_us; /* and to clone, which is how a v2 cgroup is joined */
 };
 _Static_assert(sizeof(struct wire_pid) == 12, "pid");
+
+enum wire_exited_flag {
+	WIRE_EXITED_OOM = 1, /* the guest's kernel has killed a process of the container for want of memory */
+};
 
 /* Plan operations: docs/adr/0002-plan-operations.md. An operation is a struct wire_op and then its arguments, each
  * {uint32_t length, bytes, NUL}; an integer argument is 8 bytes. `size` counts the arguments' encoding. */
@@ -146,7 +150,8 @@ enum wire_opcode {
 	OP_FIND = 30,	      /* s argv0 */
 	OP_WAIT = 31,	      /* */
 	OP_EXEC = 32,	      /* s argv... */
-	OP_LAST = OP_EXEC,
+	OP_DEVICE_FILTER = 33, /* s directory of a cgroup, b struct bpf_insn[] */
+	OP_LAST = OP_DEVICE_FILTER,
 };
 
 #endif

@@ -36,11 +36,12 @@ static void note_ending(struct shim *shim, int code, const char *reason, int sta
 	endpoint_close(&shim->input.end);
 }
 
-void end_container(struct shim *shim, int status)
+void end_container(struct shim *shim, int status, bool oom)
 {
 	int code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 
-	note_ending(shim, code, "container", status, "");
+	note_ending(shim, code, "container", status, oom ? "a process of the container was killed: it ran out of memory" : "");
+	shim->ending.oom = oom;
 }
 
 /* A creator that waits for an answer hears why there will be none. */

@@ -21,6 +21,7 @@ enum key {
 	KEY_LOG,
 	KEY_CGROUP,
 	KEY_CGROUP2,
+	KEY_OOM_EVENTS,
 	KEY_KEEP,
 	KEY_VOLUME,
 	KEY_VOLUMES_FD,
@@ -40,6 +41,7 @@ static const struct option long_options[] = {
 	{"log", required_argument, NULL, KEY_LOG},
 	{"cgroup", required_argument, NULL, KEY_CGROUP},
 	{"cgroup2", required_argument, NULL, KEY_CGROUP2},
+	{"oom-events", required_argument, NULL, KEY_OOM_EVENTS},
 	{"keep", required_argument, NULL, KEY_KEEP},
 	{"volume", required_argument, NULL, KEY_VOLUME},
 	{"volumes-fd", required_argument, NULL, KEY_VOLUMES_FD},
@@ -122,6 +124,8 @@ static bool take(struct options *options, int key, const char *value)
 		return parse_descriptor(value, '\0', &options->log, NULL);
 	case KEY_CGROUP2:
 		return parse_descriptor(value, '\0', &options->cgroup2, NULL);
+	case KEY_OOM_EVENTS:
+		return parse_descriptor(value, '\0', &options->oom_events, NULL);
 	case KEY_VOLUMES_FD:
 		return parse_descriptor(value, '\0', &options->volumes_fd, NULL);
 	case KEY_ROOTFS_RW:
@@ -146,7 +150,7 @@ bool options_parse(struct options *options, int argc, char **argv, const char **
 	int key;
 
 	*options = (struct options){.creator = -1, .agent = -1, .qmp = -1, .control = -1, .state = -1, .rootfs = -1,
-				    .log = -1, .cgroup2 = -1, .volumes_fd = -1};
+				    .log = -1, .cgroup2 = -1, .oom_events = -1, .volumes_fd = -1};
 	opterr = 0;
 	while ((key = getopt_long(argc, argv, "+", long_options, NULL)) != -1) {
 		if (!take(options, key, optarg)) {
@@ -171,7 +175,7 @@ static int compare(const void *a, const void *b)
 void options_close_others(const struct options *options)
 {
 	const int single[] = {2, options->creator, options->agent, options->qmp, options->control, options->state,
-			      options->rootfs, options->log, options->cgroup2};
+			      options->rootfs, options->log, options->cgroup2, options->oom_events};
 	size_t count = 0, most = sizeof(single) / sizeof(*single) + options->cgroup_count + options->keep_count +
 				 options->volume_count;
 	int *named = calloc(most, sizeof(*named));

@@ -310,7 +310,7 @@ static void take_exited(struct shim *shim, const struct message *message)
 		return;
 	}
 	memcpy(&exited, message->payload, sizeof(exited));
-	end_container(shim, exited.status);
+	end_container(shim, exited.status, exited.flags & WIRE_EXITED_OOM);
 }
 
 void route_agent(struct shim *shim, const struct message *message)

@@ -58,19 +58,25 @@ static void serve_agent(struct shim *shim)
 /* QEMU is gone. The agent may have said before why: what waits in its socket is heard first. */
 static void qemu_ended(struct shim *shim, int status)
 {
+	bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+	bool oom = killed && oom_kills(shim->options->oom_events) > shim->oom_kills;
 	char detail[64];
-	int code = 255;
 
 	shim->qemu = 0;
 	while (shim->agent.fd >= 0 && read_agent(shim, READS_PER_TURN) == CONN_READ)
 		;
-	if (WIFSIGNALED(status)) {
-		(void)snprintf(detail, sizeof(detail), "qemu was killed by signal %d", WTERMSIG(status));
-		code = WTERMSIG(status) == SIGKILL ? 128 + SIGKILL : 255;
-	} else {
-		(void)snprintf(detail, sizeof(detail), "qemu exited with status %d", WEXITSTATUS(status));
+	if (shim->exited) {
+		conn_close(&shim->agent);
+		return;
 	}
-	end_early(shim, ECHILD, code, "qemu", status, detail);
+	if (oom)
+		(void)snprintf(detail, sizeof(detail), "the host killed the VM: its cgroup ran out of memory");
+	else if (WIFSIGNALED(status))
+		(void)snprintf(detail, sizeof(detail), "qemu was killed by signal %d", WTERMSIG(status));
+	else
+		(void)snprintf(detail, sizeof(detail), "qemu exited with status %d", WEXITSTATUS(status));
+	end_early(shim, ECHILD, killed ? 128 + SIGKILL : 255, oom ? "oom" : "qemu", status, detail);
+	shim->ending.oom = oom;
 	conn_close(&shim->agent);
 }
 
@@ -311,7 +317,8 @@ static int set_up(struct shim *shim, const struct options *options)
 
 void serve(const struct options *options, pid_t qemu, int signals)
 {
-	struct shim shim = {.options = options, .qemu = qemu, .signals = signals, .control = options->control, .monitor.fd = options->qmp};
+	struct shim shim = {.options = options, .qemu = qemu, .signals = signals, .control = options->control,
+			    .monitor.fd = options->qmp, .oom_kills = oom_kills(options->oom_events)};
 	int error;
 
 	/* Without this glibc raises the bound with the first large plan, and keeps the memory for the container's life. */

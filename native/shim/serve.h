@@ -52,6 +52,7 @@ struct shim {
 	bool kill_asked;     /* so output whose reader stalls is given up after a while */
 	bool exited;	     /* `ending` is known: only flushing is left */
 	struct ending ending;
+	unsigned long long oom_kills; /* when QEMU started */
 	int64_t progress_ns; /* when output last moved, or when patience began to count */
 	int64_t deaf_ns;     /* when the agent's channel closed, 0 while it is open */
 };
@@ -83,7 +84,7 @@ struct client *find_client(struct shim *shim, uint32_t id);
 
 /* end.c: how it ends. The first that says so wins. */
 /* The container ended by itself: what it wrote is flushed with all patience, then the shim ends. */
-void end_container(struct shim *shim, int status);
+void end_container(struct shim *shim, int status, bool oom);
 /* Something else ended: QEMU is killed, a creator that still waits hears `error` and `detail`, output that stalls is given up. */
 void end_early(struct shim *shim, int error, int code, const char *reason, int status, const char *detail);
 /* A SIGKILL or STOP was asked for: from now on stalled output is given up. */

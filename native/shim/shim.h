@@ -20,6 +20,7 @@ struct options {
 	int creator, agent, qmp, control, state, rootfs, log;
 	bool rootfs_writable;
 	int cgroup2;
+	int oom_events; /* memory.events of v2 or memory.oom_control of v1: counts the host's kills for want of memory */
 	int *cgroups; /* open cgroup.procs files of v1 hierarchies */
 	size_t cgroup_count;
 	int *keep; /* what QEMU inherits */
@@ -47,11 +48,15 @@ int mount_copy(int fd, bool recursive, bool read_only);
 /* serve.c: everything after the start; never returns. */
 void serve(const struct options *options, pid_t qemu, int signals) __attribute__((noreturn));
 
+/* oom.c: how often the kernel has killed in the cgroup for want of memory; 0 if that cannot be told. */
+unsigned long long oom_kills(int events);
+
 /* record.c */
 struct ending {
 	int code;	    /* exit code of the shim */
-	const char *reason; /* container, qemu, agent, creator, stopped, internal */
+	const char *reason; /* container, qemu, oom, agent, creator, stopped, internal */
 	int status;	    /* wait status behind it */
+	bool oom;	    /* memory ran out: the container's in its guest, or (reason oom) the VM's on the host */
 	char detail[128];
 };
 void record_write(int state, const struct ending *ending);

@@ -66,6 +66,11 @@ class Lease:
     def __init__(self, places: list[Place]) -> None:
         self.places = places
 
+    @property
+    def directories(self) -> list[str]:
+        """One directory a hierarchy."""
+        return [place.directory for place in self.places]
+
     def facts(self) -> Facts:
         """What the container's record keeps, as ``cgroups``: enough to find the cgroups and to give them back."""
         return {"kind": self.kind, "places": [place.facts() for place in self.places]}

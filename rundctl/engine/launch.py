@@ -7,11 +7,22 @@ import os
 import time
 from contextlib import ExitStack
 
-from rundctl.engine import cgroup_pool, hybrid_rootfs, kernel_template, plan, seccomp, shapes, store, vm, volumes
+from rundctl.engine import (
+    cgroup_pool,
+    hybrid_rootfs,
+    kernel_template,
+    plan,
+    resources,
+    seccomp,
+    shapes,
+    store,
+    vm,
+    volumes,
+)
 from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError, words
 from rundctl.guest import wire
 from rundctl.guest.ops import Opcode, Plan
-from rundctl.host import cgroupfs, limits, native
+from rundctl.host import cgroup_settings, cgroupfs, limits, native
 from rundctl.host.files import replace
 from rundctl.oci import bundle as bundles
 from rundctl.oci import hooks, identity
@@ -50,7 +61,8 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
     stages.mark("bundle")
     with ExitStack() as undo, ExitStack() as opened:
         shared = volumes.open_all(opened, bundle)
-        request = shapes.request_for(bundle.spec["linux"].get("resources", {}), ctx.settings)
+        asked = resources.parse(bundle.spec["linux"].get("resources", {}))
+        request = shapes.request_for(asked, ctx.settings)
         lower = _lower(ctx, bundle, request)
         if lower.live:
             shared.add_lower(opened, lower.live)
@@ -59,14 +71,16 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
             ctx.settings, ctx.progress, request
         )
         stages.mark("template")
+        machine = shapes.machine_of(template.shape, ctx.settings)
         lease = _cgroups(ctx).lease(cgroupfs.hierarchies(), path)
-        container, lock = store.claim(root, container_id, _facts(bundle, lease))
+        container, lock = store.claim(root, container_id, _facts(bundle, lease, machine))
         undo.callback(os.close, lock)
         undo.callback(_undo, ctx, store.remove, container)
         undo.callback(lambda: _undo(ctx, cgroup_pool.give_back, container.record["cgroups"]))
         undo.callback(lease.joined)
         lease.make(container.set_cgroups)
         ctx.debug(f"cgroup {path}: {lease.describe()}")
+        cgroup_settings.apply(lease.directories, resources.for_vm(asked, machine))
         stages.mark("cgroup")
         launch = Launch(
             ctx, options, stages, container=container, bundle=bundle, template=template, lower=lower, shared=shared
@@ -103,7 +117,7 @@ def _undo(ctx: Context, step: Callable[..., None], *arguments: object) -> None:
         ctx.debug(f"undo create: {error}")
 
 
-def _facts(bundle: Bundle, lease: cgroup_pool.Lease) -> dict[str, object]:
+def _facts(bundle: Bundle, lease: cgroup_pool.Lease, machine: resources.Machine) -> dict[str, object]:
     """What later verbs need of a bundle, which may be gone by then."""
     spec = bundle.spec
     return {
@@ -115,6 +129,8 @@ def _facts(bundle: Bundle, lease: cgroup_pool.Lease) -> dict[str, object]:
         "argv0": spec["process"]["args"][0],
         "owner_uid": os.geteuid(),
         "cgroups": lease.facts(),
+        "machine": machine.facts(),
+        "resources": spec["linux"].get("resources", {}),
     }
 
 
@@ -204,6 +220,9 @@ class Launch:
             "creator": sockets.creator[1].fileno(), "agent": sockets.agent[0].fileno(), "qmp": sockets.qmp[0].fileno(),
             "control": sockets.control.fileno(), "state": directory, "rootfs": pivot, "log": log,
         }  # fmt: skip
+        events = cgroup_settings.open_oom_events(lease.directories)
+        if events is not None:
+            numbers["oom-events"] = held(events)
         inherited = [*numbers.values(), *joins, *keep, *shared.descriptors]
         for name, fd in numbers.items():
             options += [f"--{name}", str(fd)]

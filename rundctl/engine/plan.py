@@ -5,7 +5,7 @@ docs/adr/0002 gives the order and why. What the host had to find out before arri
 
 from __future__ import annotations
 
-from rundctl.engine import plan_devices, plan_mounts, plan_process
+from rundctl.engine import device_filter, plan_devices, plan_mounts, plan_process, resources
 from rundctl.errors import ConfigError
 from rundctl.guest import ops
 from rundctl.oci import support
@@ -115,6 +115,7 @@ def compile(bundle: Bundle, facts: Facts) -> CompiledPlan:  # noqa: A001 - what 
         *_limits(linux.get("resources", {}), facts.container),
         *plan_process.oom_score(process),
         *facts.rootfs_ops,
+        *_device_filter(linux, facts.container),  # mounting the lower needed devices that the container may not use
         ops.root(facts.root),
         *plan_mounts.compile_mounts(mounts, facts.volumes, facts.shm, warnings),
         *plan_devices.compile_devices(linux.get("devices", []), mounts),
@@ -167,18 +168,20 @@ def _time_offsets(linux: dict[str, Any], clone_flags: int) -> tuple[int, int]:
     return result[0], result[1]
 
 
-def _limits(resources: dict[str, Any], container: int) -> list[ops.Op]:
-    """Written through the guest's cgroup mount, before the container's own view replaces it. Nothing or less is no limit, as in runc."""
-    wanted = {
-        "pids.max": resources.get("pids", {}).get("limit", 0),
-        "memory.max": resources.get("memory", {}).get("limit", 0),
-        "cpu.max": resources.get("cpu", {}).get("quota", 0),
-    }
-    texts = {name: str(limit) for name, limit in wanted.items() if limit > 0}
-    period = resources.get("cpu", {}).get("period", 0)
-    if "cpu.max" in texts and period:
-        texts["cpu.max"] += f" {period}"
-    return [ops.write(f"/sys/fs/cgroup/c{container}/{name}", text) for name, text in texts.items()]
+def _limits(asked: dict[str, Any], container: int) -> list[ops.Op]:
+    """Written through the guest's cgroup mount, before the container's own view replaces it."""
+    files = resources.guest_files(resources.parse(asked))
+    return [ops.write(f"{cgroup_of(container)}/{name}", text) for name, text in files.items()]
+
+
+def _device_filter(linux: dict[str, Any], container: int) -> list[ops.Op]:
+    program = device_filter.compile_filter(linux.get("resources", {}).get("devices") or ())
+    return [ops.device_filter(cgroup_of(container), program)] if program else []
+
+
+def cgroup_of(container: int) -> str:
+    """The container's cgroup, by the guest's own path."""
+    return f"/sys/fs/cgroup/c{container}"
 
 
 def _names(spec: dict[str, Any], facts: Facts) -> list[ops.Op]:

@@ -21,6 +21,7 @@ _LIMITS = {
     "vcpus": (1, 255),
     "upper_mib": (64, 16 << 20),
     "guest_overhead_mib": (0, 4096),
+    "vmm_overhead_mib": (8, 4096),
     "images_max_mib": (0, 1 << 30),
     "translations_mib": (1, 2048),
 }
@@ -42,6 +43,7 @@ class Settings:
     qemu            path of the program, name of a lean one, or "system"; "": the lean one once built, else the host's
     accelerator     auto, kvm, tcg
     guest_overhead_mib  what a VM gets beside its container's memory limit: the guest kernel's own share
+    vmm_overhead_mib    what a VM may take of the host beside its memory and translated code, where its container has a memory limit (docs/cgroups.md)
     template        on, off: whether VMs are cloned or booted
     rootfs          volatile, persistent: whether what a container writes to its root file system dies with it or goes into the bundle's
     lower           auto, erofs, 9p, blk: how the shared layer of a rootfs reaches the guest (docs/rootfs.md)
@@ -66,6 +68,7 @@ class Settings:
         "translations_mib",
         "upper_mib",
         "vcpus",
+        "vmm_overhead_mib",
     )
 
     def __init__(self) -> None:
@@ -74,6 +77,7 @@ class Settings:
         self.vcpus = 1
         self.upper_mib = 2048
         self.guest_overhead_mib = 64
+        self.vmm_overhead_mib = 32
         self.kernel = ""
         self.kernel_modules = ""
         self.qemu = ""

@@ -48,6 +48,7 @@ class Opcode(enum.IntEnum):
     FIND = 30
     WAIT = 31
     EXEC = 32
+    DEVICE_FILTER = 33
 
 
 class Op:
@@ -279,3 +280,10 @@ def wait() -> Op:
 def exec_(argv: tuple[str, ...]) -> Op:
     """execve(2) of what FIND kept; nothing follows."""
     return Op(Opcode.EXEC, argv, f'exec: "{argv[0]}"')
+
+
+def device_filter(cgroup: str, program: bytes) -> Op:
+    """Attach an eBPF program to a cgroup that decides on devices for all processes in it."""
+    return Op(
+        Opcode.DEVICE_FILTER, (cgroup, program), f"filter the devices of {cgroup} ({len(program) // 8} instructions)"
+    )

@@ -45,6 +45,8 @@ PAUSE = 15
 RESUME = 16
 CLOCK = 17
 
+EXITED_OOM = 1  # a flag of EXITED: the guest's kernel has killed a process of the container for want of memory
+
 HEADER = struct.Struct("<IBBHII")
 _HELLO = struct.Struct("<4sHH")
 _RESULT = struct.Struct("<iI")

@@ -17,7 +17,7 @@ _STATUS: dict[str, tuple[str, str, tuple[object, ...]]] = {
 }
 
 # Objects whose keys are names of the user, not of the specification.
-_MAPS = frozenset(("annotations", "linux.sysctl"))
+_MAPS = frozenset(("annotations", "linux.sysctl", "linux.resources.unified"))
 
 
 def refused(path: str, why: str) -> ConfigError:

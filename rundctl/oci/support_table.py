@@ -10,7 +10,6 @@ HONOURED = "honoured"
 REFUSED = "refused"
 MEANINGLESS = "meaningless"
 
-_LIMITS = "limits of the VM and inside the guest come with resource support"
 _OTHER_SYSTEM = "a section for another operating system; the specification wants it ignored"
 _VM = "kernel and hypervisor are chosen by rundctl's own settings for now"
 _HOOK = "hooks that run in the container's namespaces would have to run inside the VM"
@@ -130,40 +129,117 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("linux.devices[].gid", "honoured", ""),
     ("linux.cgroupsPath", "honoured", "on the host, for the VM as a whole"),
     ("linux.resources", "honoured", ""),
-    ("linux.resources.devices", "meaningless", "it guards the host's devices, and none of them exists in the VM"),
+    (
+        "linux.resources.devices",
+        "honoured",
+        "inside the guest, by an eBPF program on the container's cgroup; as in runc all is denied first, and nodes and the usual devices are allowed last",
+    ),
+    ("linux.resources.devices[].allow", "honoured", ""),
+    ("linux.resources.devices[].type", "honoured", ""),
+    ("linux.resources.devices[].major", "honoured", "of the guest's devices"),
+    ("linux.resources.devices[].minor", "honoured", ""),
+    ("linux.resources.devices[].access", "honoured", ""),
     ("linux.resources.pids", "honoured", ""),
-    ("linux.resources.pids.limit", "honoured", "inside the guest"),
+    ("linux.resources.pids.limit", "honoured", "inside the guest; on the host it would count QEMU's threads"),
     ("linux.resources.memory", "honoured", "as far as its fields are"),
-    ("linux.resources.memory.kernel", "refused", _LIMITS),
-    ("linux.resources.memory.kernelTCP", "refused", _LIMITS),
-    ("linux.resources.memory.limit", "honoured", "the VM is made large enough for it, the guest's cgroup enforces it"),
-    ("linux.resources.memory.reservation", "refused", _LIMITS),
-    ("linux.resources.memory.swap", "meaningless", "the VM has no swap"),
-    ("linux.resources.memory.swappiness", "refused", _LIMITS),
-    ("linux.resources.memory.disableOOMKiller", "refused", _LIMITS),
+    ("linux.resources.memory.kernel", "meaningless", "obsolete: the guest's cgroup v2 counts kernel memory in `limit`"),
+    (
+        "linux.resources.memory.kernelTCP",
+        "refused",
+        "the guest's cgroup v2 counts the memory of TCP in the limit and has no other for it",
+    ),
+    (
+        "linux.resources.memory.limit",
+        "honoured",
+        "the VM is made large enough for it, the guest's cgroup enforces it; on the host the VM is held to its memory and the VMM's allowance",
+    ),
+    (
+        "linux.resources.memory.reservation",
+        "honoured",
+        "in the guest `memory.low`; on the host, with what the VM needs beside it, `memory.low` or v1's soft limit",
+    ),
+    (
+        "linux.resources.memory.swap",
+        "honoured",
+        "on the host, of the VM's pages; the guest has no swap. v2's `memory.swap.max` is what is more than `limit`",
+    ),
+    (
+        "linux.resources.memory.swappiness",
+        "honoured",
+        "on hosts with v1, for the VM; v2 has no such file, as in runc. The guest has no swap",
+    ),
+    (
+        "linux.resources.memory.disableOOMKiller",
+        "refused",
+        "the limit is kept by the guest's cgroup v2, whose OOM killer cannot be turned off",
+    ),
     ("linux.resources.memory.useHierarchy", "meaningless", "the guest has cgroup v2, which always is hierarchical"),
-    ("linux.resources.memory.checkBeforeUpdate", "meaningless", "for `update`"),
+    (
+        "linux.resources.memory.checkBeforeUpdate",
+        "meaningless",
+        "for `update`, which refuses it there",
+    ),
     ("linux.resources.cpu", "honoured", "as far as its fields are"),
-    ("linux.resources.cpu.quota", "honoured", "the VM gets as many vCPUs as it needs, the guest's cgroup enforces it"),
-    ("linux.resources.cpu.period", "honoured", ""),
-    ("linux.resources.cpu.burst", "refused", _LIMITS),
-    ("linux.resources.cpu.cpus", "refused", _LIMITS),
-    ("linux.resources.cpu.idle", "refused", _LIMITS),
-    ("linux.resources.cpu.mems", "refused", _LIMITS),
-    ("linux.resources.cpu.realtimePeriod", "refused", _LIMITS),
-    ("linux.resources.cpu.realtimeRuntime", "refused", _LIMITS),
-    ("linux.resources.cpu.shares", "refused", _LIMITS),
-    ("linux.resources.blockIO", "refused", _LIMITS),
-    ("linux.resources.hugepageLimits", "honoured", "a limit of 0: the guest has no huge pages to hand out"),
-    ("linux.resources.hugepageLimits[].pageSize", "honoured", ""),
-    ("linux.resources.hugepageLimits[].limit", "refused", _LIMITS),
+    (
+        "linux.resources.cpu.quota",
+        "honoured",
+        "the VM gets as many vCPUs as it needs, the guest's cgroup enforces it; on the host the VM may use a quarter of a CPU more",
+    ),
+    ("linux.resources.cpu.period", "honoured", "in the guest and on the host"),
+    ("linux.resources.cpu.burst", "honoured", "in the guest and on the host"),
+    ("linux.resources.cpu.cpus", "honoured", "on the host, for all threads of the VM; the guest numbers its own vCPUs"),
+    ("linux.resources.cpu.idle", "honoured", "on the host, for the VM"),
+    ("linux.resources.cpu.mems", "honoured", "on the host, for the VM"),
+    (
+        "linux.resources.cpu.realtimePeriod",
+        "refused",
+        "the container's real-time tasks are the guest's, and its cgroup v2 has no such limit",
+    ),
+    (
+        "linux.resources.cpu.realtimeRuntime",
+        "refused",
+        "the container's real-time tasks are the guest's, and its cgroup v2 has no such limit",
+    ),
+    (
+        "linux.resources.cpu.shares",
+        "honoured",
+        "on the host, between VMs, and in the guest; v2's weight by the conversion that runc uses",
+    ),
+    ("linux.resources.blockIO", "honoured", "on the host: its disks are not the guest's"),
+    (
+        "linux.resources.blockIO.weight",
+        "honoured",
+        "on the host, `blkio.weight` or bfq's in v1, bfq's or `io.weight` in v2",
+    ),
+    ("linux.resources.blockIO.leafWeight", "refused", "the CFQ scheduler, which had it, left Linux with 5.0"),
+    ("linux.resources.blockIO.weightDevice", "honoured", "on the host"),
+    ("linux.resources.blockIO.weightDevice[].major", "honoured", ""),
+    ("linux.resources.blockIO.weightDevice[].minor", "honoured", ""),
+    ("linux.resources.blockIO.weightDevice[].weight", "honoured", ""),
+    (
+        "linux.resources.blockIO.weightDevice[].leafWeight",
+        "refused",
+        "the CFQ scheduler, which had it, left Linux with 5.0",
+    ),
+    *(
+        (f"linux.resources.blockIO.throttle{kind}Device{suffix}", "honoured", words)
+        for kind in ("ReadBps", "WriteBps", "ReadIOPS", "WriteIOPS")
+        for suffix, words in (("", "on the host"), ("[].major", ""), ("[].minor", ""), ("[].rate", ""))
+    ),
+    ("linux.resources.hugepageLimits", "honoured", "inside the guest, of huge pages that the container makes there"),
+    ("linux.resources.hugepageLimits[].pageSize", "honoured", "2MB; 1GB if the VM's processor has it"),
+    ("linux.resources.hugepageLimits[].limit", "honoured", ""),
     (
         "linux.resources.network",
         "refused",
         "network classes and priorities are the host's; the container's network is its own",
     ),
     ("linux.resources.rdma", "refused", "the VM has no RDMA device"),
-    ("linux.resources.unified", "refused", _LIMITS),
+    (
+        "linux.resources.unified",
+        "honoured",
+        "what a field above says, as that field, on v1 too; other files of memory, cpu, pids and hugetlb in the guest, of io and cpuset on hosts with v2",
+    ),
     ("linux.rootfsPropagation", "honoured", "inside the guest; sharing mounts with the host is impossible"),
     ("linux.seccomp", "honoured", "compiled on the host, loaded in the guest"),
     (

@@ -56,6 +56,7 @@ EXAMPLES = [
     ops.find("x"),
     ops.wait(),
     ops.exec_(("x", "y")),
+    ops.device_filter("/c", b"12345678"),
 ]
 LETTERS = {str: "s", int: "u", bytes: "b"}
 
@@ -131,7 +132,7 @@ def malformed(operation):
     yield "size one more", pack(size=size + 1)
     yield "opcode 0", pack(opcode=0)
     yield "opcode kept free", pack(opcode=13)
-    yield "opcode beyond the table", pack(opcode=33)
+    yield "opcode beyond the table", pack(opcode=max(ops.Opcode) + 1)
     yield "opcode 65535", pack(opcode=65535)
     if operation.opcode not in (ops.Opcode.ENV, ops.Opcode.EXEC, ops.Opcode.IDS):
         yield "a string too many", pack(count=count + 1, size=size + len(text), body=body + text)

@@ -129,7 +129,8 @@ def test_bad_signal(cli: Cli, bundle) -> None:
         (lambda config: config["linux"].update(personality={"domain": "LINUX32"}), "personality"),
         (lambda config: config.update(hooks={"startContainer": [{"path": "/bin/true"}]}), "startContainer"),
         (lambda config: config["linux"]["namespaces"].append({"type": "user"}), "user"),
-        (lambda config: config["linux"].update(resources={"memory": {"reservation": 1 << 25}}), "memory.reservation"),
+        (lambda config: config["linux"].update(resources={"memory": {"disableOOMKiller": True}}), "disableOOMKiller"),
+        (lambda config: config["linux"].update(resources={"cpu": {"realtimeRuntime": 1000}}), "cpu.realtimeRuntime"),
         (lambda config: config["linux"].update(resources={"memory": {"limit": 1 << 34}}), "memory.limit"),
         (lambda config: config["linux"].update(resources={"cpu": {"quota": 900000}}), "cpu.quota"),
         (
