@@ -13,6 +13,7 @@ VERBS = (
     "delete",
     "pause",
     "resume",
+    "update",
     "run",
     "list",
     "spec",
@@ -26,7 +27,7 @@ VERBS = (
 )
 
 # Verbs of runc that are still to come. They are refused by name, `--help` included: podman probes `checkpoint --help`.
-REFUSED = ("exec", "update", "ps", "events", "checkpoint", "restore")
+REFUSED = ("exec", "ps", "events", "checkpoint", "restore")
 
 GLOBAL_FLAGS = (
     Flag("--root", "Directory of the containers' state (default: /run/rundctl).", value="DIR"),

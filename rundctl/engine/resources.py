@@ -6,7 +6,7 @@ docs/cgroups.md says what each field comes to, and why.
 
 from __future__ import annotations
 
-from rundctl.host.cgroup_settings import PERIOD_US, Limits, settings, shares_of_weight
+from rundctl.host.cgroup_settings import PERIOD_US, UNLIMITED, Limits, settings, shares_of_weight
 from rundctl.oci.support import invalid, refused
 
 TYPE_CHECKING = False
@@ -202,6 +202,19 @@ def _check_list(text: str | None, where: str) -> None:
             raise invalid(where, f"expected a list like 0-2,7, got {text!r}")
 
 
+def _is_limit(value: int | None) -> bool:
+    return value is not None and value != UNLIMITED
+
+
+def release(limits: Limits, before: Limits) -> None:
+    """Say in so many words that a limit of before is one no more."""
+    for name in ("memory", "memory_swap", "reservation", "quota", "pids"):
+        if _is_limit(getattr(before, name)) and getattr(limits, name) is None:
+            setattr(limits, name, UNLIMITED)
+    if before.burst and limits.burst is None:
+        limits.burst = 0
+
+
 def for_vm(limits: Limits, machine: Machine) -> Limits:
     """What the host holds the VM as a whole to: never so little that the VMM would be hurt before the container is.
 
@@ -210,13 +223,15 @@ def for_vm(limits: Limits, machine: Machine) -> Limits:
     """
     host = Limits()
     beside = machine.host_memory - machine.limit_max
-    if limits.memory is not None:
+    for name in ("memory", "memory_swap", "reservation", "quota"):
+        setattr(host, name, getattr(limits, name))
+    if _is_limit(limits.memory):
         host.memory = machine.host_memory
-    if limits.memory_swap is not None:
+    if limits.memory_swap is not None and _is_limit(limits.memory_swap):
         host.memory_swap = machine.host_memory + limits.memory_swap - (limits.memory or 0)
-    if limits.reservation is not None:
+    if limits.reservation is not None and _is_limit(limits.reservation):
         host.reservation = min(limits.reservation + beside, machine.host_memory)
-    if limits.quota is not None:
+    if limits.quota is not None and _is_limit(limits.quota):
         host.quota = limits.quota + (limits.period or PERIOD_US) * VMM_CPU_PERCENT // 100
     for name in (
         "swappiness",

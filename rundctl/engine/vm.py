@@ -123,15 +123,18 @@ def connect(undo: ExitStack, container: Container) -> wire.Channel:
     return channel
 
 
-def ask(container: Container, kind: int, payload: bytes, timeout_s: float) -> wire.Result | None:
-    """One request about the container's first process and its result; None if the container ended first. GuestError if it lives and does not answer."""
+def ask(container: Container, kind: int, payload: bytes, timeout_s: float, *, about: int = 1) -> wire.Result | None:
+    """One request about the container's first process (``about`` 0: the VM itself) and its result.
+
+    None if the container ended first; GuestError if it lives and does not answer.
+    """
     shim = container.shim()
     if shim is None:
         return None
     with shim, ExitStack() as undo:
         try:
             channel = connect(undo, container)
-            return channel.wait(channel.post(kind, payload, container=1), timeout_s)
+            return channel.wait(channel.post(kind, payload, container=about), timeout_s)
         except GuestError:
             if shim.wait(LAST_WORDS_S):
                 return None

@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+UNLIMITED = -1
 PERIOD_US = 100_000  # the kernel's default (Documentation/scheduler/sched-bwc.rst)
 _SHARES_MIN, _SHARES_MAX, _WEIGHT_MAX = 2, 262_144, 10_000
 _THROTTLES = {
@@ -28,7 +29,7 @@ _UNBOUND = (errno.EINVAL, errno.EBUSY, errno.ERANGE)  # what another file, writt
 
 
 class Limits:
-    """What a cgroup shall be held to; None, or nothing in a dictionary: leave it as it is. Bytes and microseconds.
+    """What a cgroup shall be held to; None, or nothing in a dictionary: leave it as it is; `UNLIMITED`: take a limit away. Bytes and microseconds.
 
     ``memory_swap`` is memory and swap together. ``weights`` and ``throttles``: by device (``8:0``), the latter by ``rbps wbps riops wiops`` too.
     ``unified``: further files of v2, verbatim.
@@ -121,7 +122,7 @@ def settings(limits: Limits) -> list[Setting]:
         *_memory(limits),
         *_cpu(limits),
         *_block_io(limits),
-        *([Setting("pids.limit", ("pids.max", str(limits.pids)))] if limits.pids is not None else []),
+        *([Setting("pids.limit", ("pids.max", _max(limits.pids)))] if limits.pids is not None else []),
         *(
             Setting(f"hugepageLimits[{size}]", (f"hugetlb.{size}.{kind}", str(limit)))
             for size, limit in limits.hugepages.items()
@@ -131,25 +132,32 @@ def settings(limits: Limits) -> list[Setting]:
     ]
 
 
+def _max(limit: int) -> str:
+    """A limit in v2's words; v1 takes -1."""
+    return "max" if limit == UNLIMITED else str(limit)
+
+
 def _memory(limits: Limits) -> Iterable[Setting]:
     if limits.memory is not None:
-        yield Setting("memory.limit", ("memory.limit_in_bytes", str(limits.memory)), ("memory.max", str(limits.memory)))
+        yield Setting(
+            "memory.limit", ("memory.limit_in_bytes", str(limits.memory)), ("memory.max", _max(limits.memory))
+        )
     if limits.memory_swap is not None:
-        swap = limits.memory_swap - (limits.memory or 0)
+        swap = UNLIMITED if limits.memory_swap == UNLIMITED else limits.memory_swap - (limits.memory or 0)
         total = ("memory.memsw.limit_in_bytes", str(limits.memory_swap))
-        yield Setting("memory.swap", total, ("memory.swap.max", str(swap)), optional=not swap)
+        yield Setting("memory.swap", total, ("memory.swap.max", _max(swap)), optional=swap <= 0)
     if limits.reservation is not None:
-        text = str(limits.reservation)
-        yield Setting("memory.reservation", ("memory.soft_limit_in_bytes", text), ("memory.low", text))
+        text, low = str(limits.reservation), str(max(limits.reservation, 0))
+        yield Setting("memory.reservation", ("memory.soft_limit_in_bytes", text), ("memory.low", low))
     if limits.swappiness is not None:
         yield Setting("memory.swappiness", ("memory.swappiness", str(limits.swappiness)), optional=True)
 
 
 def _cpu(limits: Limits) -> Iterable[Setting]:
-    if limits.shares is not None:
+    if limits.shares is not None and not limits.idle:  # of one that is idle the kernel takes no shares
         weight = str(weight_of_shares(limits.shares))
         yield Setting("cpu.shares", ("cpu.shares", str(limits.shares)), ("cpu.weight", weight))
-    both = f"{'max' if limits.quota is None else limits.quota} {limits.period or PERIOD_US}"
+    both = f"{_max(UNLIMITED if limits.quota is None else limits.quota)} {limits.period or PERIOD_US}"
     if limits.period is not None:
         yield Setting("cpu.period", ("cpu.cfs_period_us", str(limits.period)), ("cpu.max", both))
     if limits.quota is not None:
@@ -207,11 +215,11 @@ def _place(directories: Sequence[str], setting: Setting) -> Change | None:
 
 
 def perform(wanted: Sequence[Change]) -> None:
-    """Write all. A file that another one bounds (memory and memory with swap, quota and burst) is tried again after the others.
+    """Write all that is not there already. A file that another one bounds (memory and memory with swap, quota and burst) is tried again after the others.
 
     HostError naming the first that the kernel refuses; then what was written is taken back, as far as the kernel lets it.
     """
-    done, failed = _write_all(wanted)
+    done, failed = _write_all([change for change in wanted if change.text != change.before])
     if failed:
         change, error = failed[0]
         _, kept = _write_all([change.back() for change in reversed(done)])

@@ -141,11 +141,14 @@ def test_what_bounds_another_may_come_in_any_order(v1: Fake) -> None:
         assert v1["memory.memsw.limit_in_bytes"] == str(swap * MIB)
 
 
-def test_idle_after_shares(v1: Fake) -> None:
+def test_what_is_idle_has_no_shares(v1: Fake) -> None:
     limits = Limits()
     limits.shares, limits.idle = 512, 1
     cgroup_settings.apply(v1.directories, limits)
-    assert (v1["cpu.shares"], v1["cpu.idle"]) == ("512", "1")
+    assert (v1["cpu.shares"], v1["cpu.idle"]) == ("1024", "1")
+    limits.idle = 0
+    cgroup_settings.apply(v1.directories, limits)
+    assert (v1["cpu.shares"], v1["cpu.idle"]) == ("512", "0")
 
 
 @pytest.mark.parametrize("refused", ["cpu.cfs_quota_us", "cpuset.cpus", "memory.limit_in_bytes"])
@@ -159,16 +162,16 @@ def test_one_refused_takes_all_back(v1: Fake, refused: str) -> None:
     assert {name: v1[name] for files in V1.values() for name in files} == before
 
 
-def test_what_cannot_be_taken_back_is_told(v1: Fake) -> None:
+def test_what_cannot_be_taken_back_is_told(v1: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     written = cgroup_settings.write
 
     def write(path: str, text: str) -> None:
         written(path, text)
         v1.refused |= {os.path.basename(path), "cpuset.mems"}
 
-    cgroup_settings.write = write
+    monkeypatch.setattr(cgroup_settings, "write", write)
     limits = Limits()
-    limits.cpus, limits.mems = "0", "0"
+    limits.cpus, limits.mems = "0", "1"
     with pytest.raises(HostError, match=r"cpuset.mems: invalid argument; .*cpuset.cpus keeps 0$"):
         cgroup_settings.apply(v1.directories, limits)
 

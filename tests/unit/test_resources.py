@@ -54,9 +54,9 @@ def test_memory() -> None:
 
 
 def test_cpu() -> None:
-    asked = {"shares": 2048, "quota": 50000, "period": 200000, "burst": 1000, "cpus": "0-1,3", "mems": "0", "idle": 1}
+    asked = {"shares": 2048, "quota": 50000, "period": 200000, "burst": 1000, "cpus": "0-1,3", "mems": "0", "idle": 0}
     limits = resources.parse({"cpu": asked})
-    pinned = {"cpuset.cpus": "0-1,3", "cpuset.mems": "0", "cpu.idle": "1"}
+    pinned = {"cpuset.cpus": "0-1,3", "cpuset.mems": "0", "cpu.idle": "0"}
     assert host_files(limits, v2=False) == {
         "cpu.shares": "2048",
         "cpu.cfs_quota_us": "100000",
