@@ -94,7 +94,10 @@ def _read(place: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"resources in {name}: expected an object of JSON")
     asked: dict[str, Any] = _without_null(found)
-    validate.validate({"ociVersion": "1.0.0", "linux": {"resources": asked}})
+    try:
+        validate.validate({"ociVersion": "1.0.0", "linux": {"resources": asked}})
+    except ConfigError as error:
+        raise ConfigError(error.message.replace("config.json", f"resources in {name}", 1)) from error
     return asked
 
 

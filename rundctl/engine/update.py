@@ -65,6 +65,9 @@ def update(ctx: Context, container_id: str, asked: dict[str, Any]) -> None:
         for line in (*support.check({"linux": {"resources": asked}}), *_left_out(asked)):
             ctx.debug(line)
         _update_locked(container, asked)
+    except ConfigError as error:
+        error.message = error.message.removeprefix("config.json: ")  # none was read
+        raise
     finally:
         os.close(lock)
 
