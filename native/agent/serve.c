@@ -1,11 +1,13 @@
 /* The loop: it takes messages, children and pipes as they come, and does not fail. */
 #include "serve.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 
+#include "figures.h"
 #include "machine.h"
 #include "process.h"
 #include "spare.h"
@@ -144,6 +146,35 @@ static void take_clock(const struct message *message)
 	machine_clock(realtime_ns);
 }
 
+static void send_figures(const struct message *message, const uint8_t *answer, ssize_t size)
+{
+	struct wire_header head = {.type = WIRE_RESULT, .container = message->head.container, .tag = message->head.tag};
+
+	if (size < 0)
+		send_result(&agent.conn, &message->head, (int)-size, 0, NULL);
+	else if (message->head.tag)
+		send_message(&agent.conn, &head, answer, (size_t)size);
+}
+
+static void take_read(const struct message *message)
+{
+	uint8_t answer[WIRE_PAYLOAD_MAX];
+	struct process **process = find_process(&message->head);
+
+	send_figures(message, answer, process ? figures_read((*process)->cgroup, message->payload, message->size, answer) : -ESRCH);
+}
+
+static void take_processes(const struct message *message)
+{
+	uint8_t answer[WIRE_PAYLOAD_MAX];
+	cleanup_close int proc = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	ssize_t size = -ESRCH;
+
+	if (find_process(&message->head))
+		size = figures_processes(proc, message->head.container, message->payload, message->size, answer);
+	send_figures(message, answer, size);
+}
+
 static void take_stream(const struct message *message)
 {
 	struct process **process = find_process(&message->head);
@@ -171,6 +202,12 @@ static void take_message(const struct message *message)
 		break;
 	case WIRE_SIGNAL:
 		take_signal(message);
+		break;
+	case WIRE_READ:
+		take_read(message);
+		break;
+	case WIRE_PROCESSES:
+		take_processes(message);
 		break;
 	case WIRE_CLOCK:
 		take_clock(message);

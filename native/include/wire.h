@@ -12,6 +12,7 @@ enum {
 	WIRE_MESSAGE_MAX = 4 * 1024 * 1024,   /* bytes of a message joined from frames with WIRE_MORE */
 	WIRE_WINDOW = 128 * 1024,	      /* bytes of unacknowledged DATA a stream may have */
 	WIRE_ENTROPY_SIZE = 64,		      /* bytes of entropy in an IDENTITY */
+	WIRE_FILES_MAX = 64,		      /* names in a READ */
 };
 
 #define WIRE_MAGIC "RUND"
@@ -55,6 +56,8 @@ enum wire_type {
 	WIRE_PAUSE = 15,   /* empty; request client -> shim: RESULT when QEMU has stopped the machine */
 	WIRE_RESUME = 16,  /* empty; request client -> shim: RESULT when it runs again */
 	WIRE_CLOCK = 17,   /* uint64_t CLOCK_REALTIME of the host in ns; shim -> agent, tag 0, after a RESUME */
+	WIRE_READ = 18,	   /* names of files, each with its NUL; request: RESULT has them, read in the container's cgroup */
+	WIRE_PROCESSES = 19, /* uint64_t where to begin, 0 at first; request: RESULT has some of the container's processes */
 };
 
 struct wire_hello {
@@ -69,6 +72,21 @@ struct wire_result {
 	uint32_t index; /* operation of the plan that failed, else 0 */
 };
 _Static_assert(sizeof(struct wire_result) == 8, "result");
+
+/* In the RESULT of a READ, for each name in order; then its `size` bytes. `index` of the RESULT is their number. */
+struct wire_file {
+	int32_t error; /* errno, 0 = success; EFBIG: there is no room for it in a frame */
+	uint32_t size;
+};
+_Static_assert(sizeof(struct wire_file) == 8, "file");
+
+/* In the RESULT of a PROCESSES; then `index` of the RESULT times three {uint32_t length, bytes}: /proc/PID/stat, the lines Uid and NSpid of
+ * its status, the beginning of its cmdline. */
+struct wire_processes {
+	uint64_t next;	    /* where to begin the next time; 0: that was all */
+	uint64_t uptime_ns; /* CLOCK_BOOTTIME of the guest */
+};
+_Static_assert(sizeof(struct wire_processes) == 16, "processes");
 
 struct wire_identity {
 	uint64_t realtime_ns; /* CLOCK_REALTIME of the host when sent */

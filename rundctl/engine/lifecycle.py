@@ -170,7 +170,7 @@ def _signal(container: Container, payload: bytes) -> wire.Result | None:
         return vm.ask(container, wire.SIGNAL, payload, KILL_TIMEOUT_S)
     except GuestError:
         if container.status() is Status.PAUSED:
-            return wire.Result(0, 0, "")
+            return wire.Result(0, 0)
         raise
 
 

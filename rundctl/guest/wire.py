@@ -20,6 +20,7 @@ PAYLOAD_MAX = 32 * 1024
 MESSAGE_MAX = 4 * 1024 * 1024
 WINDOW = 128 * 1024
 ENTROPY_SIZE = 64
+FILES_MAX = 64
 STREAM_MASK = 0x03
 MORE = 0x80
 IGNORABLE = 0x80  # types from here on may be ignored by who does not know them
@@ -44,6 +45,8 @@ STOP = 14
 PAUSE = 15
 RESUME = 16
 CLOCK = 17
+READ = 18
+PROCESSES = 19
 
 EXITED_OOM = 1  # a flag of EXITED: the guest's kernel has killed a process of the container for want of memory
 
@@ -68,14 +71,19 @@ class Frame:
 
 
 class Result:
-    """The answer to a request: errno (0 = success), the plan operation that failed, and detail for the user."""
+    """The answer to a request: errno (0 = success), the plan operation that failed, and what else it has: words for the user, or data."""
 
-    __slots__ = ("detail", "error", "index")
+    __slots__ = ("data", "error", "index")
 
-    def __init__(self, error: int, index: int, detail: str) -> None:
+    def __init__(self, error: int, index: int, data: bytes = b"") -> None:
         self.error = error
         self.index = index
-        self.detail = detail
+        self.data = data
+
+    @property
+    def detail(self) -> str:
+        """The words."""
+        return self.data.decode("utf-8", "replace")
 
     def describe(self) -> str:
         """The error in words."""
@@ -167,8 +175,8 @@ class Channel:
 
     def _check_given_up(self, frame: Frame) -> None:
         if frame.type == RESULT and frame.tag == 0:
-            error, index, detail = _parse_result(frame.payload)
-            raise GuestError(Result(error, index, detail).detail or os.strerror(error))
+            result = Result(*_parse_result(frame.payload))
+            raise GuestError(result.detail or os.strerror(result.error))
 
     def _read_frame(self, deadline: float) -> None:
         while len(self._data) < HEADER.size or len(self._data) < HEADER.size + self._size():
@@ -223,8 +231,8 @@ def _check_hello(payload: bytes) -> None:
         )
 
 
-def _parse_result(payload: bytes) -> tuple[int, int, str]:
+def _parse_result(payload: bytes) -> tuple[int, int, bytes]:
     if len(payload) < _RESULT.size:
         raise GuestError("protocol violation: a RESULT that is too short")
     error, index = _RESULT.unpack_from(payload)
-    return error, index, payload[_RESULT.size :].decode("utf-8", "replace")
+    return error, index, payload[_RESULT.size :]
