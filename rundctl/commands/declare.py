@@ -41,37 +41,44 @@ class Flag:
 
 
 class Argument:
-    """A positional argument."""
+    """A positional argument; ``rest``: all words that follow those before it, whatever they look like, or none."""
 
-    __slots__ = ("default", "help", "name", "required")
+    __slots__ = ("default", "help", "name", "required", "rest")
 
-    def __init__(self, name: str, help: str, *, required: bool = True, default: str = "") -> None:  # noqa: A002 (as Flag)
+    def __init__(self, name: str, help: str, *, required: bool = True, default: str = "", rest: bool = False) -> None:  # noqa: A002 (as Flag)
         self.name = name
         self.help = help
-        self.required = required
+        self.required = required and not rest
         self.default = default
+        self.rest = rest
 
 
 class Options:
     """What a command line said, after parsing: every declared name has a value."""
 
-    __slots__ = ("_on", "_text", "debug", "info")
+    __slots__ = ("_on", "_text", "debug", "info", "rest")
 
     def __init__(
-        self, text: dict[str, str], on: set[str], debug: Callable[[str], None], info: Callable[[str], None]
+        self,
+        text: dict[str, str],
+        on: set[str],
+        debug: Callable[[str], None],
+        info: Callable[[str], None],
+        rest: tuple[str, ...] = (),
     ) -> None:
         self._text = text
         self._on = on
+        self.rest = rest  # of a verb that takes any words
         self.debug = debug
         self.info = info
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Options) and (self._text, self._on) == (other._text, other._on)
+        return isinstance(other, Options) and (self._text, self._on, self.rest) == (other._text, other._on, other.rest)
 
     __hash__ = None  # type: ignore[assignment]  # it grows while it is parsed
 
     def __repr__(self) -> str:
-        return f"Options({self._text!r}, {self._on!r})"
+        return f"Options({self._text!r}, {self._on!r}, {self.rest!r})"
 
     def text(self, key: str) -> str:
         """Value of a flag that takes one, or of an argument; its default if it was not given. KeyError if undeclared."""
@@ -110,6 +117,11 @@ class Verb:
         self.arguments = arguments
         self.flags = flags
         self.verbs = verbs
+
+    @property
+    def takes_rest(self) -> bool:
+        """Whether its last argument is all that follows."""
+        return bool(self.arguments) and self.arguments[-1].rest
 
 
 ID = Argument("ID", "Name of the container, unique on this host.")

@@ -75,7 +75,8 @@ def add(app: typer.Typer, verb: Verb) -> None:
     """Declare a verb, or a group of verbs, to Typer."""
     if not verb.verbs:
         name = verb.name.rpartition(" ")[2]
-        app.command(name, help=verb.help, context_settings=_SETTINGS)(
+        settings = _SETTINGS | ({"allow_interspersed_args": False} if verb.takes_rest else {})
+        app.command(name, help=verb.help, context_settings=settings)(
             _function(name, verb.help, verb.arguments, verb.flags)
         )
         return
@@ -98,9 +99,9 @@ def _function(name: str, about: str, arguments: tuple[Argument, ...], flags: tup
 
 
 def _argument(argument: Argument) -> inspect.Parameter:
-    default = ... if argument.required else argument.default
+    default = ... if argument.required else None if argument.rest else argument.default
     info = typer.Argument(default, help=argument.help, metavar=argument.name)
-    return _parameter(argument.name.lower(), info, str)
+    return _parameter(argument.name.lower(), info, list[str] | None if argument.rest else str)
 
 
 def _flag(flag: Flag) -> inspect.Parameter:

@@ -24,10 +24,11 @@ class HelpAsked(Exception):  # noqa: N818 (no error: a request)
 class Parser:
     """Consumes an argument list into one set of options."""
 
-    __slots__ = ("on", "rest", "text")
+    __slots__ = ("on", "rest", "tail", "text")
 
     def __init__(self, arguments: list[str]) -> None:
         self.rest = list(arguments)
+        self.tail: tuple[str, ...] = ()
         self.text: dict[str, str] = {}
         self.on: set[str] = set()
 
@@ -45,20 +46,25 @@ class Parser:
         known = _index(verb.flags)
         words: list[str] = []
         while self.rest:
+            if verb.takes_rest and len(words) == len(verb.arguments) - 1:
+                break
             word = self.rest.pop(0)
             if word == "--":
                 words += self.rest
-                break
-            if _is_flag(word):
+                self.rest = []
+            elif _is_flag(word):
                 self._flag(word, known)
             else:
                 words.append(word)
         self._check(verb.flags)
+        if verb.takes_rest:
+            count = len(verb.arguments) - 1
+            self.tail, words = (*words[count:], *self.rest), words[:count]
         self._arguments(verb, words)
 
     def options(self, debug: Callable[[str], None], info: Callable[[str], None]) -> Options:
         """What was found, and by what `debug` the verb says what it does."""
-        return Options(self.text, self.on, debug, info)
+        return Options(self.text, self.on, debug, info, self.tail)
 
     def _defaults(self, flags: tuple[Flag, ...]) -> None:
         self.text.update({flag.key: flag.default for flag in flags if flag.value})

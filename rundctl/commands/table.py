@@ -16,6 +16,7 @@ VERBS = (
     "update",
     "run",
     "list",
+    "ps",
     "events",
     "spec",
     "features",
@@ -28,7 +29,7 @@ VERBS = (
 )
 
 # Verbs of runc that are still to come. They are refused by name, `--help` included: podman probes `checkpoint --help`.
-REFUSED = ("exec", "ps", "checkpoint", "restore")
+REFUSED = ("exec", "checkpoint", "restore")
 
 GLOBAL_FLAGS = (
     Flag("--root", "Directory of the containers' state (default: /run/rundctl).", value="DIR"),

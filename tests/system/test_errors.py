@@ -163,7 +163,7 @@ def test_refused_plainly(cli: Cli, bundle, change, word: str) -> None:
 
 
 def test_later_verbs_are_refused(cli: Cli) -> None:
-    for verb in ("exec", "ps", "checkpoint"):
+    for verb in ("exec", "checkpoint"):
         assert verb in _refused(cli, verb, "e")
     assert cli("checkpoint", "--help", code=None).returncode != 0
 

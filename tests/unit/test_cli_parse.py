@@ -139,3 +139,34 @@ def _typer(words: list[str]) -> dict[str, Any] | None:
         for key, value in found.items()
         if key in {*keys, "bundle", "format", "all"}
     }
+
+
+TAKES_REST = Verb(
+    "probe",
+    "A verb that takes any words.",
+    arguments=(ID, Argument("WORDS", "Whatever follows.", rest=True)),
+    flags=(Flag("--format", "A value.", short="-f", value="FORMAT"),),
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen", "rest"),
+    [
+        (["c1"], "", ()),
+        (["c1", "-ef"], "", ("-ef",)),
+        (["-f", "json", "c1", "-f", "--format", "x", "--", "--help"], "json", ("-f", "--format", "x", "--", "--help")),
+        (["--", "c1", "-o", "pid"], "", ("-o", "pid")),
+        (["--format=x", "--", "c1"], "x", ()),
+    ],
+)
+def test_a_verb_that_takes_any_words(words: list[str], chosen: str, rest: tuple[str, ...]) -> None:
+    options = parse(*words, verb=TAKES_REST)
+    assert (options.text("ID"), options.text("format"), options.rest) == ("c1", chosen, rest)
+
+
+def test_a_verb_that_takes_any_words_needs_those_before() -> None:
+    for words in ([], ["-f", "json"], ["--"]):
+        with pytest.raises(UsageError, match="missing argument ID"):
+            parse(*words, verb=TAKES_REST)
+    with pytest.raises(HelpAsked):
+        parse("--help", verb=TAKES_REST)
