@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from rundctl.host.cgroup_settings import Limits
+
     Facts = dict[str, Any]
 
 DEFAULT_PARENT = "/rundctl"
@@ -129,6 +131,14 @@ def places(facts: Facts, hierarchy: type[Hierarchy] = Hierarchy) -> list[Place]:
         names = frozenset(controllers.split(",")) if controllers else frozenset()
         found.append(Place(hierarchy(directory, names, is_v2=not controllers), path))
     return found
+
+
+def limited(facts: Facts, limits: Limits) -> None:
+    """To be called once a container's cgroups were held to limits: whoever else keeps them is told. HostError if that fails."""
+    if facts["kind"] == "systemd":
+        from rundctl.engine import cgroup_systemd
+
+        cgroup_systemd.limited(facts, limits)
 
 
 def give_back(facts: Facts, hierarchy: type[Hierarchy] = Hierarchy) -> None:

@@ -13,12 +13,14 @@ from string import ascii_letters, digits
 from rundctl.engine.cgroup_pool import Lease, Place, places
 from rundctl.errors import ConfigError, HostError
 from rundctl.host import cgroupfs, process, systemd
+from rundctl.host.cgroup_settings import PERIOD_US, UNLIMITED, io_weight_of, weight_of_shares
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rundctl.engine.cgroup_pool import Facts
+    from rundctl.host.cgroup_settings import Limits
     from rundctl.host.cgroupfs import Hierarchy
 
 _DEFAULT_SLICE = "system.slice"  # runc's, for root
@@ -26,6 +28,7 @@ _PREFIX = "rundctl"
 _PARTS = 3
 _UNIT_MAX = 255
 _NO_UNIT_CHARACTERS = str.maketrans("", "", ascii_letters + digits + ":-_.\\@")  # systemd.unit(5)
+_INFINITY = (1 << 64) - 1
 _STOP_TIMEOUT_US = 10_000_000  # of processes that somebody else has put into the scope; ours have ended before
 
 
@@ -142,6 +145,64 @@ class Scope(Lease):
         kept = [path for _, controllers, path in lines if controllers in ("", "name=systemd")]
         if self._path not in kept:
             raise HostError(f"--systemd-cgroup: systemd made the scope at {' '.join(kept)}, not at {self._path}")
+
+
+def limited(facts: Facts, limits: Limits) -> None:
+    """Tell systemd the limits that the scope's files have now: it writes its own idea of them at a ``daemon-reload``. HostError in its words."""
+    where = places(facts)
+    told = properties(limits, is_v2=all(place.hierarchy.is_v2 for place in where))
+    if told:
+        with systemd.Manager() as manager:
+            manager.set_properties(os.path.basename(where[0].path), told)
+
+
+def properties(limits: Limits, *, is_v2: bool) -> list[systemd.Property]:
+    """Limits as systemd.resource-control(5) has them, those that it knows. Pure; the files are `cgroup_settings`' business, these say the same."""
+    found: list[systemd.Property] = []
+
+    def tell(name: str, value: int | None) -> None:
+        if value is not None:
+            found.append((name, ("t", _INFINITY if value == UNLIMITED else value)))
+
+    tell("MemoryMax" if is_v2 else "MemoryLimit", limits.memory)
+    if is_v2:
+        tell("MemoryLow", limits.reservation if limits.reservation != UNLIMITED else 0)
+        tell("MemorySwapMax", _swap(limits))
+    if limits.shares is not None:
+        tell("CPUWeight" if is_v2 else "CPUShares", weight_of_shares(limits.shares) if is_v2 else limits.shares)
+    tell("CPUQuotaPerSecUSec", _quota_per_second_us(limits))
+    tell("CPUQuotaPeriodUSec", limits.period)
+    if limits.io_weight is not None:
+        tell("IOWeight" if is_v2 else "BlockIOWeight", io_weight_of(limits.io_weight) if is_v2 else limits.io_weight)
+    tell("TasksMax", limits.pids)
+    for name, text in (("AllowedCPUs", limits.cpus), ("AllowedMemoryNodes", limits.mems)):
+        if text and is_v2:
+            found.append((name, ("ay", _bits(text))))
+    return found
+
+
+def _swap(limits: Limits) -> int | None:
+    if limits.memory_swap is None or limits.memory_swap == UNLIMITED:
+        return limits.memory_swap
+    return limits.memory_swap - (limits.memory or 0)
+
+
+def _quota_per_second_us(limits: Limits) -> int | None:
+    """systemd keeps whole percents of a CPU: rounded up to them, as runc does, so that nobody gets less."""
+    if limits.quota is None or limits.quota == UNLIMITED:
+        return limits.quota
+    per_second = limits.quota * 1_000_000 // (limits.period or PERIOD_US)
+    return -(-per_second // 10_000) * 10_000
+
+
+def _bits(text: str) -> bytes:
+    """``0-2,7`` as a little-endian mask."""
+    mask = 0
+    for part in text.split(","):
+        low, _, high = part.strip().partition("-")
+        for number in range(int(low), int(high or low) + 1):
+            mask |= 1 << number
+    return mask.to_bytes(-(-mask.bit_length() // 8), "little")
 
 
 def give_back(facts: Facts, hierarchy: type[Hierarchy] = cgroupfs.Hierarchy) -> None:

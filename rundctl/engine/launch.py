@@ -80,7 +80,9 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
         undo.callback(lease.joined)
         lease.make(container.set_cgroups)
         ctx.debug(f"cgroup {path}: {lease.describe()}")
-        cgroup_settings.apply(lease.directories, resources.for_vm(asked, machine))
+        held = resources.for_vm(asked, machine)
+        cgroup_settings.apply(lease.directories, held)
+        cgroup_pool.limited(lease.facts(), held)
         stages.mark("cgroup")
         launch = Launch(
             ctx, options, stages, container=container, bundle=bundle, template=template, lower=lower, shared=shared

@@ -102,7 +102,8 @@ def _update_locked(container: Container, asked: dict[str, Any]) -> None:
     check_room(wanted, machine)
     resources.release(wanted, before)
     directories = [place.directory for place in cgroup_pool.places(record["cgroups"])]
-    settings = cgroup_settings.settings(resources.for_vm(wanted, machine))
+    held = resources.for_vm(wanted, machine)
+    settings = cgroup_settings.settings(held)
     host = cgroup_settings.changes(directories, settings)
     guest = _Guest(container, resources.guest_files(before), resources.guest_files(wanted))
     # A limit never falls below what is used because the other side was not there yet.
@@ -112,6 +113,7 @@ def _update_locked(container: Container, asked: dict[str, Any]) -> None:
         _in_turn(guest.write, lambda: cgroup_settings.perform(host), guest.take_back)
     record["resources"] = merged
     container.save()
+    cgroup_pool.limited(record["cgroups"], held)
 
 
 def merge(before: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:

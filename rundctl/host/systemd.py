@@ -73,6 +73,10 @@ class Manager:
             self.reset_failed(name)
             self._job(f"start {name}", "StartTransientUnit", _SCOPE, body)
 
+    def set_properties(self, name: str, properties: Sequence[Property]) -> None:
+        """Change a unit that runs, until it ends. HostError in systemd's words."""
+        self._call(f"set properties of {name}", "SetUnitProperties", "sba(sv)", (name, True, list(properties)))
+
     def stop(self, name: str) -> None:
         """Stop a unit, wait for it, and have systemd forget that it failed, if it did; one that is gone is fine. HostError in systemd's words."""
         self._follow_jobs()

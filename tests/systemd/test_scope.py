@@ -10,7 +10,8 @@ from shim_rig import Shim, wait_for
 
 from rundctl.engine import cgroup_pool, cgroup_systemd
 from rundctl.errors import HostError
-from rundctl.host import cgroupfs, native, systemd
+from rundctl.host import cgroup_settings, cgroupfs, native, systemd
+from rundctl.host.cgroup_settings import UNLIMITED, Limits
 
 ROOT = Path("/sys/fs/cgroup")
 NAME = f"c{os.getpid()}"
@@ -87,6 +88,32 @@ def test_the_controllers_are_there(scope):
     found = set((Path(lease.places[0].directory) / "cgroup.controllers").read_text().split())
     assert found >= {"cpu", "io", "memory", "pids"}
     assert lease.places[0].path == f"/system.slice/rundctl-{NAME}.scope"
+
+
+def test_limits_are_systemd_s_too_and_survive_its_reload(scope, launch):
+    """systemd writes what it knows of at a daemon-reload: what it was not told would be lost."""
+    lease = scope("")
+    launch(lease)
+    limits = Limits()
+    limits.memory, limits.memory_swap, limits.reservation = 256 << 20, 256 << 20, 64 << 20
+    limits.shares, limits.quota, limits.period, limits.cpus = 1024, 50_000, 200_000, "1"
+    cgroup_settings.apply(lease.directories, limits)
+    files = ("memory.max", "memory.low", "cpu.weight", "cpu.max", "cpuset.cpus")
+    directory = Path(lease.directories[0])
+    before = {name: (directory / name).read_text() for name in files}
+    cgroup_pool.limited(lease.facts(), limits)
+    names = ("MemoryMax", "MemoryLow", "MemorySwapMax", "CPUWeight", "CPUQuotaPerSecUSec", "AllowedCPUs")
+    assert show(f"rundctl-{NAME}.scope", *names) == {
+        "MemoryMax": str(256 << 20), "MemoryLow": str(64 << 20), "MemorySwapMax": "0", "CPUWeight": "39",
+        "CPUQuotaPerSecUSec": "250ms", "AllowedCPUs": "1",
+    }  # fmt: skip
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    assert {name: (directory / name).read_text() for name in files} == before
+    limits.memory = limits.memory_swap = UNLIMITED
+    cgroup_settings.apply(lease.directories, limits)
+    cgroup_pool.limited(lease.facts(), limits)
+    assert show(f"rundctl-{NAME}.scope", "MemoryMax") == {"MemoryMax": "infinity"}
+    assert (directory / "memory.max").read_text() == "max\n"
 
 
 def test_systemd_ends_the_scope_with_its_last_process(scope, launch):

@@ -8,7 +8,7 @@ import pytest
 
 from rundctl.engine import cgroup_pool, cgroup_systemd
 from rundctl.errors import ConfigError, HostError
-from rundctl.host import cgroupfs, systemd
+from rundctl.host import cgroup_settings, cgroupfs, systemd
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,3 +106,39 @@ def test_a_bus_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/bus")
     with pytest.raises(HostError, match=f"connect to the system bus {tmp_path}/bus: is missing"):
         systemd.Manager()
+
+
+def held(**fields: object) -> cgroup_settings.Limits:
+    limits = cgroup_settings.Limits()
+    for name, value in fields.items():
+        setattr(limits, name, value)
+    return limits
+
+
+@pytest.mark.parametrize(
+    ("fields", "v2", "v1"),
+    [
+        ({}, {}, {}),
+        ({"memory": 1 << 20}, {"MemoryMax": 1 << 20}, {"MemoryLimit": 1 << 20}),
+        (
+            {"memory": -1, "memory_swap": -1},
+            {"MemoryMax": 2**64 - 1, "MemorySwapMax": 2**64 - 1},
+            {"MemoryLimit": 2**64 - 1},
+        ),
+        ({"memory": 5, "memory_swap": 7}, {"MemoryMax": 5, "MemorySwapMax": 2}, {"MemoryLimit": 5}),
+        ({"shares": 1024}, {"CPUWeight": 39}, {"CPUShares": 1024}),
+        ({"io_weight": 10}, {"IOWeight": 1}, {"BlockIOWeight": 10}),
+        ({"quota": 33_333}, {"CPUQuotaPerSecUSec": 340_000}, {"CPUQuotaPerSecUSec": 340_000}),
+        (
+            {"quota": 50_000, "period": 200_000},
+            {"CPUQuotaPerSecUSec": 250_000, "CPUQuotaPeriodUSec": 200_000},
+            {"CPUQuotaPerSecUSec": 250_000, "CPUQuotaPeriodUSec": 200_000},
+        ),
+        ({"cpus": "0-2,9", "mems": "0"}, {"AllowedCPUs": b"\x07\x02", "AllowedMemoryNodes": b"\x01"}, {}),
+        ({"pids": 7}, {"TasksMax": 7}, {"TasksMax": 7}),
+    ],
+)
+def test_limits_as_systemd_has_them(fields: dict[str, object], v2: dict[str, object], v1: dict[str, object]) -> None:
+    for expected, is_v2 in ((v2, True), (v1, False)):
+        found = cgroup_systemd.properties(held(**fields), is_v2=is_v2)
+        assert {name: value for name, (_, value) in found} == expected
