@@ -25,6 +25,7 @@ VERBS = (
     "image",
     "qemu",
     "storage",
+    "pool",
     "doctor",
 )
 

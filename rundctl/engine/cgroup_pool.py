@@ -3,13 +3,18 @@
 Problem
     Making, configuring and joining a container's cgroups takes kernel locks: at 200 starts at once that was most of the time of a start.
 Mechanism
-    A *lease* names the cgroups of one container, in every hierarchy of the host. The launcher joins them before anything else exists, so that shim, QEMU
-    and all they allocate are born inside. Today every lease is made on the spot, below the parent that ``linux.cgroupsPath`` asks for; the pool of
-    ready-made slots will fill this interface without changing it.
+    `rundctl pool fill` makes *slots*, cgroups in every hierarchy, below the parent that containers will ask for (``linux.cgroupsPath``: a pod's or a slice's
+    limits live there). A start takes one: it puts its name on it, one symlink, exclusive and atomic (`cgroup_lease`), its record says so, and the
+    kernel's cgroup follows: by rename(2) to the requested name in v1, and in v2, which has no rename, as it is. The launcher joins it before anything
+    else exists, so that shim, QEMU and all they allocate are born inside. ``delete`` makes it as good as new (`cgroup_scrub`) and returns it; a slot
+    that cannot be is removed, and a process in the background makes others (`cgroup_fill`). Without a pool, or from an empty one, cgroups are made on the spot.
 Cost
-    One mkdir a hierarchy and, in the launcher, in parallel with planning, one migration a v1 hierarchy.
+    A start pays for listdir, symlink, unlink and a rename a v1 hierarchy; on the spot, for a mkdir a hierarchy. Either way the launcher migrates itself once a
+    v1 hierarchy, beside the compilation of the plan. An idle host has only the cgroups that `pool fill` was asked for.
 Invariants
     The requested parent is always honoured, and left in place as runc leaves it; our own default parent goes with its last container.
+    A slot has one owner at most, and is never lost: docs/adr/0006-cgroup-pool.md tells what ``kill -9`` leaves at each step, and who mends it.
+    What a container is given has no setting, member or child of who had it before.
 Measured by
     the stages ``cgroup`` and ``shim`` of ``--timings``, and there ``join`` and ``clone``, which the launcher does beside them.
 """
@@ -19,9 +24,12 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from rundctl.engine import cgroup_lease
+from rundctl.engine.cgroup_lease import Pool
+from rundctl.engine.cgroup_slot import Slot
 from rundctl.errors import ConfigError
 from rundctl.host import cgroupfs
-from rundctl.host.cgroupfs import Hierarchy
+from rundctl.host.cgroupfs import Hierarchy, Place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,26 +43,6 @@ if TYPE_CHECKING:
 DEFAULT_PARENT = "/rundctl"
 
 
-class Place:
-    """A cgroup: its hierarchy and its path below it."""
-
-    __slots__ = ("hierarchy", "path")
-
-    def __init__(self, hierarchy: Hierarchy, path: str) -> None:
-        self.hierarchy = hierarchy
-        self.path = path
-
-    @property
-    def directory(self) -> str:
-        """The cgroup's directory."""
-        return self.hierarchy.directory + self.path
-
-    def facts(self) -> list[str]:
-        """For the record: the hierarchy's directory, its v1 controllers (``cpu,cpuacct``; empty: it is v2), the path."""
-        controllers = "" if self.hierarchy.is_v2 else ",".join(sorted(self.hierarchy.controllers))
-        return [self.hierarchy.directory, controllers, self.path]
-
-
 class Lease:
     """The cgroups of one container, made on the spot. Other kinds (slots of a pool, systemd's scopes) are subclasses with their own ``kind``.
 
@@ -62,11 +50,12 @@ class Lease:
     which may be all that is left of who made it, `give_back`.
     """
 
-    __slots__ = ("places",)
+    __slots__ = ("places", "why")
     kind = "plain"
 
-    def __init__(self, places: list[Place]) -> None:
+    def __init__(self, places: list[Place], why: str = "") -> None:
         self.places = places
+        self.why = why
 
     @property
     def directories(self) -> list[str]:
@@ -86,6 +75,9 @@ class Lease:
         for place in self.places:
             cgroupfs.make(place.hierarchy, place.path)
 
+    def let_go(self) -> None:
+        """Undo the naming, if no record came to be: what `give_back` cannot know."""
+
     def join_descriptors(self) -> tuple[list[int], int | None]:
         """Open what the launcher joins by: ``cgroup.procs`` of each v1 cgroup, and the v2 directory."""
         v1: list[int] = []
@@ -102,7 +94,49 @@ class Lease:
 
     def describe(self) -> str:
         """For ``--debug``: what kind it is, and why."""
-        return "made on the spot"
+        return f"made on the spot: {self.why}" if self.why else "made on the spot"
+
+
+class PooledLease(Lease):
+    """A slot of a pool; one made on the spot after all if somebody else has a cgroup of the requested name, which is then joined, as runc does."""
+
+    __slots__ = ("_pool", "_slot", "_text", "kind", "path")
+
+    def __init__(self, pool: Pool, slot: Slot, text: str, path: str) -> None:
+        super().__init__(slot.places)
+        self.kind = "pool"
+        self.path = path
+        self._pool = pool
+        self._slot = slot
+        self._text = text
+
+    def facts(self) -> Facts:
+        """As `Lease.facts`, with pool, number and lease: the record that has this very text owns the slot."""
+        facts = super().facts()
+        if self.kind == "pool":
+            facts |= {"pool": self._pool.directory, "slot": self._slot.number, "lease": self._text}
+        return facts
+
+    def make(self, record: Callable[[Facts], None]) -> None:
+        """Give the slot the container's name."""
+        try:
+            self._slot.take()
+        except FileExistsError:
+            self._slot.put_back()
+            self.kind = Lease.kind
+            self.why = f"there is a cgroup {self.path} already"
+            self.places = [Place(place.hierarchy, self.path) for place in self.places]
+            record(self.facts())
+            self.let_go()
+            super().make(record)
+
+    def let_go(self) -> None:
+        """Return a slot that was not used."""
+        _return(self._pool, self._slot, self._text)
+
+    def describe(self) -> str:
+        """For ``--debug``."""
+        return f"slot {self._slot.number} of the pool" if self.kind == "pool" else super().describe()
 
 
 def path_of(cgroups_path: str, container_id: str, root_name: str = "") -> str:
@@ -119,9 +153,20 @@ def path_of(cgroups_path: str, container_id: str, root_name: str = "") -> str:
     return os.path.normpath(path)
 
 
-def lease(hierarchies: Sequence[Hierarchy], path: str) -> Lease:
-    """Name a container's cgroups, so that the record can hold them before they exist."""
-    return Lease([Place(hierarchy, path) for hierarchy in hierarchies])
+def lease(
+    hierarchies: Sequence[Hierarchy], path: str, container_directory: str = "", state: str = cgroup_lease.STATE
+) -> Lease:
+    """Name a container's cgroups, so that the record can hold them before they exist: a slot of the parent's pool, else the path itself."""
+    pool = Pool.of(os.path.dirname(path), state)
+    try:
+        taken = pool.lease_ready(container_directory) if container_directory else None
+    except OSError as error:  # a name too long, a full or read-only /run: a start does not need it
+        return Lease([Place(each, path) for each in hierarchies], f"pool of {pool.parent}: {error.strerror}")
+    if taken is None:
+        why = f"the pool of {pool.parent} is empty" if pool.is_open() else f"{pool.parent} has no pool"
+        return Lease([Place(each, path) for each in hierarchies], why)
+    number, text = taken
+    return PooledLease(pool, Slot(number, pool.parent, hierarchies, path), text, path)
 
 
 def places(facts: Facts, hierarchy: type[Hierarchy] = Hierarchy) -> list[Place]:
@@ -141,21 +186,95 @@ def limited(facts: Facts, limits: Limits) -> None:
         cgroup_systemd.limited(facts, limits)
 
 
-def give_back(facts: Facts, hierarchy: type[Hierarchy] = Hierarchy) -> None:
-    """Give a container's cgroups back by its record's facts; what is given back already is fine. HostError if processes stay in one."""
+def baseline(facts: Facts) -> dict[str, str]:
+    """What the container's counters had before it, by file: those that cannot be reset, when it has a slot that others had; else none."""
+    return Pool(facts["pool"]).baseline(facts["slot"]) if facts["kind"] == "pool" else {}
+
+
+def give_back(facts: Facts, hierarchy: type[Hierarchy] = Hierarchy) -> str:
+    """Give a container's cgroups back by its record's facts; what is given back already is fine. HostError if processes stay in one.
+
+    What came of it, for ``--debug``. Called by who holds the container's lock, so never twice at once.
+    """
     if facts["kind"] == "systemd":
         from rundctl.engine import cgroup_systemd
 
         cgroup_systemd.give_back(facts, hierarchy)
-        return
-    for place in places(facts, hierarchy):
+        return ""
+    found = places(facts, hierarchy)
+    if facts["kind"] == "pool":
+        pool = Pool(facts["pool"])
+        wanted = next((place.path for place in found if not place.hierarchy.is_v2), "")
+        slot = Slot(facts["slot"], pool.parent, [place.hierarchy for place in found], wanted)
+        return _return(pool, slot, facts["lease"]) if pool.is_of_this_boot() else ""
+    for place in found:
         cgroupfs.remove(place.hierarchy, place.path)
-        _leave_parent(place)
+        _leave_parent(place.hierarchy, os.path.dirname(place.path))
+    return ""
 
 
-def _leave_parent(place: Place) -> None:
+def _return(pool: Pool, slot: Slot, text: str) -> str:
+    """Return a slot whose lease has this text. With another, or none, it was returned before, and may be anybody's by now."""
+    now = pool.text(slot.number)
+    if now is None:
+        _return_unleased(pool, slot)
+    elif now == text:
+        slot.wait_empty()
+        spoilt = finish(pool, slot)
+        return f"slot {slot.number} is removed: {spoilt}" if spoilt else f"slot {slot.number} is returned"
+    return ""
+
+
+def _return_unleased(pool: Pool, slot: Slot) -> None:
+    """A slot that is nobody's was returned before, and is free; or somebody has removed the pool's files, and only the kernel still has it."""
+    if not pool.exists():
+        slot.remove()
+    elif pool.lease(slot.number) is not None:
+        if pool.unhint(slot.number):
+            pool.hint(slot.number)
+            pool.drop(slot.number)
+        else:
+            slot.wait_empty()
+            finish(pool, slot)
+
+
+def finish(pool: Pool, slot: Slot) -> str:
+    """Put a slot of ours, without members, back into its pool as good as new, or remove it; then end its lease. Why it was removed, if not for the pool's size.
+
+    HostError if it can be neither; then the lease stays.
+    """
+    counters: dict[str, str] = {}
+    spoilt = slot.scrub(counters)
+    if not spoilt:
+        slot.put_back()
+        pool.set_baseline(slot.number, counters)
+        with suppress(FileNotFoundError), pool.lock():
+            if len(pool.free()) < pool.size() and pool.hint(slot.number):
+                pool.drop(slot.number)
+                return ""
+    pool.unhint(slot.number)
+    slot.remove()
+    pool.set_baseline(slot.number, {})
+    made = None
+    with suppress(FileNotFoundError), pool.lock():
+        pool.drop(slot.number)
+        made = pool.remove()
+    leave_parents([place.hierarchy for place in slot.places], pool.parent, made or [])
+    return spoilt
+
+
+def leave_parents(hierarchies: Sequence[Hierarchy], parent: str, made: list[tuple[str, str]]) -> None:
+    """Remove what was made to have a pool below it, as far as nobody else uses it; our own default parent anyhow."""
+    for hierarchy in hierarchies:
+        for directory, path in reversed(made):
+            if directory == hierarchy.directory:
+                with suppress(OSError):
+                    hierarchy.rmdir(path)
+        _leave_parent(hierarchy, parent)
+
+
+def _leave_parent(hierarchy: Hierarchy, parent: str) -> None:
     """Remove our own default parent with its last container."""
-    parent = os.path.dirname(place.path)
     if parent == DEFAULT_PARENT:
         with suppress(OSError):  # other containers are in it
-            place.hierarchy.rmdir(parent)
+            hierarchy.rmdir(parent)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 from string import ascii_letters, digits
 
-from rundctl.engine.cgroup_pool import Lease, Place, places
+from rundctl.engine.cgroup_pool import Lease, places
 from rundctl.errors import ConfigError, HostError
 from rundctl.host import cgroupfs, process, systemd
 from rundctl.host.cgroup_settings import PERIOD_US, UNLIMITED, io_weight_of, weight_of_shares
+from rundctl.host.cgroupfs import Place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,8 +66,9 @@ def expand(slice_: str) -> str:
     return "".join(f"/{'-'.join(levels[: depth + 1])}.slice" for depth in range(len(levels)))
 
 
-def lease(hierarchies: Sequence[Hierarchy], path: str) -> Scope:
+def lease(hierarchies: Sequence[Hierarchy], path: str, container_directory: str = "") -> Scope:
     """Name a container's scope, so that the record can hold it before it exists."""
+    del container_directory
     return Scope([Place(hierarchy, path) for hierarchy in hierarchies])
 
 

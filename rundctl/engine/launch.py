@@ -72,7 +72,8 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
         )
         stages.mark("template")
         machine = shapes.machine_of(template.shape, ctx.settings)
-        lease = _cgroups(ctx).lease(cgroupfs.hierarchies(), path)
+        lease = _cgroups(ctx).lease(_hierarchies(ctx), path, f"{root}/{container_id}")
+        undo.callback(_undo, ctx, lease.let_go)
         container, lock = store.claim(root, container_id, _facts(bundle, lease, machine))
         undo.callback(os.close, lock)
         undo.callback(_undo, ctx, store.remove, container)
@@ -102,6 +103,15 @@ def _cgroups(ctx: Context) -> ModuleType:
     return cgroup_pool
 
 
+def _hierarchies(ctx: Context) -> list[cgroupfs.Hierarchy]:
+    """Where cgroups can be made; where they cannot is told."""
+    passed_over: list[str] = []
+    found = cgroupfs.hierarchies(passed_over=passed_over)
+    for why in passed_over:
+        ctx.debug(f"no cgroup is made where {why}")
+    return found
+
+
 def _lower(ctx: Context, bundle: Bundle, request: Request) -> Lower:
     """The shared layer, and with it the machine's device for it."""
     memory_mib = request.memory_mib or ctx.settings.memory_mib
@@ -111,7 +121,7 @@ def _lower(ctx: Context, bundle: Bundle, request: Request) -> Lower:
     return lower
 
 
-def _undo(ctx: Context, step: Callable[..., None], *arguments: object) -> None:
+def _undo(ctx: Context, step: Callable[..., object], *arguments: object) -> None:
     """Take one step back. That it failed is told, but must not hide why it was taken."""
     try:
         step(*arguments)

@@ -7,7 +7,7 @@ import os
 import signal
 from contextlib import ExitStack, suppress
 
-from rundctl.engine import cgroup_pool, store, vm
+from rundctl.engine import cgroup_pool, cgroup_refill, store, vm
 from rundctl.engine.interruption import UndoneFirst
 from rundctl.engine.stages import Stages
 from rundctl.errors import GuestError, HostError, ProcessError, StateError
@@ -260,11 +260,18 @@ def _delete_ended(ctx: Context, container: Container, *, force: bool) -> None:
         raise
     try:
         _end(container)  # a create may have gone on until it let go of the lock
-        cgroup_pool.give_back(container.record["cgroups"])
+        _tell(ctx, cgroup_pool.give_back(container.record["cgroups"]))
         store.remove(container)
     finally:
         os.close(lock)
     _poststop(ctx, container)
+    if ctx.settings.pool_refill == "delete":
+        _tell(ctx, cgroup_refill.after(container.record["cgroups"]))
+
+
+def _tell(ctx: Context, outcome: str) -> None:
+    if outcome:
+        ctx.debug(outcome)
 
 
 def _end_creator(container: Container) -> None:

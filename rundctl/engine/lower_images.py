@@ -8,16 +8,14 @@ open, to have made in the background. `lower_image_build` makes them, `lower_ima
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import sys
 import time
 from _blake2 import blake2b  # the C module itself: hashlib loads OpenSSL, for 5 ms
 from contextlib import suppress
 
-from rundctl.engine import template_store
+from rundctl.engine import background, template_store
 from rundctl.errors import ConfigError, HostError, words
-from rundctl.host import files, process
+from rundctl.host import files
 from rundctl.oci.options import IMMUTABLE
 
 TYPE_CHECKING = False
@@ -30,7 +28,6 @@ FORMAT = 2  # of image and manifest: raise it with every change of what `lower_i
 IMAGE = "image"
 RETRY_S = 3600  # a content that could not be made an image is not tried again in the background so soon
 _KEY_BYTES = 16
-_LOG_BYTES = 1 << 20
 
 
 class Content:
@@ -192,37 +189,19 @@ def _failed_lately(home: str, content: Content) -> str:
         return ""
 
 
-_PROGRAM = """import json, sys
-job = json.loads(sys.argv[1])
-sys.path[:] = job["path"]
+_PROGRAM = """
 from rundctl.engine import lower_image_build
 lower_image_build.run_in_background(job)
 """
 
 
 def _spawn(settings: Settings, content: Content, lock: int) -> None:
-    """A new interpreter, since a fork of ours would go on with our memory and descriptors. setsid's fork makes it an orphan at once.
-
-    It inherits the lock on its workspace, so that of many starts at once only one gets as far as here.
-    """
+    """It inherits the lock on its workspace, so that of many starts at once only one gets as far as here."""
     job = {
-        "path": [os.path.abspath(path) for path in sys.path],
         "home": settings.home,
         "max_mib": settings.images_max_mib,
         "lock": lock,
         "key": content.key,
         **content.facts(),
     }
-    tools = (("setsid", "--fork"), ("ionice", "-t", "-c3"), ("nice", "-n19"))
-    argv = [word for name, *rest in tools for word in (process.need_tool(name, "apt-get install util-linux"), *rest)]
-    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    log = os.open(f"{root(settings.home)}/build.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if os.fstat(log).st_size > _LOG_BYTES:
-            os.ftruncate(log, 0)
-        python = [sys.executable, "-I", "-S", "-c", _PROGRAM, json.dumps(job)]
-        pid = process.spawn([*argv, *python], (lock,), (null, log, log))
-    finally:
-        os.close(null)
-        os.close(log)
-    os.waitpid(pid, 0)
+    background.start(_PROGRAM, job, lock, f"{root(settings.home)}/build.log")

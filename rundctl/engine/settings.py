@@ -24,6 +24,7 @@ _LIMITS = {
     "vmm_overhead_mib": (8, 4096),
     "images_max_mib": (0, 1 << 30),
     "translations_mib": (1, 2048),
+    "pool_size": (1, 10000),
 }
 _PATHS = ("home", "kernel_modules")
 _CHOICES = {
@@ -31,6 +32,7 @@ _CHOICES = {
     "template": ("on", "off"),
     "rootfs": ROOTFS_MODES,
     "lower": LOWERS,
+    "pool_refill": ("delete", "off"),
 }
 
 
@@ -49,6 +51,8 @@ class Settings:
     lower           auto, erofs, 9p, blk: how the shared layer of a rootfs reaches the guest (docs/rootfs.md)
     translations_mib  what each emulated VM may keep of translated code: a start fills 14, and with less than a program uses again and again
                     it is many times slower (docs/performance.md); nothing with KVM
+    pool_size       free slots that `pool fill` gives a cgroup pool, unless told otherwise (docs/cgroups.md)
+    pool_refill     delete, off: whether a pool is filled up in the background of `delete`, or only by `pool fill`
     images_max_mib  what all EROFS images of root file systems may take on disk; 0: none are made. The default has room for some hundred
                     base images of 50 to 100 MB, or for ten large ones, and is little beside the layers that they are copies of
     """
@@ -62,6 +66,8 @@ class Settings:
         "kernel_modules",
         "lower",
         "memory_mib",
+        "pool_refill",
+        "pool_size",
         "qemu",
         "rootfs",
         "template",
@@ -87,6 +93,8 @@ class Settings:
         self.lower = "auto"
         self.translations_mib = 32
         self.images_max_mib = 10240
+        self.pool_size = 8
+        self.pool_refill = "delete"
 
     def set(self, key: str, value: object, where: str) -> None:
         """Set one, after a check. ConfigError naming the key, and ``where`` it was found."""

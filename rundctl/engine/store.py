@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_ROOT = "/run/rundctl"
-_ELSEWHERE = f"{DEFAULT_ROOT}/{identity.RESERVED}"
+_ELSEWHERE = f"{DEFAULT_ROOT}/{identity.ELSEWHERE}"
 _NEW, _OLD = ".new:", ".old:"  # with a colon, which no id holds
 _NAME_MAX = 255
 _RECORD = "record.json"
@@ -210,13 +210,14 @@ def load(root: str | None, container_id: str) -> Container:
     """
     identity.container_id(container_id)
     for candidate in (root or DEFAULT_ROOT,) if root else (DEFAULT_ROOT, *_roots_elsewhere(container_id)):
-        container = _read(f"{candidate}/{container_id}")
+        container = read(f"{candidate}/{container_id}")
         if container is not None:
             return container
     raise StateError(f"container {container_id!r}: container does not exist", hint="rundctl list shows those that do")
 
 
-def _read(directory: str) -> Container | None:
+def read(directory: str) -> Container | None:
+    """The container of a directory; None if there is none. StateError if its record is damaged."""
     try:
         with open(f"{directory}/{_RECORD}", "rb") as file:
             return Container(directory, json.load(file))
@@ -234,7 +235,7 @@ def list_all(root: str | None) -> Iterator[Container]:
     except FileNotFoundError:
         return
     for name in names:
-        container = None if ":" in name else _read(f"{root}/{name}")
+        container = None if ":" in name else read(f"{root}/{name}")
         if container is not None:
             yield container
 
@@ -255,7 +256,7 @@ def lock(container: Container, timeout_s: float) -> int:
                 raise StateError(f"container {container.id} is busy", hint="another rundctl call works on it") from None
             time.sleep(_LOCK_POLL_S)
             continue
-        fresh = _read(container.directory) if _same_inode(fd, container.directory) else None
+        fresh = read(container.directory) if _same_inode(fd, container.directory) else None
         if fresh is None:
             os.close(fd)
             raise StateError(f"container {container.id!r}: container does not exist", hint="it was just deleted")

@@ -32,6 +32,25 @@ V1: tuple[tuple[str, str, str], ...] = (
     ("blkio", "blkio.throttle.write_bps_device", PER_DEVICE),
     ("blkio", "blkio.throttle.read_iops_device", PER_DEVICE),
     ("blkio", "blkio.throttle.write_iops_device", PER_DEVICE),
+    ("memory", "memory.oom_control", "0"),
+    ("memory", "memory.kmem.limit_in_bytes", "-1"),
+    ("memory", "memory.kmem.tcp.limit_in_bytes", "-1"),
+    ("memory", "memory.move_charge_at_immigrate", "0"),
+    ("cpu", "cpu.rt_runtime_us", "0"),
+    ("cpu", "cpu.rt_period_us", "1000000"),
+    ("cpu", "cpu.uclamp.min", "0.00"),
+    ("cpu", "cpu.uclamp.max", "max"),
+    ("cpuset", "cpuset.cpu_exclusive", "0"),
+    ("cpuset", "cpuset.mem_exclusive", "0"),
+    ("cpuset", "cpuset.mem_hardwall", "0"),
+    ("cpuset", "cpuset.memory_migrate", "0"),
+    ("cpuset", "cpuset.memory_spread_page", "0"),
+    ("cpuset", "cpuset.memory_spread_slab", "0"),
+    ("cpuset", "cpuset.sched_load_balance", "1"),
+    ("cpuset", "cpuset.sched_relax_domain_level", "-1"),
+    ("pids", "pids.max", "max"),
+    ("freezer", "freezer.state", "THAWED"),
+    ("net_cls", "net_cls.classid", "0"),
 )
 V2: tuple[tuple[str, str, str], ...] = (
     ("memory", "memory.swap.max", "max"),
@@ -50,6 +69,17 @@ V2: tuple[tuple[str, str, str], ...] = (
     ("io", "io.weight", PER_DEVICE),
     ("io", "io.bfq.weight", PER_DEVICE),
     ("io", "io.max", PER_DEVICE),
+    ("memory", "memory.swap.high", "max"),
+    ("memory", "memory.zswap.max", "max"),
+    ("memory", "memory.zswap.writeback", "1"),
+    ("cpu", "cpu.uclamp.min", "0.00"),
+    ("cpu", "cpu.uclamp.max", "max"),
+    ("cpuset", "cpuset.cpus.partition", "member"),
+    ("cpuset", "cpuset.cpus.exclusive", ""),
+    ("cgroup", "cgroup.freeze", "0"),
+    ("cgroup", "cgroup.max.depth", "max"),
+    ("cgroup", "cgroup.max.descendants", "max"),
+    ("cgroup", "cgroup.pressure", "1"),
 )
 _RESET = {"io.max": "rbps=max wbps=max riops=max wiops=max", "io.weight": "default", "io.bfq.weight": "default"}
 
@@ -90,8 +120,36 @@ def reset(directory: str, *, is_v2: bool) -> None:
         elif default is PER_DEVICE:
             texts = _lines_to_reset(file, now, is_v2=is_v2)
         for text in texts:
-            if now.strip() != text:
+            if not _says(file, now, text):
                 write(path, text)
+
+
+def unlike_new(directory: str, *, is_v2: bool) -> list[str]:
+    """Files in which a cgroup has other than a new one: what `reset` could not give it back."""
+    found = []
+    for _, file, default in table(is_v2=is_v2):
+        try:
+            now = read(f"{directory}/{file}")
+        except FileNotFoundError:
+            continue
+        if default is PER_DEVICE:
+            same = not [line for line in now.splitlines() if line not in _NO_DEVICE]
+        else:
+            text = read(f"{os.path.dirname(directory)}/{file}").strip() if default is INHERITED else default
+            same = _says(file, now, text)
+        if not same:
+            found.append(file)
+    return found
+
+
+_NO_DEVICE = ("default 100", "default 500")
+UNLIMITED = "9223372036854771712"  # what is shown of a limit of -1, and by some kernels of max
+
+
+def _says(file: str, now: str, text: str) -> bool:
+    if file == "memory.oom_control":
+        return now.startswith(f"oom_kill_disable {text}\n")
+    return now.strip() in (text, UNLIMITED if text == "-1" and file.startswith("memory.") else text)
 
 
 def _lines_to_reset(file: str, now: str, *, is_v2: bool) -> list[str]:
@@ -107,7 +165,7 @@ def read(path: str) -> str:
 
 def write(path: str, text: str) -> None:
     """One write, which the kernel takes whole or refuses. OSError naming the file."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode() or b"\n")
     except OSError as error:

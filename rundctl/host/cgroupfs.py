@@ -12,6 +12,7 @@ from rundctl.errors import HostError, words
 CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "pids")  # of v2, that limits and figures need
 CPUSET_INHERITED = ("cpuset.cpus", "cpuset.mems")
 REMOVE_TIMEOUT_S = 2.0
+_MARK = "trusted.rundctl"
 _MAKE_TRIES = 20
 _POLL_S = 0.005
 
@@ -61,11 +62,24 @@ class Hierarchy:
 
     def write(self, path: str, name: str, text: str) -> None:
         """Write once to a control file."""
-        fd = os.open(f"{self.directory}{path}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(f"{self.directory}{path}/{name}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
         try:
             os.write(fd, text.encode())
         finally:
             os.close(fd)
+
+    def mark(self, path: str, text: str) -> None:
+        """Mark a cgroup as ours, for as long as it exists, whatever it is renamed to."""
+        os.setxattr(self.directory + path, _MARK, text.encode())
+
+    def marked(self, path: str) -> str | None:
+        """The mark of a cgroup; None if it has none, or does not exist."""
+        try:
+            return os.getxattr(self.directory + path, _MARK).decode()
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODATA, errno.ENOTSUP):
+                return None
+            raise
 
     def available(self, path: str) -> set[str]:
         """Controllers of a cgroup: in v2 those that its parent has enabled for it."""
@@ -81,15 +95,44 @@ class Hierarchy:
             raise
 
 
-def hierarchies(mountinfo: str = "/proc/self/mountinfo") -> list[Hierarchy]:
-    """Hierarchies mounted here, read-write and with their root; each once (proc_pid_mountinfo(5))."""
+class Place:
+    """A cgroup: its hierarchy and its path below it."""
+
+    __slots__ = ("hierarchy", "path")
+
+    def __init__(self, hierarchy: Hierarchy, path: str) -> None:
+        self.hierarchy = hierarchy
+        self.path = path
+
+    @property
+    def directory(self) -> str:
+        """The cgroup's directory."""
+        return self.hierarchy.directory + self.path
+
+    def facts(self) -> list[str]:
+        """For the record: the hierarchy's directory, its v1 controllers (``cpu,cpuacct``; empty: it is v2), the path."""
+        controllers = "" if self.hierarchy.is_v2 else ",".join(sorted(self.hierarchy.controllers))
+        return [self.hierarchy.directory, controllers, self.path]
+
+
+def hierarchies(mountinfo: str = "/proc/self/mountinfo", passed_over: list[str] | None = None) -> list[Hierarchy]:
+    """Hierarchies mounted here, read-write and with their root; each once (proc_pid_mountinfo(5)).
+
+    ``passed_over`` gets the directories of others, which nothing can be made in, and why.
+    """
     found: dict[str, Hierarchy] = {}
     with open(mountinfo, encoding="utf-8") as file:
         for line in file:
             mount, _, filesystem = line.partition(" - ")
             fstype, _, options = filesystem.rstrip("\n").split(" ", 2)
             _, _, device, root, directory, *_ = mount.split(" ")
-            if fstype not in ("cgroup", "cgroup2") or root != "/" or "ro" in mount.split(" ")[5].split(","):
+            if fstype not in ("cgroup", "cgroup2"):
+                continue
+            if root != "/" or "ro" in (*mount.split(" ")[5].split(","), *options.split(",")):
+                if passed_over is not None:
+                    passed_over.append(
+                        f"{directory} is {'read-only' if root == '/' else 'not the root of its hierarchy'}"
+                    )
                 continue
             known = set(options.split(",")) - {"rw", "ro", "xattr", "noprefix", "clone_children"}
             found.setdefault(device, Hierarchy(directory, frozenset(known), is_v2=fstype == "cgroup2"))

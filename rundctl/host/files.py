@@ -100,6 +100,17 @@ def is_path_of(fd: int, path: str) -> bool:
         return False
 
 
+def try_lock(path: str) -> int | None:
+    """Lock a file, made if missing: a descriptor that holds the lock, or None if another has it. OSError if it cannot be made."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
 class Lock:
     """An exclusive flock(2) on a file that is made if missing; gone with the ``with`` block or the process.
 

@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rundctl.host import cgroupfs
 from rundctl.host.mount_namespace import PrivateMounts
+
+from . import cgroup_rig
+from .cgroup_fake import tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from rundctl.host.cgroupfs import Hierarchy
 
 
 @pytest.fixture
@@ -33,3 +39,15 @@ def directory(tmp_path: Path) -> Path:
     (made / "etc").mkdir(parents=True)
     (made / "etc/hostname").write_text("box\n")
     return made
+
+
+@pytest.fixture(params=["fake", "real"])
+def hierarchies(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Hierarchy]]:
+    """The fake tree, then the kernel's, where this host has one to write to; what is below `cgroup_rig.PARENT` is removed afterwards."""
+    found: list[Hierarchy] = [*tree(tmp_path / "tree")] if request.param == "fake" else cgroupfs.hierarchies()
+    if not found:
+        pytest.skip("no writable cgroup hierarchy is mounted")
+    for hierarchy in found:
+        cgroupfs.make(hierarchy, cgroup_rig.PARENT)
+    yield found
+    cgroup_rig.remove_all(found, cgroup_rig.PARENT)
