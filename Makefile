@@ -60,8 +60,8 @@ bench: setup-system ## Measure start-up and memory
 bench-template: setup-system ## Measure what a clone costs: memory by part, idle CPU, time to its first answer
 	$(PYTHON) bench/template.py
 
-bench-rootfs: setup-system ## Compare transports of the root file system: time, I/O, CPU, memory (needs fio)
-	$(PYTHON) bench/rootfs.py
+bench-rootfs: setup-system ## Compare transports of the root file system: time, I/O, CPU, memory (ARGS=--quick: two minutes)
+	$(PYTHON) bench/rootfs.py $(ARGS)
 
 clean: ## Remove what was built; kernels, QEMUs and templates in RUNDCTL_HOME stay
 	rm -rf $(VENV) build dist rundctl/_native rundctl/oci/_generated

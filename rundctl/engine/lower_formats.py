@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SPACE_HINT = "rundctl image prune --max-size, or make room"
 _OPTIONS = ("--quiet", "-d1", "-E", "noinline_data,force-inode-extended")
+_NO_XATTRS = ("-x-1",)  # of a source without xattrs mkfs.erofs fails to list them
 _HINT = "apt-get install erofs-utils"
 _INODE_BYTES = 256  # of an inode with its name and common attributes: an estimate from above
 _SUPERBLOCK = (
@@ -61,7 +62,7 @@ class Erofs:
         os.truncate(image, lower.window_mib(os.stat(image).st_size) << 20)
 
     def _mkfs(self, tool: str, source: str, image: str, tree: Tree, what: str) -> None:
-        status, said = _run([tool, *_OPTIONS, image, source])
+        status, said = _run([tool, *_OPTIONS, *(() if tree.has_xattrs else _NO_XATTRS), image, source])
         said = said.replace("<E> erofs: ", "")
         if _NO_SPACE in said:
             raise HostError(f"{what}: no space left in {os.path.dirname(os.path.dirname(image))}", hint=SPACE_HINT)

@@ -23,10 +23,22 @@ class Tree:
     """A tree as it was found.
 
     ``digest`` is another once anything was added, removed, changed or replaced. ``size_bytes``: of the regular files in whole blocks, each once.
-    ``data_bytes``: without their holes. ``sparse``: one of them has holes. ``doubtful``: a path that some versions of mkfs.erofs leave out or fail with, or "".
+    ``data_bytes``: without their holes. ``sparse``: one of them has holes. ``has_xattrs``: such can be there.
+    ``doubtful``: a path that some versions of mkfs.erofs leave out or fail with, or "".
     """
 
-    __slots__ = ("_facts", "_links", "_root", "data_bytes", "digest", "doubtful", "inodes", "size_bytes", "sparse")
+    __slots__ = (
+        "_facts",
+        "_links",
+        "_root",
+        "data_bytes",
+        "digest",
+        "doubtful",
+        "has_xattrs",
+        "inodes",
+        "size_bytes",
+        "sparse",
+    )
 
     def __init__(self, root: str) -> None:
         """HostError for what cannot be read, vanishes, or could not be in an image."""
@@ -37,6 +49,7 @@ class Tree:
         self.size_bytes = 0
         self.data_bytes = 0
         self.sparse = False
+        self.has_xattrs = True
         self.doubtful = ""
         try:
             self._add("", os.lstat(root))
@@ -62,9 +75,18 @@ class Tree:
             self.doubtful = path
         if len(os.fsencode(path)) > _PATH_MAX:
             raise HostError(f"{path[:64]}...: an image takes paths of at most {_PATH_MAX} bytes")
-        strange = next((xattr for xattr in _xattrs(path) if not xattr.startswith(_XATTRS)), "")
+        strange = next((xattr for xattr in self._xattrs(path) if not xattr.startswith(_XATTRS)), "")
         if strange:
             raise HostError(f"{path}: an image has no place for its extended attribute {strange}")
+
+    def _xattrs(self, path: str) -> list[str]:
+        try:
+            return os.listxattr(path, follow_symlinks=False)
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:
+                raise
+            self.has_xattrs = False
+            return []
 
     def _add(self, path: str, status: os.stat_result) -> None:
         identity = (status.st_dev, status.st_ino)
@@ -89,15 +111,6 @@ class Tree:
             self.size_bytes += size
             self.data_bytes += _data_bytes(path, status.st_size) if has_holes else size
             self.sparse = self.sparse or has_holes
-
-
-def _xattrs(path: str) -> list[str]:
-    try:
-        return os.listxattr(path, follow_symlinks=False)
-    except OSError as error:
-        if error.errno != errno.ENOTSUP:  # a file system without any
-            raise
-        return []
 
 
 def _data_bytes(path: str, size: int) -> int:

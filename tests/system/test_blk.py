@@ -1,4 +1,4 @@
-"""A root file system on a disk of the container's own: what the contract does not ask of every transport, in real VMs."""
+"""A root file system on a disk of the container's own, and images of both kinds: what the contract does not ask of every transport, in real VMs."""
 
 from __future__ import annotations
 
@@ -32,19 +32,23 @@ def own(rootfs: Path, tmp_path: Path) -> Path:
     return copy
 
 
-@pytest.fixture(params=["copied", "of an image"])
+COPIED, OF_AN_IMAGE, EROFS = "copied", "of an image", "erofs"
+
+
+@pytest.fixture(params=[COPIED, OF_AN_IMAGE])
 def on(request: pytest.FixtureRequest, own: Path, spec: JsonDict) -> str:
-    """All of this test's containers are on it, by blk."""
+    """All of this test's containers are on it, by blk or by erofs."""
     spec["root"] = {"path": str(own), "readonly": False}
-    spec["annotations"] = {options.LOWER: "blk"}
-    if request.param != "copied":
+    spec["annotations"] = {options.LOWER: "erofs" if request.param == EROFS else "blk"}
+    if request.param != COPIED:
         spec["annotations"][options.IMMUTABLE] = str(own)
     return str(request.param)
 
 
-def _image(own: Path) -> Path | None:
+def _image(on: str, own: Path) -> Path | None:
     host = settings.load()
-    found = lower_images.find(host.home, Content.of_directory(str(own), str(own)).with_room(host.upper_mib))
+    content = Content.of_directory(str(own), str(own))
+    found = lower_images.find(host.home, content if on == EROFS else content.with_room(host.upper_mib))
     return Path(found.path) if found else None
 
 
@@ -77,7 +81,7 @@ def test_all_of_it_is_one_ext4_that_dies_with_the_vm(sh, on: str, own: Path) -> 
         assert int(lines[-2]) * 512 >= settings.load().upper_mib * _MIB
     assert (own / "etc/hosts").read_text() == "127.0.0.1 localhost\n"
     assert (own / "usr").is_dir()
-    assert (_image(own) is not None) == (on == "of an image")
+    assert (_image(on, own) is not None) == (on == OF_AN_IMAGE)
 
 
 @pytest.mark.usefixtures("on")
@@ -107,7 +111,7 @@ def test_a_machine_id_and_a_cold_boot(sh) -> None:
 def test_persistent_is_refused(cli: Cli, on: str, bundle: Callable[..., Path]) -> None:
     where = bundle("/bin/true", change=lambda config: config["annotations"].update({options.ROOTFS: "persistent"}))
     said = cli("create", "--bundle", str(where), "p", code=1).stderr.decode()
-    assert "dies with the VM" in said if on == "copied" else "does not change" in said
+    assert "dies with the VM" in said if on == COPIED else "does not change" in said
 
 
 @pytest.mark.usefixtures("on")
@@ -139,12 +143,11 @@ def test_what_is_deleted_is_given_back_to_the_host(cli: Cli, on: str, bundle, tm
     eventually(lambda: _disk_of(cli, "d").st_blocks * 512 < full - 35 * _MIB, "its blocks are the host's again")
 
 
-@pytest.mark.parametrize("on", ["of an image"], indirect=True)
+@pytest.mark.parametrize("on", [OF_AN_IMAGE, EROFS], indirect=True)
 @pytest.mark.parametrize("damage", ["truncated", "changed", "removed"])
 def test_a_damaged_image_is_made_anew(sh, on: str, own: Path, damage: str) -> None:
-    del on
     assert sh("cat /etc/hosts").stdout == b"127.0.0.1 localhost\n"
-    image = _image(own)
+    image = _image(on, own)
     assert image is not None
     if damage == "removed":
         image.unlink()
@@ -155,12 +158,12 @@ def test_a_damaged_image_is_made_anew(sh, on: str, own: Path, damage: str) -> No
         else:
             with image.open("r+b") as file:
                 file.write(bytes(4096))
-    assert _image(own) is None
+    assert _image(on, own) is None
     assert sh("cat /etc/hosts").stdout == b"127.0.0.1 localhost\n"
-    assert _image(own) is not None
+    assert _image(on, own) is not None
 
 
-@pytest.mark.parametrize("on", ["copied"], indirect=True)
+@pytest.mark.parametrize("on", [COPIED], indirect=True)
 def test_a_create_that_is_killed_amid_its_copy_leaves_nothing(cli: Cli, on: str, own: Path, bundle) -> None:
     del on
     for number in range(300):
@@ -206,6 +209,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     subprocess.run(["umount", home], check=True)
 
 
+@pytest.mark.parametrize("on", [COPIED, OF_AN_IMAGE, EROFS], indirect=True)
 @pytest.mark.usefixtures("on")
 def test_no_space_for_it(cli: Cli, sh, own: Path, bundle, small: Path) -> None:
     """Neither for an image, nor for a copy: one line that says so, and nothing is left."""
@@ -223,7 +227,7 @@ def test_no_space_for_it(cli: Cli, sh, own: Path, bundle, small: Path) -> None:
     assert "No such" not in line
 
 
-@pytest.mark.usefixtures("on")
+@pytest.mark.parametrize("on", [COPIED, OF_AN_IMAGE, EROFS], indirect=True)
 def test_a_home_that_is_read_only(cli: Cli, sh, on: str, own: Path, bundle, small: Path) -> None:
     """What is there is used; what would have to be made is refused with one line."""
     assert sh("echo first").stdout == b"first\n"
@@ -232,4 +236,4 @@ def test_a_home_that_is_read_only(cli: Cli, sh, on: str, own: Path, bundle, smal
     (line,) = done.stderr.decode().splitlines()
     assert "read-only file system" in line.lower()
     assert str(small) in line
-    assert (on, _image(own) is not None) in (("copied", False), ("of an image", True))
+    assert (_image(on, own) is not None) == (on != COPIED)

@@ -15,7 +15,7 @@ from rundctl.engine.lower_formats import Ext4
 from rundctl.engine.lower_images import Content
 from rundctl.engine.lower_scan import Tree
 from rundctl.errors import ConfigError, HostError
-from rundctl.host import files, loop
+from rundctl.host import files, loop, process
 from rundctl.host.mount_namespace import mount
 
 from . import lower_tree
@@ -207,6 +207,21 @@ def test_a_directory_that_is_gone(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(HostError, match=r"copy the root file system .*gone: .*[Nn]o such file"):
         disk.open_copy(lower.blk(str(tmp_path / "gone"), 64), str(tmp_path), str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(("tool", "package"), [("mkfs.ext4", "e2fsprogs"), ("cp", "coreutils")])
+def test_without_a_tool(
+    home: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str, package: str
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in {"mkfs.ext4", "cp", "setpriv"} - {tool}:
+        found = process.find_tool(name)
+        assert found is not None
+        (tmp_path / "bin" / name).symlink_to(found)
+    monkeypatch.setattr(process, "TOOL_DIRECTORIES", (str(tmp_path / "bin"),))
+    with pytest.raises(HostError, match=rf"{tool}: is not in .* \(apt-get install {package}\)"):
+        build(home, _content(directory))
+    assert names(home) == set()
 
 
 def test_without_loop_devices(home: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
