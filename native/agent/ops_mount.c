@@ -20,7 +20,7 @@
 #define ATIME_FLAGS (MS_NOATIME | MS_RELATIME | MS_STRICTATIME)
 
 enum {
-	DEVICE_TRIES = 1000, /* times DEVICE_PAUSE_NS */
+	DEVICE_TRIES = 5000, /* times DEVICE_PAUSE_NS */
 	DEVICE_PAUSE_NS = 2 * 1000 * 1000,
 };
 
@@ -70,13 +70,21 @@ static int mount_here(int target, const char *source, const char *type, unsigned
 	return check(chdir("/")) ? -errno : error;
 }
 
-/* The guest's own devices, which its kernel may still be looking at when it has only just booted. */
+/* The error of a mount whose device the kernel has not found, yet; 0 if the request names none. */
+static int device_missing(const struct mount_request *request)
+{
+	if (strncmp(request->source, "/dev/", strlen("/dev/")) == 0)
+		return -ENOENT;
+	return strcmp(request->type, "virtiofs") == 0 ? -EINVAL : 0;
+}
+
+/* The guest's own devices, which its kernel may still be looking at when it has only just booted, or got them. */
 static int mount_device_here(int target, const struct mount_request *request, const char *data)
 {
 	struct timespec pause = {.tv_nsec = DEVICE_PAUSE_NS};
-	int error = -ENOENT;
+	int missing = device_missing(request), error = missing;
 
-	for (int tries = 0; tries < DEVICE_TRIES && (error == -ENOENT || error == -ENXIO); tries++) {
+	for (int tries = 0; tries < DEVICE_TRIES && (error == missing || error == -ENXIO); tries++) {
 		if (tries)
 			nanosleep(&pause, NULL);
 		error = mount_here(target, request->source, request->type, request->flags, data);
@@ -127,7 +135,7 @@ static int mount_request(struct plan_context *context, const struct mount_reques
 	if (request->copy_up && !made)
 		return mount_copied_up(context, request, fd, data);
 	data = *data ? data : NULL;
-	if (context->root < 0 && strncmp(request->source, "/dev/", strlen("/dev/")) == 0)
+	if (context->root < 0 && device_missing(request))
 		return mount_device_here(fd, request, data);
 	return mount_here(fd, request->source, request->type, request->flags, data);
 }

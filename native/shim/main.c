@@ -129,6 +129,44 @@ static bool creator_is_gone(int creator)
 	return poll(&poller, 1, 0) > 0 && (poller.revents & (POLLRDHUP | POLLHUP | POLLERR));
 }
 
+/* Before QEMU, which connects to them. */
+static void start_helpers(const struct options *options)
+{
+	for (size_t i = 0; i < options->helper_count; i++) {
+		struct helper *helper = &options->helpers[i];
+
+		helper->pid = helper_spawn(options, helper);
+		if (helper->pid < 0)
+			_exit(fail(options->creator, -helper->pid, helper->name));
+	}
+}
+
+static void give_memory(const struct options *options)
+{
+	int error = options->copy_from < 0 ? 0 : memory_copy(options->copy_from, options->copy_to);
+
+	if (error)
+		_exit(fail(options->creator, -error, "copy the template's memory"));
+}
+
+static void close_passed_on(const struct options *options)
+{
+	const int single[] = {options->log, options->cgroup2, options->copy_from, options->copy_to};
+
+	for (size_t i = 0; i < options->keep_count; i++)
+		close(options->keep[i]);
+	for (size_t i = 0; i < options->volume_count; i++)
+		close(options->volumes[i].fd);
+	for (size_t i = 0; i < options->helper_count; i++) {
+		close(options->helpers[i].keep);
+		if (options->helpers[i].directory >= 0)
+			close(options->helpers[i].directory);
+	}
+	for (size_t i = 0; i < sizeof(single) / sizeof(*single); i++)
+		if (single[i] >= 0)
+			close(single[i]);
+}
+
 static void become_shim(const struct options *options) __attribute__((noreturn));
 static void become_shim(const struct options *options)
 {
@@ -144,16 +182,12 @@ static void become_shim(const struct options *options)
 	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	if (options->oom_score_adj)
 		set_oom_score(options->oom_score_adj);
+	start_helpers(options);
 	qemu = vm_spawn(options);
 	if (qemu < 0)
 		_exit(fail(options->creator, -qemu, "start QEMU"));
-	for (size_t i = 0; i < options->keep_count; i++)
-		close(options->keep[i]);
-	for (size_t i = 0; i < options->volume_count; i++)
-		close(options->volumes[i].fd);
-	close(options->log);
-	if (options->cgroup2 >= 0)
-		close(options->cgroup2);
+	give_memory(options);
+	close_passed_on(options);
 	serve(options, qemu, signals);
 }
 

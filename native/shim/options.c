@@ -27,6 +27,8 @@ enum key {
 	KEY_VOLUMES_FD,
 	KEY_OOM_SCORE_ADJ,
 	KEY_SMALL_PAGES,
+	KEY_HELPER,
+	KEY_COPY,
 };
 
 static const struct option long_options[] = {
@@ -47,6 +49,8 @@ static const struct option long_options[] = {
 	{"volumes-fd", required_argument, NULL, KEY_VOLUMES_FD},
 	{"oom-score-adj", required_argument, NULL, KEY_OOM_SCORE_ADJ},
 	{"small-pages", no_argument, NULL, KEY_SMALL_PAGES},
+	{"helper", required_argument, NULL, KEY_HELPER},
+	{"copy", required_argument, NULL, KEY_COPY},
 	{NULL, 0, NULL, 0},
 };
 
@@ -103,8 +107,59 @@ static bool append_volume(struct options *options, const char *text)
 	return true;
 }
 
-static bool take(struct options *options, int key, const char *value)
+/* NAME,KEEP,volumes or NAME,KEEP,ro|rw,DIRECTORY */
+static bool append_helper(struct options *options, char *text)
 {
+	struct helper *grown = realloc(options->helpers, (options->helper_count + 1) * sizeof(*grown));
+	struct helper *helper;
+	char *comma = strchr(text, ',');
+	const char *words;
+
+	if (!grown)
+		return false;
+	options->helpers = grown;
+	helper = &grown[options->helper_count];
+	*helper = (struct helper){.name = text, .directory = -1};
+	if (!comma || !parse_descriptor(comma + 1, ',', &helper->keep, &words))
+		return false;
+	*comma = '\0';
+	options->helper_count++;
+	if (strcmp(words, "volumes") == 0)
+		return true;
+	helper->read_only = strncmp(words, "ro,", 3) == 0;
+	return (helper->read_only || strncmp(words, "rw,", 3) == 0) &&
+	       parse_descriptor(words + 3, '\0', &helper->directory, NULL);
+}
+
+/* The helpers' command lines, each up to a word `;`, and then QEMU's. */
+static bool take_commands(struct options *options, char **words)
+{
+	for (size_t i = 0; i < options->helper_count; i++) {
+		options->helpers[i].argv = words;
+		while (*words && strcmp(*words, ";") != 0)
+			words++;
+		if (!*words || words == options->helpers[i].argv)
+			return false;
+		*words++ = NULL;
+	}
+	options->qemu = words;
+	return words[0] != NULL;
+}
+
+/* Volumes are QEMU's to serve, or a helper's. */
+static bool has_server(const struct options *options)
+{
+	bool served = options->volumes_fd >= 0;
+
+	for (size_t i = 0; i < options->helper_count; i++)
+		served = served || options->helpers[i].directory < 0;
+	return served;
+}
+
+static bool take(struct options *options, int key, char *value)
+{
+	const char *rest;
+
 	switch (key) {
 	case KEY_NAME: /* only for ps */
 		return true;
@@ -140,6 +195,11 @@ static bool take(struct options *options, int key, const char *value)
 		return append(&options->keep, &options->keep_count, value);
 	case KEY_VOLUME:
 		return append_volume(options, value);
+	case KEY_HELPER:
+		return append_helper(options, value);
+	case KEY_COPY:
+		return parse_descriptor(value, ',', &options->copy_from, &rest) &&
+		       parse_descriptor(rest, '\0', &options->copy_to, NULL);
 	default:
 		return false;
 	}
@@ -150,7 +210,7 @@ bool options_parse(struct options *options, int argc, char **argv, const char **
 	int key;
 
 	*options = (struct options){.creator = -1, .agent = -1, .qmp = -1, .control = -1, .state = -1, .rootfs = -1,
-				    .log = -1, .cgroup2 = -1, .oom_events = -1, .volumes_fd = -1};
+				    .log = -1, .cgroup2 = -1, .oom_events = -1, .volumes_fd = -1, .copy_from = -1, .copy_to = -1};
 	opterr = 0;
 	while ((key = getopt_long(argc, argv, "+", long_options, NULL)) != -1) {
 		if (!take(options, key, optarg)) {
@@ -158,11 +218,10 @@ bool options_parse(struct options *options, int argc, char **argv, const char **
 			return false;
 		}
 	}
-	options->qemu = argv + optind;
 	*problem = "a required option is missing";
-	return options->qemu[0] && options->creator >= 0 && options->agent >= 0 && options->qmp >= 0 &&
+	return take_commands(options, argv + optind) && options->creator >= 0 && options->agent >= 0 && options->qmp >= 0 &&
 	       options->control >= 0 && options->state >= 0 && options->rootfs >= 0 && options->log >= 0 &&
-	       (options->volume_count == 0 || options->volumes_fd >= 0);
+	       (options->volume_count == 0 || has_server(options));
 }
 
 static int compare(const void *a, const void *b)
@@ -175,9 +234,10 @@ static int compare(const void *a, const void *b)
 void options_close_others(const struct options *options)
 {
 	const int single[] = {2, options->creator, options->agent, options->qmp, options->control, options->state,
-			      options->rootfs, options->log, options->cgroup2, options->oom_events};
+			      options->rootfs, options->log, options->cgroup2, options->oom_events, options->copy_from,
+			      options->copy_to};
 	size_t count = 0, most = sizeof(single) / sizeof(*single) + options->cgroup_count + options->keep_count +
-				 options->volume_count;
+				 options->volume_count + 2 * options->helper_count;
 	int *named = calloc(most, sizeof(*named));
 
 	if (!named)
@@ -191,6 +251,11 @@ void options_close_others(const struct options *options)
 		named[count++] = options->keep[i];
 	for (size_t i = 0; i < options->volume_count; i++)
 		named[count++] = options->volumes[i].fd;
+	for (size_t i = 0; i < options->helper_count; i++) {
+		named[count++] = options->helpers[i].keep;
+		if (options->helpers[i].directory >= 0)
+			named[count++] = options->helpers[i].directory;
+	}
 	qsort(named, count, sizeof(*named), compare);
 	for (size_t i = 0; i + 1 < count; i++)
 		if (named[i + 1] > named[i] + 1)

@@ -23,7 +23,7 @@ enum {
 	POLL_CLIENTS = POLL_OUTPUTS + 2,
 	POLLS_MAX = POLL_CLIENTS + CLIENTS_MAX,
 	INPUT_SIZE = 16 * 1024,
-	DEAF_MS = 2000, /* how long QEMU may outlive its end of the agent's channel */
+	LOSS_MS = 2000, /* how long QEMU may outlive its end of the agent's channel, or a helper that served it */
 	READS_PER_TURN = 8, /* so that a peer that floods holds nobody else up */
 };
 
@@ -44,7 +44,16 @@ static int read_agent(struct shim *shim, int reads)
 	return got;
 }
 
-/* QEMU's end of the channel closes with QEMU, and SIGCHLD tells better how that went: it is given a moment to come. */
+/* QEMU's end of the channel closes with QEMU, and a helper ends when QEMU does. SIGCHLD tells better how that went: it is given a moment to come. */
+static void note_loss(struct shim *shim, const char *reason, int status, const char *detail)
+{
+	if (shim->loss_ns)
+		return;
+	shim->loss_ns = now_ns();
+	shim->loss = (struct ending){.reason = reason, .status = status};
+	(void)snprintf(shim->loss.detail, sizeof(shim->loss.detail), "%s", detail);
+}
+
 static void serve_agent(struct shim *shim)
 {
 	int got = read_agent(shim, READS_PER_TURN);
@@ -52,7 +61,28 @@ static void serve_agent(struct shim *shim)
 	if (got == CONN_AGAIN || got == CONN_READ)
 		return;
 	conn_close(&shim->agent);
-	shim->deaf_ns = now_ns();
+	note_loss(shim, "agent", 0, "the agent's channel closed");
+}
+
+static void describe_end(char *detail, size_t size, const char *name, int status)
+{
+	if (WIFSIGNALED(status))
+		(void)snprintf(detail, size, "%s was killed by signal %d", name, WTERMSIG(status));
+	else
+		(void)snprintf(detail, size, "%s exited with status %d", name, WEXITSTATUS(status));
+}
+
+/* A guest waits for ever for files that nobody serves any more. Who was killed did not end because QEMU had. */
+static void helper_ended(struct shim *shim, struct helper *helper, int status)
+{
+	char detail[64];
+
+	helper->pid = 0;
+	describe_end(detail, sizeof(detail), helper->name, status);
+	if (WIFSIGNALED(status))
+		end_early(shim, ECHILD, 255, helper->name, status, detail);
+	else
+		note_loss(shim, helper->name, status, detail);
 }
 
 /* QEMU is gone. The agent may have said before why: what waits in its socket is heard first. */
@@ -71,10 +101,8 @@ static void qemu_ended(struct shim *shim, int status)
 	}
 	if (oom)
 		(void)snprintf(detail, sizeof(detail), "the host killed the VM: its cgroup ran out of memory");
-	else if (WIFSIGNALED(status))
-		(void)snprintf(detail, sizeof(detail), "qemu was killed by signal %d", WTERMSIG(status));
 	else
-		(void)snprintf(detail, sizeof(detail), "qemu exited with status %d", WEXITSTATUS(status));
+		describe_end(detail, sizeof(detail), "qemu", status);
 	end_early(shim, ECHILD, killed ? 128 + SIGKILL : 255, oom ? "oom" : "qemu", status, detail);
 	shim->ending.oom = oom;
 	conn_close(&shim->agent);
@@ -85,9 +113,13 @@ static void reap(struct shim *shim)
 	int status;
 	pid_t pid;
 
-	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
 		if (pid == shim->qemu)
 			qemu_ended(shim, status);
+		for (size_t i = 0; i < shim->options->helper_count; i++)
+			if (pid == shim->options->helpers[i].pid)
+				helper_ended(shim, &shim->options->helpers[i], status);
+	}
 }
 
 static bool ends_what_is_not_set_up(uint32_t number)
@@ -259,8 +291,8 @@ static int timeout_ms(const struct shim *shim)
 {
 	if (wants_input(shim) && shim->input.eager)
 		return 0;
-	if (shim->deaf_ns && !shim->exited)
-		return DEAF_MS;
+	if (shim->loss_ns && !shim->exited)
+		return LOSS_MS;
 	return patience_ms(shim);
 }
 
@@ -288,8 +320,8 @@ static void turn(struct shim *shim)
 		pause_serve(shim);
 	if (wants_input(shim) && (polls[POLL_INPUT].revents || shim->input.eager))
 		read_input(shim);
-	if (shim->deaf_ns && now_ns() - shim->deaf_ns >= DEAF_MS * 1000000LL)
-		end_early(shim, EPIPE, 255, "agent", 0, "the agent's channel closed");
+	if (shim->loss_ns && now_ns() - shim->loss_ns >= LOSS_MS * 1000000LL)
+		end_early(shim, ECHILD, 255, shim->loss.reason, shim->loss.status, shim->loss.detail);
 	flush_all(shim);
 	end_when_flushed(shim);
 }

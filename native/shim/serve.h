@@ -54,7 +54,8 @@ struct shim {
 	struct ending ending;
 	unsigned long long oom_kills; /* when QEMU started */
 	int64_t progress_ns; /* when output last moved, or when patience began to count */
-	int64_t deaf_ns;     /* when the agent's channel closed, 0 while it is open */
+	struct ending loss;  /* what QEMU cannot do without and ended: is it because QEMU did? */
+	int64_t loss_ns;     /* when it did, 0: nothing has */
 };
 
 /* route.c: messages of clients and of the agent. */

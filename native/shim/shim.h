@@ -15,6 +15,17 @@ struct volume {
 	bool recursive; /* with what is mounted below */
 };
 
+/* A program that serves files beside QEMU, and without which the VM cannot live. It finds what it serves in the place of the container's own
+ * directory. */
+struct helper {
+	const char *name; /* the reason of an ending that is its fault */
+	int keep;	  /* the one descriptor that it inherits */
+	int directory;	  /* O_PATH: it serves a copy of this mount, with what is mounted below; -1: the volumes */
+	bool read_only;
+	char **argv;
+	pid_t pid;
+};
+
 /* The command line; descriptors are -1 when not given. */
 struct options {
 	int creator, agent, qmp, control, state, rootfs, log;
@@ -27,7 +38,10 @@ struct options {
 	size_t keep_count;
 	struct volume *volumes;
 	size_t volume_count;
-	int volumes_fd; /* the number under which QEMU finds the assembled volumes */
+	int volumes_fd; /* the number under which QEMU finds the assembled volumes; -1: it does not serve them */
+	struct helper *helpers;
+	size_t helper_count;
+	int copy_from, copy_to; /* memory that the guest is to have a copy of, and the file of its own */
 	const char *oom_score_adj;
 	bool small_pages; /* no transparent huge pages for QEMU */
 	char **qemu; /* argv */
@@ -38,8 +52,19 @@ bool options_parse(struct options *options, int argc, char **argv, const char **
 /* Closes every descriptor above 2 that the command line does not name. */
 void options_close_others(const struct options *options);
 
-/* vm.c: forks QEMU; its pid, or -errno. */
+/* vm.c: fork QEMU, or a helper; its pid, or -errno. */
 pid_t vm_spawn(const struct options *options);
+pid_t helper_spawn(const struct options *options, const struct helper *helper);
+/* memory.c: what is in one file and is not zero is in the other, too; -errno. */
+int memory_copy(int from, int to);
+
+/* assembly.c: for the process that calls, once, in a mount namespace of its own from here on. -errno. */
+int namespace_enter(void);
+/* Shows the volumes, by their numbers, in the place of the container's own directory; a descriptor of it. */
+int volumes_assemble(const struct options *options);
+/* Shows a copy of the mount that `fd` lies on there. */
+int directory_show(const struct options *options, int fd, bool read_only);
+
 /* root.c: makes the container's rootfs, as the host can see it, the shim's root; -errno. */
 int root_enter(const struct options *options);
 /* root.c: a private, detached copy of the mount that `fd` lies on, read-only if asked; a descriptor or -errno. */
@@ -54,7 +79,7 @@ unsigned long long oom_kills(int events);
 /* record.c */
 struct ending {
 	int code;	    /* exit code of the shim */
-	const char *reason; /* container, qemu, oom, agent, creator, stopped, internal */
+	const char *reason; /* container, qemu, a helper's name, oom, agent, creator, stopped, internal */
 	int status;	    /* wait status behind it */
 	bool oom;	    /* memory ran out: the container's in its guest, or (reason oom) the VM's on the host */
 	char detail[128];

@@ -145,6 +145,12 @@ class Channel:
             self._read_frame(deadline)
         return self._frames.pop(0)
 
+    def wait_hello(self, timeout_s: float) -> None:
+        """Wait until the peer has greeted. GuestError with its words if it gives up instead."""
+        deadline = time.monotonic() + timeout_s
+        while not self._greeted:
+            self._read_frame(deadline)
+
     def wait_notice(self, type: int, timeout_s: float) -> bytes:  # noqa: A002
         """Payload of the next notification of this type. A RESULT nobody asked for means that the peer gives up: GuestError with its words."""
         deadline = time.monotonic() + timeout_s

@@ -1,4 +1,4 @@
-"""Stands in QEMU's place and writes down what a program there finds: descriptors, mounts, signals, volumes. Then it waits."""
+"""Stands in QEMU's place, or in that of a helper beside it, and writes down what a program there finds: descriptors, mounts, signals, volumes. Then it waits."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def descriptors():
 
 
 def volumes(number):
-    root = f"/proc/self/fd/{number}"
+    root = number if "/" in number else f"/proc/self/fd/{number}"
     found = {}
     for name in sorted(os.listdir(root)):
         path = Path(root, name)

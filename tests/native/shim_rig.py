@@ -202,14 +202,18 @@ class Shim:
         return dict(line.split("=", 1) for line in (self.state / "exit").read_text().splitlines())
 
     def qemu_pid(self):
-        """The shim's child, once it has become the program that stands for QEMU."""
-        return wait_for(self._find_qemu)
+        """The shim's last child, once it has become the program that stands for QEMU. Helpers come before it."""
+        return wait_for(lambda: self._child(-1))
 
-    def _find_qemu(self):
+    def helper_pid(self):
+        """The same of the first helper."""
+        return wait_for(lambda: self._child(0))
+
+    def _child(self, index):
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        for child in map(int, children):
-            if os.readlink(f"/proc/{child}/exe") != os.readlink(f"/proc/{self.pid}/exe"):
-                return child
+        child = children[index] if children else None
+        if child and os.readlink(f"/proc/{child}/exe") != os.readlink(f"/proc/{self.pid}/exe"):
+            return int(child)
         return None
 
     def end(self):
