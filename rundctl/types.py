@@ -23,6 +23,13 @@ class Accelerator(enum.Enum):
     TCG = "tcg"
 
 
+class MemoryMode(enum.Enum):
+    """What a clone's memory is to its template's: a private view of it, or a copy that others can map (a vhost-user server such as virtiofsd)."""
+
+    COW = "cow"
+    COPY = "copy"
+
+
 class Status(enum.Enum):
     """Status of a container (runtime-spec, "State"; ``paused`` is runc's addition). The rules of each verb live here."""
 

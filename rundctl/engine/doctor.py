@@ -18,7 +18,7 @@ from rundctl.errors import HostError, RundctlError, words
 from rundctl.guest import kernel
 from rundctl.host import cgroupfs, ficlone, machine, native, process
 from rundctl.types import Accelerator
-from rundctl.vmm import accelerator, binary, qemu, qemu_build
+from rundctl.vmm import accelerator, binary, qemu, qemu_build, virtiofsd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -245,6 +245,22 @@ def _images(chosen: Settings) -> Iterator[Finding]:
             yield Finding("images", Level.WARN, f"{entry.key}: damaged, will not be used", hint)
 
 
+def _virtiofsd(chosen: Settings) -> Iterator[Finding]:
+    """What nobody has asked for need not be there."""
+    try:
+        path = virtiofsd.find(chosen.virtiofsd)
+    except HostError:
+        if chosen.virtiofsd or chosen.lower == "virtiofs":
+            raise
+        yield Finding(
+            "virtiofsd", Level.OK, "not installed; only root file systems by virtio-fs need it", virtiofsd.HINT
+        )
+        return
+    memo = template_inputs.open_memo(chosen)
+    found = virtiofsd.known(path, memo) or virtiofsd.examine(path, memo)
+    yield Finding("virtiofsd", Level.OK, f"{found.path}: {found.version}")
+
+
 def _current_key(chosen: Settings) -> str | None:
     """Of the template that the settings lead to. Not through `kernel_template.find`, which notes the template's use."""
     try:
@@ -362,6 +378,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("reflink", _reflinks),
     ("template", _templates),
     ("images", _images),
+    ("virtiofsd", _virtiofsd),
     ("cgroup", _cgroups),
     ("seccomp", _seccomp),
     ("podman", _podman),

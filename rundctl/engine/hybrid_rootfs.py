@@ -5,13 +5,14 @@ Problem
     per VM is slow; writing through a shared file system makes every small write a round trip through the VMM.
 Mechanism
     lower   by what suits the rootfs (`choose`): an EROFS image on virtio-pmem, mapped from the host's page cache, or on virtio-blk, where the
-            content is known not to change; else the directory itself, exported read-only by virtio-9p from within QEMU. The parts: `lower`.
+            content is known not to change; else the directory itself, exported read-only by virtio-9p from within QEMU, or on request by a
+            virtiofsd beside it (`shares`). The parts: `lower`.
             A rootfs that is an overlay mount is taken apart: its layers are the image, its own upper directory is stacked on it, live.
     upper   an ext4 image on virtio-blk: a reflink (or a copy of the data extents) of the template's, in a file that never has a name.
             The template's guest has it mounted already, so that a clone's first write needs no mount.
-    none of both, where the container is asked to be persistent: the directory itself is the root, exported read-write by virtio-9p;
+    none of both, where the container is asked to be persistent: the directory itself is the root, exported read-write;
             or where it asks for the way things were without this idea: the whole rootfs copied to an ext4 disk of its own (`disk`)
-    volumes bind mounts of the host: one read-write 9p export of a directory per container, assembled by QEMU's parent
+    volumes bind mounts of the host: one read-write export of a directory per container, by 9p assembled by QEMU's parent, or by a second virtiofsd
     The template has the devices that its clones need, with something empty behind them; a clone puts its own there before the guest mounts it.
 Cost
     Upper: one ioctl where the file system has reflinks (XFS, btrfs), else as long as its data extents take to copy (about 1 MiB).
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 import os
 
-from rundctl.engine import combinations, lower_images, overlay_mount, upper
+from rundctl.engine import combinations, lower_images, overlay_mount, shares, upper
 from rundctl.engine import lower as lowers
 from rundctl.engine.lower_images import Content
 from rundctl.errors import ConfigError
@@ -70,6 +71,7 @@ _OVERLAY = (
 
 # By what an upper directory of the host may have been written that the guest's overlay, by the options above, would read wrongly.
 _NOT_IN_THE_GUEST = ("metacopy", "userxattr")
+_LIVE = {"9p": lowers.nine_p, "virtiofs": lowers.virtiofs}
 
 
 def open_private(lower: Lower, template: Template) -> tuple[int, int]:
@@ -87,22 +89,24 @@ def choose(bundle: Bundle, settings: Settings, memory_mib: int, able: Callable[[
     ``able`` tells what the guest's kernel can mount, and is asked only if that matters. ConfigError for what cannot be had.
     """
     asked = bundle.options.lower or settings.lower
+    if asked == "virtiofs":
+        _check_virtiofs(bundle, settings, able)
     if (bundle.options.rootfs or settings.rootfs) == "persistent":
         return _persistent(bundle, asked)
-    if asked == "9p":
-        return _because(lowers.nine_p(bundle.rootfs), "asked for")
+    if asked in _LIVE:
+        return _because(_LIVE[asked](bundle.rootfs), "asked for")
     content, live, reason = _content(bundle)
     if asked == "blk":
         return _disk(bundle, settings, content, live, reason)
     if content is None:
         if asked == "erofs":
-            raise _refused(bundle, reason, f"{options.IMMUTABLE} declares a rootfs that does not change")
+            raise _refused(bundle, asked, reason, f"{options.IMMUTABLE} declares a rootfs that does not change")
         return _because(lowers.nine_p(bundle.rootfs), reason)
     missing = combinations.of("erofs").missing(able())
     if missing:
         reason = f"the guest's kernel has no {' and no '.join(missing)}"
         if asked == "erofs":
-            raise _refused(bundle, reason, "rundctl kernel build makes one that has")
+            raise _refused(bundle, asked, reason, "rundctl kernel build makes one that has")
         return _because(lowers.nine_p(bundle.rootfs), reason)
     return _image(bundle, settings, memory_mib, content, live, wait=asked == "erofs")
 
@@ -115,7 +119,8 @@ def guest_ops(lower: Lower, *, volumes: bool = False, live: str = "") -> list[op
     made = [lower.mount]
     if volumes:
         # No cache but for mmap: the host, and other containers, write there too.
-        made.append(ops.mount(qemu.VOLUMES_TAG, VOLUMES, "9p", 0, f"{lowers.NINE_P},cache=mmap"))
+        by = combinations.of(lower.name).volumes
+        made.append(ops.mount(qemu.VOLUMES_TAG, VOLUMES, by, 0, f"{lowers.NINE_P},cache=mmap" if by == "9p" else ""))
     if lower.persistent or lower.is_disk:
         return made
     shared = f"lowerdir={live}:{lowers.DIRECTORY}" if live else f"lowerdir={lowers.DIRECTORY}"
@@ -135,7 +140,15 @@ def _persistent(bundle: Bundle, asked: str) -> Lower:
             f"{where}: a rootfs by {asked} {combinations.of(asked).read_only}",
             hint=f"only {' or '.join(combinations.writable())}, or auto, can be written to",
         )
-    return _because(lowers.persistent(bundle.rootfs), "persistent")
+    return _because(lowers.persistent(bundle.rootfs, "9p" if asked == "auto" else asked), "persistent")
+
+
+def _check_virtiofs(bundle: Bundle, settings: Settings, able: Callable[[], frozenset[str]]) -> None:
+    """ConfigError for a guest that cannot mount it, HostError for a host that cannot serve it."""
+    if combinations.of("virtiofs").missing(able()):
+        reason = "the guest's kernel has no virtio-fs"
+        raise _refused(bundle, "virtiofs", reason, "rundctl kernel build makes one that has")
+    shares.find_daemon(settings)
 
 
 def _content(bundle: Bundle) -> tuple[Content | None, str, str]:
@@ -189,5 +202,7 @@ def _because(lower: Lower, reason: str) -> Lower:
     return lower
 
 
-def _refused(bundle: Bundle, reason: str, hint: str) -> ConfigError:
-    return ConfigError(f"config.json: annotations: {options.LOWER}: erofs: rootfs {bundle.rootfs}: {reason}", hint=hint)
+def _refused(bundle: Bundle, asked: str, reason: str, hint: str) -> ConfigError:
+    return ConfigError(
+        f"config.json: annotations: {options.LOWER}: {asked}: rootfs {bundle.rootfs}: {reason}", hint=hint
+    )

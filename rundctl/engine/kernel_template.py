@@ -5,7 +5,8 @@ Problem
 Mechanism
     The guest boots with its memory in a shared file and is stopped once it has all that any container needs: agent listening, upper layer mounted,
     cgroups there, clocks calibrated. QEMU writes the device state (x-ignore-shared leaves the memory out: it is in its file). A clone is a QEMU with the
-    same machine, the memory file mapped privately, and the state loaded. The key is a digest of everything the guest and its machine are made of,
+    same machine, the memory file mapped privately (`MemoryMode.COW`), or copied where virtiofsd must map it, too (`COPY`), and the state loaded.
+    The key is a digest of everything the guest and its machine are made of,
     and both command lines come from the same MachineShape: a difference is a missing template, never a corrupt restore.
 Cost
     Building: a boot and about a second. Disk: the memory pages the guest touched, 0.5 MiB of state, 52 KiB of upper. Finding: two JSON
@@ -18,6 +19,8 @@ Measured by
 """
 
 from __future__ import annotations
+
+import os
 
 from rundctl.engine import template_inputs, template_store
 from rundctl.engine.template_inputs import Request
@@ -101,6 +104,13 @@ def _build(ingredients: Ingredients, verdict: accelerator.Verdict, memo: Memo, p
     accelerator.remember(memo, ingredients.circumstances(), verdict)
     memo.save()
     return found
+
+
+def make_memory(template: Template) -> int:
+    """A file for one guest's memory, empty: for a clone that gets a copy of the template's, or a cold boot. The caller closes it."""
+    fd = os.memfd_create("memory", os.MFD_CLOEXEC)
+    os.ftruncate(fd, template.shape.memory_mib << 20)
+    return fd
 
 
 def open_initramfs(template: Template) -> int:

@@ -15,6 +15,7 @@ from rundctl.engine import (
     resources,
     seccomp,
     shapes,
+    shares,
     store,
     vm,
     volumes,
@@ -27,7 +28,7 @@ from rundctl.host.files import replace
 from rundctl.oci import bundle as bundles
 from rundctl.oci import hooks, identity
 from rundctl.oci.state import state_json
-from rundctl.types import Status
+from rundctl.types import MemoryMode, Status
 from rundctl.vmm import qemu
 
 TYPE_CHECKING = False
@@ -66,7 +67,7 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
         lower = _lower(ctx, bundle, request)
         if lower.live:
             shared.add_lower(opened, lower.live)
-        request.volumes = bool(shared.descriptors)
+        request.volumes = bool(shared.descriptors) and lower.device != "virtiofs"
         template = kernel_template.find(ctx.settings, request) or kernel_template.ensure(
             ctx.settings, ctx.progress, request
         )
@@ -149,7 +150,7 @@ def _facts(bundle: Bundle, lease: cgroup_pool.Lease, machine: resources.Machine)
 class Launch:
     """The VM's part of one ``create``."""
 
-    __slots__ = ("_state", "bundle", "container", "ctx", "lower", "options", "shared", "stages", "template")
+    __slots__ = ("_devices", "_state", "bundle", "container", "ctx", "lower", "options", "shared", "stages", "template")
 
     def __init__(  # noqa: PLR0913  all that a create has found out, once
         self,
@@ -171,6 +172,7 @@ class Launch:
         self.template = template
         self.lower = lower
         self.shared = shared
+        self._devices: list[dict[str, str]] = []  # to be plugged into a clone
         self._state = -1
 
     @property
@@ -215,17 +217,24 @@ class Launch:
             os.open(self.container.path("qemu.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         )
         shared = self.shared
+        served = self._serve(opened, lower)
         v1, v2 = lease.join_descriptors()
         joins = [held(fd) for fd in v1]
         upper = hybrid_rootfs.open_private(self.lower, self.template)
         wiring = qemu.Wiring(
             agent=sockets.agent[1].fileno(), qmp=sockets.qmp[1].fileno(), upper=(held(upper[0]), held(upper[1])),
-            rootfs=-1 if self.lower.mib else lower, lower=lower if self.lower.mib else -1,
-            persistent=self.lower.persistent, volumes=_VOLUMES_FD if shared.descriptors else -1, empty=self.template.empty,
+            rootfs=-1 if self.lower.mib or served else lower, lower=lower if self.lower.mib else -1,
+            persistent=self.lower.persistent, volumes=_VOLUMES_FD if shared.descriptors and not served else -1, empty=self.template.empty,
             memory_path=self.template.memory, name=self.container.id, translations_mib=self.ctx.settings.translations_mib,
         )  # fmt: skip
-        argv, keep = self._qemu(wiring, held)
         options: list[str] = ["--name", self.container.id, *([] if self._cold else ["--small-pages"])]
+        inherited = [*joins, *shared.descriptors, *self._own_memory(wiring, held, options)]
+        if served:
+            wiring.shares = tuple(served.sockets)
+            self._devices = qemu.plugged(wiring)
+            options += served.options
+            inherited += served.inherited
+        argv, keep = self._qemu(wiring, held)
         if self.lower.persistent:
             options.append("--rootfs-rw")
         numbers = {
@@ -235,7 +244,7 @@ class Launch:
         events = cgroup_settings.open_oom_events(lease.directories)
         if events is not None:
             numbers["oom-events"] = held(events)
-        inherited = [*numbers.values(), *joins, *keep, *shared.descriptors]
+        inherited += [*numbers.values(), *keep]
         for name, fd in numbers.items():
             options += [f"--{name}", str(fd)]
         for fd in joins:
@@ -245,9 +254,32 @@ class Launch:
             options += ["--cgroup2", str(v2)]
         for fd in keep:
             options += ["--keep", str(fd)]
-        if shared.descriptors:
-            options += [*shared.arguments, "--volumes-fd", str(_VOLUMES_FD)]
-        return vm.Vm([native.program("shim"), "launch", *options, "--", *argv], inherited, sockets)
+        options += shared.arguments
+        if wiring.volumes >= 0:
+            options += ["--volumes-fd", str(wiring.volumes)]
+        commands = [*(served.commands if served else ()), *argv]
+        return vm.Vm([native.program("shim"), "launch", *options, "--", *commands], inherited, sockets)
+
+    def _serve(self, opened: ExitStack, rootfs: int) -> shares.Shares | None:
+        """The servers beside QEMU, where files come by virtio-fs."""
+        if self.lower.device != "virtiofs":
+            return None
+        served = shares.Shares(opened, shares.find_daemon(self.ctx.settings), self.container.directory)
+        served.add_rootfs(qemu.ROOTFS_TAG, rootfs, writable=self.lower.persistent)
+        if self.shared.descriptors:
+            served.add_volumes(qemu.VOLUMES_TAG, submounts=self.shared.span_file_systems())
+        return served
+
+    def _own_memory(self, wiring: qemu.Wiring, held: Callable[[int], int], options: list[str]) -> list[int]:
+        """Where a clone cannot share the template's pages (`MemoryMode.COPY`): a file, and the shim told to fill it. What that inherits."""
+        if self.template.shape.memory_mode is not MemoryMode.COPY:
+            return []
+        wiring.memory = held(kernel_template.make_memory(self.template))
+        if self._cold:
+            return []
+        source = held(os.open(self.template.memory, os.O_RDONLY | os.O_CLOEXEC))
+        options += ["--copy", f"{source},{wiring.memory}"]
+        return [source]
 
     def _qemu(self, wiring: qemu.Wiring, held: Callable[[int], int]) -> tuple[list[str], list[int]]:
         """QEMU's command line, for a clone or for a cold boot, and the descriptors it inherits."""
@@ -290,7 +322,7 @@ class Launch:
         if self._cold:
             timeout_s = vm.COLD_TIMEOUT_S
         else:
-            machine.restore(qemu.state_uri(self.template.shape, self._state))
+            machine.restore(qemu.state_uri(self.template.shape, self._state), self._devices)
             self.stages.mark("restore")
         self._identify(machine, timeout_s)
         if self._cold:

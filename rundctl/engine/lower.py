@@ -69,11 +69,17 @@ def nine_p(rootfs: str) -> Lower:
     return Lower("9p", rootfs, "9p", 0, mount)
 
 
-def persistent(rootfs: str) -> Lower:
+def persistent(rootfs: str, transport: str = "9p") -> Lower:
     """The bundle's directory as the whole root file system, written to at once. Nothing is cached but what is mapped, as with volumes."""
-    whole = Lower("9p", rootfs, "9p", 0, ops.mount(qemu.ROOTFS_TAG, ROOT, "9p", 0, f"{NINE_P},cache=mmap"))
+    options = f"{NINE_P},cache=mmap" if transport == "9p" else ""
+    whole = Lower(transport, rootfs, transport, 0, ops.mount(qemu.ROOTFS_TAG, ROOT, transport, 0, options))
     whole.persistent = True
     return whole
+
+
+def virtiofs(rootfs: str) -> Lower:
+    """A directory of the host, served by a virtiofsd beside QEMU. The guest keeps what it has read."""
+    return Lower("virtiofs", rootfs, "virtiofs", 0, ops.mount(qemu.ROOTFS_TAG, DIRECTORY, "virtiofs", _MS_RDONLY))
 
 
 def erofs(image: Image, memory_mib: int) -> Lower:

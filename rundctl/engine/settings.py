@@ -26,7 +26,7 @@ _LIMITS = {
     "translations_mib": (1, 2048),
     "pool_size": (1, 10000),
 }
-_PATHS = ("home", "kernel_modules")
+_PATHS = ("home", "kernel_modules", "virtiofsd")
 _CHOICES = {
     "accelerator": ("auto", "kvm", "tcg"),
     "template": ("on", "off"),
@@ -48,7 +48,8 @@ class Settings:
     vmm_overhead_mib    what a VM may take of the host beside its memory and translated code, where its container has a memory limit (docs/cgroups.md)
     template        on, off: whether VMs are cloned or booted
     rootfs          volatile, persistent: whether what a container writes to its root file system dies with it or goes into the bundle's
-    lower           auto, erofs, 9p, blk: how the shared layer of a rootfs reaches the guest (docs/rootfs.md)
+    lower           auto, virtiofs, erofs, 9p, blk: how the shared layer of a rootfs reaches the guest (docs/rootfs.md)
+    virtiofsd       path of the server that virtio-fs needs; "": the host's
     translations_mib  what each emulated VM may keep of translated code: a start fills 14, and with less than a program uses again and again
                     it is many times slower (docs/performance.md); nothing with KVM
     pool_size       free slots that `pool fill` gives a cgroup pool, unless told otherwise (docs/cgroups.md)
@@ -74,6 +75,7 @@ class Settings:
         "translations_mib",
         "upper_mib",
         "vcpus",
+        "virtiofsd",
         "vmm_overhead_mib",
     )
 
@@ -91,6 +93,7 @@ class Settings:
         self.template = "on"
         self.rootfs = "volatile"
         self.lower = "auto"
+        self.virtiofsd = ""
         self.translations_mib = 32
         self.images_max_mib = 10240
         self.pool_size = 8

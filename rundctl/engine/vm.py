@@ -79,9 +79,14 @@ class Vm:
         self._launcher = 0
         return self.pid
 
-    def restore(self, uri: str) -> None:
-        """Load the template's device state; the guest runs when this returns. GuestError with QEMU's words."""
-        Qmp(self._qmp).restore(uri)
+    def restore(self, uri: str, devices: list[dict[str, str]]) -> None:
+        """Load the template's device state and add what it cannot have; the guest runs when this returns. GuestError with QEMU's words."""
+        monitor = Qmp(self._qmp)
+        if not devices:
+            monitor.restore(uri)
+            return
+        self.channel.wait_hello(ANSWER_TIMEOUT_S)  # from here on the memory is copied
+        monitor.restore_and_plug(uri, devices)
 
     def request(
         self, kind: int, payload: bytes, *, container: int = 1, timeout_s: float = ANSWER_TIMEOUT_S

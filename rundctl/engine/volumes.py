@@ -8,6 +8,7 @@ import stat
 from rundctl.engine import plan_mounts
 from rundctl.engine.plan_mounts import Volume
 from rundctl.errors import ConfigError, HostError, words
+from rundctl.host import mountinfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Volumes:
     ``lower``: where the guest finds a directory of the rootfs that comes the same way, "" without.
     """
 
-    __slots__ = ("arguments", "descriptors", "guest", "lower", "shm")
+    __slots__ = ("_devices", "_trees", "arguments", "descriptors", "guest", "lower", "shm")
 
     def __init__(self) -> None:
         self.arguments: list[str] = []
@@ -34,6 +35,13 @@ class Volumes:
         self.guest: dict[int, Volume] = {}
         self.shm: dict[int, int] = {}
         self.lower = ""
+        self._devices: set[int] = set()
+        self._trees: list[str] = []
+
+    def span_file_systems(self) -> bool:
+        """Whether their directories are on more than one file system, so that inode numbers are not enough to tell files apart."""
+        table = mountinfo.read()
+        return len(self._devices) > 1 or any(mountinfo.below(tree, table) for tree in self._trees)
 
     def add(self, fd: int, *, read_only: bool, is_file: bool = False, recursive: bool = False) -> str:
         """Have a source assembled, and if ``recursive`` what is mounted below it; its path in the guest."""
@@ -41,6 +49,10 @@ class Volumes:
         path = f"{_GUEST_DIRECTORY}/{len(self.descriptors)}"
         self.arguments += ["--volume", f"{fd},{'ro' if read_only else 'rw'},{kind}"]
         self.descriptors.append(fd)
+        if not is_file:
+            self._devices.add(os.fstat(fd).st_dev)
+        if recursive and not is_file:
+            self._trees.append(os.readlink(f"/proc/self/fd/{fd}"))
         return path
 
     def add_lower(self, undo: ExitStack, path: str) -> None:

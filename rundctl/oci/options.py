@@ -14,7 +14,7 @@ ROOTFS = "io.rundctl.rootfs"
 LOWER = "io.rundctl.rootfs.lower"
 IMMUTABLE = "io.rundctl.rootfs.immutable"
 ROOTFS_MODES = ("volatile", "persistent")
-LOWERS = ("auto", "erofs", "9p", "blk")
+LOWERS = ("auto", "virtiofs", "erofs", "9p", "blk")
 # annotation: what it may say; nothing: any text
 KNOWN: dict[str, tuple[str, ...]] = {
     TEMPLATE: ("on", "off"),

@@ -6,11 +6,13 @@ leaves only named files out of the migration stream.
 
 from __future__ import annotations
 
-from rundctl.types import Accelerator
+from rundctl.types import Accelerator, MemoryMode
 from rundctl.vmm.cmdline import cmdline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rundctl.vmm.shape import MachineShape
 
 ARGV_FORMAT = "5"  # raise it with every change that makes a clone's machine differ from an older template's
@@ -42,9 +44,10 @@ class Option:
         self.properties = properties or {}
 
     def argv(self) -> list[str]:
-        """The option's two words."""
+        """The option's words: two, or one that has no value."""
         named = [f"{name}={_value(value)}" for name, value in self.properties.items()]
-        return [f"-{self.flag}", ",".join([self.head, *named] if self.head else named)]
+        value = ",".join([self.head, *named] if self.head else named)
+        return [f"-{self.flag}", value] if value else [f"-{self.flag}"]
 
 
 def _value(value: str | int | bool) -> str:  # noqa: FBT001  the value of a property, not a switch of this function
@@ -63,11 +66,13 @@ class Wiring:
     lower           image of the shared layer                translations_mib  TCG's buffer of translated code (QEMU's own default: a GiB)
     empty           path of an empty directory                memory_path          named file with the guest's memory; "" = anonymous memory
     kernel, initrd  of a boot, never of a clone               console              file for the serial port's output; without it: nowhere
+    memory          file of this guest's own memory, where clones do not share the template's (`MemoryMode.COPY`)
+    shares          (tag, socket connected to a virtiofsd) of each directory that comes by virtio-fs, at most two
     """
 
     __slots__ = (
-        "agent", "console", "empty", "initrd", "kernel", "lower", "memory_path", "name", "persistent", "qmp", "rootfs", "translations_mib", "upper_ro",
-        "upper_rw", "volumes",
+        "agent", "console", "empty", "initrd", "kernel", "lower", "memory", "memory_path", "name", "persistent", "qmp", "rootfs", "shares",
+        "translations_mib", "upper_ro", "upper_rw", "volumes",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913  one argument a property of the machine, all by name
@@ -85,6 +90,8 @@ class Wiring:
         kernel: int = -1,
         initrd: int = -1,
         console: int = -1,
+        memory: int = -1,
+        shares: Sequence[tuple[str, int]] = (),
         name: str = "",
         translations_mib: int = 16,
     ) -> None:
@@ -100,6 +107,8 @@ class Wiring:
         self.kernel = kernel
         self.initrd = initrd
         self.console = console
+        self.memory = memory
+        self.shares = tuple(shares)
         self.name = name
         self.translations_mib = translations_mib
 
@@ -115,6 +124,8 @@ class Wiring:
             self.kernel,
             self.initrd,
             self.console,
+            self.memory,
+            *(fd for _, fd in self.shares),
         )
         return [fd for fd in numbers if fd >= 0]
 
@@ -130,15 +141,30 @@ def clone_argv(shape: MachineShape, wiring: Wiring, state: int) -> tuple[list[st
     ``state`` is a descriptor of the template's device state with an offset of its own (opened for this clone alone).
     """
     incoming = [Option("incoming", "defer")]
+    memory = _memory_file(shape, wiring, share=False)
+    if shape.memory_mode is MemoryMode.COPY:
+        memory = _own_memory(shape, wiring)
+        incoming += [Option("S"), *_shares(wiring)]
     if shape.qemu_version >= _FILE_FD_URI:
         incoming.append(Option("add-fd", "", {"fd": state, "set": state}))
-    return _argv(shape, wiring, _memory_file(shape, wiring, share=False), incoming), [*wiring.kept(), state]
+    return _argv(shape, wiring, memory, incoming), [*wiring.kept(), state]
 
 
 def cold_argv(shape: MachineShape, wiring: Wiring) -> tuple[list[str], list[int]]:
-    """Boot from the kernel, as the template did, over private memory."""
+    """Boot from the kernel, as the template did, over memory of its own."""
     memory = Option("object", "memory-backend-ram", {"id": "memory", "size": f"{shape.memory_mib}M"})
-    return _argv(shape, wiring, memory, _boot(wiring, verbose=False)), wiring.kept()
+    if shape.memory_mode is MemoryMode.COPY:
+        memory = _own_memory(shape, wiring)
+    shares = [*_shares(wiring), *(Option("device", "", {**device}) for device in plugged(wiring))]
+    return _argv(shape, wiring, memory, [*shares, *_boot(wiring, verbose=False)]), wiring.kept()
+
+
+def plugged(wiring: Wiring) -> list[dict[str, str]]:
+    """The devices of shared directories, as QMP's ``device_add`` takes them; QEMU 7.2 would not load a state into a machine that has one."""
+    return [
+        {"driver": "vhost-user-fs-pci", "chardev": f"share{port}", "tag": tag, "bus": f"spare{port}"}
+        for port, (tag, _) in enumerate(wiring.shares)
+    ]
 
 
 def state_uri(shape: MachineShape, state: int) -> str:
@@ -211,6 +237,18 @@ def _memory_file(shape: MachineShape, wiring: Wiring, *, share: bool) -> Option:
     return Option("object", "memory-backend-file", properties)
 
 
+def _own_memory(shape: MachineShape, wiring: Wiring) -> Option:
+    """Shared, so that who serves the guest's virtio-fs can map it."""
+    path = f"/proc/self/fd/{wiring.memory}"
+    return Option("object", "memory-backend-file", {
+        "id": "memory", "size": f"{shape.memory_mib}M", "mem-path": path, "share": True,
+    })  # fmt: skip
+
+
+def _shares(wiring: Wiring) -> list[Option]:
+    return [Option("chardev", "socket", {"id": f"share{port}", "fd": fd}) for port, (_, fd) in enumerate(wiring.shares)]
+
+
 def _channels(wiring: Wiring) -> list[Option]:
     return [
         Option("chardev", "socket", {"id": "qmp", "fd": wiring.qmp}),
@@ -239,6 +277,8 @@ def _upper(wiring: Wiring) -> list[Option]:
 
 def _lower(shape: MachineShape, wiring: Wiring) -> list[Option]:
     """The device of the shared layer. What is behind it in a clone is another than in the template; its size is not."""
+    if shape.lower == "virtiofs":
+        return []
     path = f"/proc/self/fd/{wiring.lower}"
     if shape.lower == DISK:
         return []

@@ -39,6 +39,14 @@ class Qmp:
         self.begin_restore(uri, timeout_s)
         self.wait_running(deadline - time.monotonic())
 
+    def restore_and_plug(self, uri: str, devices: list[dict[str, str]], timeout_s: float = _TIMEOUT_S) -> None:
+        """Load the device state into a machine that was started stopped, add devices, and return when the guest runs."""
+        deadline = time.monotonic() + timeout_s
+        self.begin_restore(uri, timeout_s)
+        self._wait_migrated(deadline, "restore the template's state")
+        commands: list[tuple[str, dict[str, Any]]] = [("device_add", {**device}) for device in devices]
+        self._execute([*commands, ("cont", {})], deadline - time.monotonic())
+
     def begin_restore(self, uri: str, timeout_s: float = _TIMEOUT_S) -> None:
         """Start to load. QEMU ends itself, with words on its stderr, when the state does not fit the machine."""
         self._execute([_IGNORE_SHARED, ("migrate-incoming", {"uri": uri})], timeout_s)
@@ -54,15 +62,7 @@ class Qmp:
         socket.send_fds(self._socket, [b'{"execute": "getfd", "arguments": {"fdname": "state"}}\n'], [state_fd])
         self._answer("getfd", time.monotonic() + _TIMEOUT_S)
         self.execute("migrate", uri="fd:state")
-        deadline = time.monotonic() + _SAVE_TIMEOUT_S
-        while True:
-            event = self._wait_event("MIGRATION", deadline, "save the device state")
-            status = event["data"]["status"]
-            if status == "completed":
-                return
-            if status in ("failed", "cancelled"):
-                words = self.execute("query-migrate").get("error-desc", status)
-                raise GuestError(f"save the device state: qemu: {words}")
+        self._wait_migrated(time.monotonic() + _SAVE_TIMEOUT_S, "save the device state")
 
     def quit(self) -> None:
         """Ask QEMU to end; it may be gone before it answers."""
@@ -70,6 +70,15 @@ class Qmp:
             self.execute("quit")
         except GuestError:
             return
+
+    def _wait_migrated(self, deadline: float, what: str) -> None:
+        while True:
+            status = self._wait_event("MIGRATION", deadline, what)["data"]["status"]
+            if status == "completed":
+                return
+            if status in ("failed", "cancelled"):
+                words = self.execute("query-migrate").get("error-desc", status)
+                raise GuestError(f"{what}: qemu: {words}")
 
     def _execute(self, commands: list[tuple[str, dict[str, Any]]], timeout_s: float) -> list[Any]:
         """Send all commands at once (a round trip to an emulator that starts is dear) and collect their answers."""

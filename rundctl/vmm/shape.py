@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from rundctl.types import TemplateKey
+from rundctl.types import MemoryMode, TemplateKey
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ class MachineShape:
 
     ``digests`` names what the guest is made of (kernel, agent, QEMU, firmware); ``host`` is what the CPU model takes from the host.
     ``lower`` is the device that the shared layer of the root file system comes by: "9p", or "pmem" or "blk" for an image of at most
-    ``lower_mib``; or "disk" where there is none, and a disk of ``lower_mib`` in place of the upper's. ``volumes``: whether there is a device for bind mounts.
+    ``lower_mib``; or "disk" where there is none, and a disk of ``lower_mib`` in place of the upper's; or "virtiofs", which is plugged into a clone.
+    ``volumes``: whether there is a device for bind mounts.
     """
 
     __slots__ = (
@@ -64,6 +65,11 @@ class MachineShape:
         self.lower = lower
         self.lower_mib = lower_mib
         self.volumes = volumes
+
+    @property
+    def memory_mode(self) -> MemoryMode:
+        """How clones get their memory: virtiofsd maps it, so it cannot be private."""
+        return MemoryMode.COPY if self.lower == "virtiofs" else MemoryMode.COW
 
     def facts(self) -> dict[str, Any]:
         """The shape as plain data, for the manifest."""

@@ -16,7 +16,7 @@ from . import conftest
 from .conftest import RUNDCTL, Cli, JsonDict, eventually
 
 RUNC = "runc"
-VOLUME_TRANSPORTS = ("9p",)
+VOLUME_TRANSPORTS = ("9p", "virtiofs")
 OF_IMAGES = ("erofs", "blk")  # transports of what is declared not to change
 ON_PMEM = " on pmem"
 MEMORY_FOR_PMEM = (

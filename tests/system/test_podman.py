@@ -247,6 +247,16 @@ def test_a_persistent_container_is_as_with_runc(podman: Podman, tmp_path: Path) 
     assert (tmp_path / "out").read_text() == "w\nw\n"
 
 
+def test_by_virtiofs(podman: Podman, tmp_path: Path) -> None:
+    """The merged mount that podman made is served, and its volumes."""
+    (tmp_path / "file").write_text("of the host\n")
+    flags = ("--annotation", "io.rundctl.rootfs.lower=virtiofs", "--volume", f"{tmp_path}:/v")
+    script = "cat /v/file; echo mine >/v/new; ls /bin/busybox; echo x >/etc/new && cat /etc/new"
+    done = podman.run("--rm", *flags, "localhost/bb", "/bin/sh", "-c", script)
+    assert done.stdout == b"of the host\n/bin/busybox\nx\n"
+    assert (tmp_path / "new").read_text() == "mine\n"
+
+
 def test_cp_into_a_volatile_container_fails(podman: Podman, tmp_path: Path) -> None:
     (tmp_path / "in").write_text("x")
     podman.run("-d", "--name", "volatile", "localhost/bb", "/bin/sleep", "1000")

@@ -22,7 +22,7 @@ from .rootfs_data import Entry
 from .runtimes import DEADLINE_S, RUNC, Runtime, nothing_is_left, running, runtime_of
 
 pytestmark = pytest.mark.vm
-TRANSPORTS = ("9p", "erofs", "erofs on pmem", "blk")
+TRANSPORTS = ("9p", "virtiofs", "erofs", "erofs on pmem", "blk")
 WITHOUT_OVERLAY = ("blk",)
 SOURCES = [Path(__file__).with_name(f"rootfs_{part}.c") for part in ("probe", "manifest", "lower", "overlay", "upper")]
 CHECKS = [name for source in SOURCES for name in re.findall(r'\{"(\w+)", \w+\}', source.read_text())]
@@ -30,8 +30,11 @@ ATTRIBUTES = [field.name for field in fields(Entry) if field.name not in ("inode
 OF_NO_MEANING_FOR_DIRECTORIES = ("links", "size")  # each file system counts them in its own way
 
 # Attributes a transport carries, by the start of their names; of all others, none may be seen.
-XATTRS = {"9p": ("user.", "system.posix_acl_")}
+XATTRS = {"9p": ("user.", "system.posix_acl_"), "virtiofs": ("user.", "system.posix_acl_", "security.")}
 _9P_XATTRS = "QEMU's 9p server passes user.* and POSIX ACLs, and refuses all others (hw/9pfs/9p-xattr.c)"
+_NO_TRUSTED = (
+    "virtiofsd has no CAP_SYS_ADMIN, without which trusted.* is hidden (xattr(7)); for nothing else would it need that"
+)
 _2_FILE_SYSTEMS = (
     "overlayfs with its layers on two file systems gives files of the lower another st_dev than directories; "
     "xino=on would mend it, and make it look up each entry of the lower to list a directory that was changed"
@@ -66,6 +69,7 @@ DIFFERENCES: dict[tuple[str, str], Difference] = {
     ("9p", "trusted_xattrs_are_copied_up"): Difference("Operation not supported", _9P_XATTRS),
     ("9p", "chmod_keeps_a_capability"): Difference("size == 20", _9P_XATTRS),
     ("9p", "writing_drops_a_capability"): Difference("Operation not supported", _9P_XATTRS),
+    ("virtiofs", "trusted_xattrs_are_copied_up"): Difference("No data available", _NO_TRUSTED),
     ("blk", "statfs_is_plausible"): Difference("f_type == OVERLAYFS_SUPER_MAGIC", "there is no overlay: it is ext4"),
     (VMS, "one_device"): Difference("2 devices", _2_FILE_SYSTEMS),
     (VMS, "d_ino"): Difference("differ", _2_FILE_SYSTEMS),

@@ -21,7 +21,7 @@ from .conftest import Cli, JsonDict, eventually
 from .test_rootfs_contract import SOURCES
 
 pytestmark = pytest.mark.vm
-TRANSPORTS = ("9p", "erofs", "blk")
+TRANSPORTS = ("9p", "virtiofs", "erofs", "blk")
 LEVELS = 20
 IMAGE_MIB = 384  # the least that mkfs.xfs makes is 300
 libc = ctypes.CDLL(None, use_errno=True)

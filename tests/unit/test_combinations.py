@@ -10,6 +10,8 @@ from rundctl.engine import combinations, lower
 from rundctl.engine.combinations import KERNELS, TABLE
 from rundctl.engine.lower_images import Image
 from rundctl.oci import options
+from rundctl.types import Accelerator
+from rundctl.vmm.shape import MachineShape
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/rootfs.md"
 GIB = 1 << 30
@@ -32,7 +34,14 @@ def test_each_transport_that_can_be_asked_for_has_its_rows_and_no_other() -> Non
 
 def test_each_way_a_rootfs_can_come_is_a_row() -> None:
     image = Image("key", "/image", GIB)
-    made = [lower.nine_p("/"), lower.persistent("/"), lower.erofs(image, 64), lower.erofs(image, 8192)]
+    made = [
+        lower.virtiofs("/"),
+        lower.persistent("/", "virtiofs"),
+        lower.nine_p("/"),
+        lower.persistent("/"),
+        lower.erofs(image, 64),
+        lower.erofs(image, 8192),
+    ]
     made += [lower.blk("/", 64), lower.blk("/", 64, image)]
     for each in made:
         assert not (each.persistent and combinations.of(each.name, each.device).read_only)
@@ -44,7 +53,16 @@ def test_words_of_the_table_are_known() -> None:
         assert row.memory in ("cow", "copy")
         assert row.volumes in ("9p", "virtiofs")
         assert row.needs <= KERNELS["lean"], "the recommended kernel can do all"
-    assert combinations.writable() == ["9p"]
+    assert combinations.writable() == ["9p", "virtiofs"]
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.name}-{row.device}")
+def test_memory_is_what_a_machine_with_that_device_has(row: combinations.Combination) -> None:
+    shape = MachineShape(
+        qemu="", qemu_version=(7, 2), machine="", accelerator=Accelerator.TCG, memory_mib=128, vcpus=1, upper_mib=64,
+        digests={}, host="", lower=row.device,
+    )  # fmt: skip
+    assert shape.memory_mode.value == row.memory
 
 
 def test_what_needs_9p_needs_root() -> None:

@@ -13,7 +13,7 @@ from rundctl.engine.doctor import Finding, Level
 from rundctl.engine.settings import Settings
 from rundctl.errors import HostError
 from rundctl.host.cgroupfs import Hierarchy
-from rundctl.vmm import binary
+from rundctl.vmm import binary, virtiofsd
 
 
 def _of(check: doctor.Check, home: Path) -> list[Finding]:
@@ -51,6 +51,26 @@ def test_a_bug_is_not_hidden(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         _of(check, tmp_path)
+
+
+def test_virtiofsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is missed where it is asked for, and told otherwise."""
+    settings = Settings()
+    settings.home = str(tmp_path)
+    program = tmp_path / "virtiofsd"
+    program.write_text("#!/bin/sh\necho virtiofsd 1.13.2\n")
+    program.chmod(0o755)
+    settings.virtiofsd = str(program)
+    (found,) = doctor._run("virtiofsd", doctor._virtiofsd, settings)
+    assert (found.level, found.text) == (Level.OK, f"{program}: virtiofsd 1.13.2")
+    settings.virtiofsd = ""
+    monkeypatch.setattr(virtiofsd, "PLACES", ())
+    monkeypatch.setattr(virtiofsd, "NAME", "no-virtiofsd")
+    (found,) = doctor._run("virtiofsd", doctor._virtiofsd, settings)
+    assert (found.level, found.hint) == (Level.OK, virtiofsd.HINT)
+    settings.lower = "virtiofs"
+    (found,) = doctor._run("virtiofsd", doctor._virtiofsd, settings)
+    assert (found.level, found.hint) == (Level.FAIL, virtiofsd.HINT)
 
 
 def test_nothing_of_a_bare_home_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

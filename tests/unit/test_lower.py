@@ -14,7 +14,7 @@ from rundctl.engine import hybrid_rootfs, lower, lower_images
 from rundctl.engine.lower_images import Image
 from rundctl.engine.overlay_mount import Overlay
 from rundctl.engine.settings import Settings
-from rundctl.errors import ConfigError
+from rundctl.errors import ConfigError, HostError
 from rundctl.oci import options
 from rundctl.oci.bundle import Bundle
 from rundctl.vmm import qemu
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
-ABLE = frozenset(("9p", "erofs", "pmem"))
+ABLE = frozenset(("9p", "erofs", "pmem", "virtiofs"))
 
 
 def _bundle(rootfs: Path, **annotations: str) -> Bundle:
@@ -225,6 +225,48 @@ def test_an_open_image_counts_as_in_use(tmp_path: Path) -> None:
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.close(fd)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, settings: Settings) -> None:
+    program = tmp_path / "virtiofsd"
+    program.write_text("#!/bin/sh\necho virtiofsd 1.13.2\n")
+    program.chmod(0o755)
+    settings.virtiofsd = str(program)
+    (tmp_path / "home").mkdir()
+
+
+@pytest.mark.usefixtures("daemon")
+def test_virtiofs_is_for_those_who_ask_for_it(tmp_path: Path, settings: Settings) -> None:
+    rootfs = tmp_path / "rootfs"
+    chosen = _choose(_bundle(rootfs, lower="virtiofs"), settings)
+    assert (chosen.name, chosen.device, chosen.mib, chosen.path) == ("virtiofs", "virtiofs", 0, str(rootfs))
+    assert [op.arguments[2] for op in hybrid_rootfs.guest_ops(chosen, volumes=True)] == [
+        "virtiofs",
+        "virtiofs",
+        "overlay",
+    ]
+    assert _choose(_bundle(rootfs), settings).name == "9p"
+    assert _choose(_bundle(rootfs, lower="auto"), settings).name == "9p"
+    settings.lower = "virtiofs"
+    assert _choose(_bundle(rootfs), settings).name == "virtiofs"
+
+
+@pytest.mark.usefixtures("daemon")
+def test_persistent_by_virtiofs(tmp_path: Path, settings: Settings) -> None:
+    settings.rootfs = "persistent"
+    chosen = _choose(_bundle(tmp_path / "rootfs", lower="virtiofs"), settings)
+    assert (chosen.name, chosen.persistent) == ("virtiofs", True)
+    (mount,) = hybrid_rootfs.guest_ops(chosen)
+    assert mount.arguments[1:5] == (lower.ROOT, "virtiofs", 0, "")
+
+
+def test_virtiofs_that_cannot_be_had(tmp_path: Path, settings: Settings) -> None:
+    settings.virtiofsd = "/no/such"
+    with pytest.raises(HostError, match="there is none: /no/such"):
+        _choose(_bundle(tmp_path / "rootfs", lower="virtiofs"), settings)
+    with pytest.raises(ConfigError, match=r"virtiofs: .*kernel has no virtio-fs"):
+        _choose(_bundle(tmp_path / "rootfs", lower="virtiofs"), settings, ABLE - {"virtiofs"})
 
 
 def test_persistent_is_the_directory_itself_and_nothing_else(tmp_path: Path, settings: Settings) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rundctl.errors import HostError
-from rundctl.types import Accelerator
+from rundctl.types import Accelerator, MemoryMode
 from rundctl.vmm import accelerator, binary, cmdline, qemu
 from rundctl.vmm.shape import MachineShape
 
@@ -98,6 +98,41 @@ def test_an_image_is_a_descriptor_and_never_written(device: str) -> None:
     assert 16 in kept
 
 
+def _shared() -> qemu.Wiring:
+    wiring = _wiring(kernel=20, initrd=21)
+    wiring.shares = (("rootfs", 30), ("volumes", 31))
+    wiring.memory = 32
+    return wiring
+
+
+OWN_MEMORY = "memory-backend-file,id=memory,size=128M,mem-path=/proc/self/fd/32,share=on"
+
+
+def test_what_comes_by_virtiofs_is_plugged_into_a_clone_with_memory_of_its_own() -> None:
+    shape = _shape(lower="virtiofs", volumes=False)
+    assert (shape.memory_mode, _shape().memory_mode) == (MemoryMode.COPY, MemoryMode.COW)
+    template, _ = qemu.template_argv(shape, _wiring(kernel=20, initrd=21))
+    clone, kept = qemu.clone_argv(shape, _shared(), 14)
+    assert _devices(template) == _devices(clone)
+    assert not [device for device in _devices(clone) if "9p" in device or "vhost" in device]
+    assert "-S" in clone
+    assert OWN_MEMORY in clone
+    assert "socket,id=share1,fd=31" in clone
+    assert {30, 31, 32} <= set(kept)
+    assert qemu.plugged(_shared()) == [
+        {"driver": "vhost-user-fs-pci", "chardev": "share0", "tag": "rootfs", "bus": "spare0"},
+        {"driver": "vhost-user-fs-pci", "chardev": "share1", "tag": "volumes", "bus": "spare1"},
+    ]
+
+
+def test_a_cold_machine_has_them_from_the_beginning() -> None:
+    argv, kept = qemu.cold_argv(_shape(lower="virtiofs", volumes=False), _shared())
+    assert "driver=vhost-user-fs-pci,chardev=share1,tag=volumes,bus=spare1" in _devices(argv)
+    assert OWN_MEMORY in argv
+    assert "-S" not in argv
+    assert {30, 31, 32} <= set(kept)
+
+
 def test_emulation_s_buffer_is_not_part_of_the_machine() -> None:
     wiring = _wiring()
     wiring.translations_mib = 3
@@ -147,6 +182,7 @@ def test_every_difference_is_another_key() -> None:
         _shape(lower="pmem", lower_mib=64),
         _shape(lower="pmem", lower_mib=128),
         _shape(lower="blk", lower_mib=64),
+        _shape(lower="virtiofs"),
     ]
     assert len({shape.key("1") for shape in shapes}) == len(shapes)
     assert _shape().key("1") == _shape().key("1") != _shape().key("2")

@@ -89,6 +89,27 @@ def test_restore_waits_until_the_guest_runs(connect: Callable[..., tuple[Qmp, Pe
     assert peer.seen == ["qmp_capabilities", "migrate-set-capabilities", "migrate-incoming"]
 
 
+def test_devices_are_plugged_before_the_guest_runs(connect: Callable[..., tuple[Qmp, Peer]]) -> None:
+    plain: list[Answer] = [{"return": {}}]
+    loaded = [*plain, *({"event": "MIGRATION", "data": {"status": status}} for status in ("setup", "completed"))]
+    qmp, peer = connect(
+        {"migrate-set-capabilities": plain, "migrate-incoming": loaded, "device_add": plain, "cont": plain}
+    )
+    qmp.restore_and_plug("fd:3", [{"driver": "a", "bus": "spare0"}, {"driver": "b", "bus": "spare1"}])
+    assert peer.seen[2:] == ["migrate-incoming", "device_add", "device_add", "cont"]
+
+
+def test_a_device_that_cannot_be_plugged(connect: Callable[..., tuple[Qmp, Peer]]) -> None:
+    plain: list[Answer] = [{"return": {}}]
+    loaded = [*plain, {"event": "MIGRATION", "data": {"status": "completed"}}]
+    refused: list[Answer] = [{"error": {"class": "GenericError", "desc": "vhost initialization failed"}}]
+    qmp, _ = connect(
+        {"migrate-set-capabilities": plain, "migrate-incoming": loaded, "device_add": refused, "cont": plain}
+    )
+    with pytest.raises(GuestError, match="qemu: device_add: vhost initialization failed"):
+        qmp.restore_and_plug("fd:3", [{"driver": "a"}])
+
+
 def test_silence_ends_at_the_deadline(connect: Callable[..., tuple[Qmp, Peer]]) -> None:
     qmp, _ = connect({})
     with pytest.raises(GuestError, match="no answer in time"):
