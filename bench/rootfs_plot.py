@@ -14,14 +14,14 @@ def columns(result: dict[str, Any], name: str) -> dict[str, float]:
         found |= {
             f"prepare {count}, {kind} ms": times["wall_ms"] for count, times in prepared.items() if count.isdigit()
         }
-    found["first byte ms"] = row["first_byte_ms"]
+    found |= {"first byte ms": row["first_byte_ms"], "first scan ms": row["first_scan_ms"]}
     for count, times in row["scan"].items():
         found |= {f"scan {count} ms": times["cold_ms"], f"read {count} ms": times["read_cold_ms"]}
     for job_name, job in row["fio"].items():
         found |= {f"{job_name} MB/s": job["mb_s"], f"{job_name} IOPS": job["iops"]}
     found |= {f"CPU {what} s": cpu for what, cpu in row["cpu_s"].items()}
     used = row["memory_mib"]
-    found[f"memory of {used['containers']:.0f} MiB"] = used["host"]
+    found[f"memory of {used['containers']:.0f} VMs MiB"] = used["host"]
     return found
 
 
