@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import smaps
 
-from rundctl.engine import hybrid_rootfs, kernel_template, settings
+from rundctl.engine import hybrid_rootfs, kernel_template, rootfs_choice, settings
 from rundctl.engine.template_inputs import Request
 from rundctl.guest import wire
 from rundctl.host import native, process
@@ -167,7 +167,7 @@ def first_answer(template: Any, lower: Lower) -> tuple[float, float]:
 
         agent, agent_far = (opened.enter_context(end) for end in socket.socketpair())
         monitor, monitor_far = (opened.enter_context(end) for end in socket.socketpair())
-        upper = hybrid_rootfs.open_upper(template)
+        upper = hybrid_rootfs.open_private(lower, template)
         state = held(os.open(template.state, os.O_RDONLY | os.O_CLOEXEC))
         shared = held(lower.open())
         wiring = qemu.Wiring(
@@ -231,7 +231,7 @@ def measure(counts: list[int], starts: int, transport: str) -> dict[str, Any]:
 
 def _measure(fleet: Fleet, host: settings.Settings, counts: list[int], starts: int) -> dict[str, Any]:
     """The same, with an empty fleet."""
-    lower = hybrid_rootfs.choose(
+    lower = rootfs_choice.choose(
         bundles.load(str(fleet.bundle)), host, host.memory_mib, lambda: kernel_template.able(host)
     )
     template = kernel_template.ensure(host, print, Request(lower=lower.device, lower_mib=lower.mib))

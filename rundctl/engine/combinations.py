@@ -1,4 +1,4 @@
-"""Which transport of a root file system goes with what: the one table behind `hybrid_rootfs.choose`, the table in docs/rootfs.md, and the tests.
+"""Which transport of a root file system goes with what: the one table behind `rootfs_choice`, the table in docs/rootfs.md, and the tests.
 
 ``python -m rundctl.engine.combinations docs/rootfs.md`` writes the table into that file.
 """

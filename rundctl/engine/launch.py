@@ -13,6 +13,7 @@ from rundctl.engine import (
     kernel_template,
     plan,
     resources,
+    rootfs_choice,
     seccomp,
     shapes,
     shares,
@@ -116,7 +117,7 @@ def _hierarchies(ctx: Context) -> list[cgroupfs.Hierarchy]:
 def _lower(ctx: Context, bundle: Bundle, request: Request) -> Lower:
     """The shared layer, and with it the machine's device for it."""
     memory_mib = request.memory_mib or ctx.settings.memory_mib
-    lower = hybrid_rootfs.choose(bundle, ctx.settings, memory_mib, lambda: kernel_template.able(ctx.settings))
+    lower = rootfs_choice.choose(bundle, ctx.settings, memory_mib, lambda: kernel_template.able(ctx.settings))
     ctx.debug(f"rootfs by {lower.name} ({lower.device}): {lower.reason}")
     request.lower, request.lower_mib = lower.device, lower.mib
     return lower

@@ -1,6 +1,6 @@
 """The shared layer of a root file system: by what it reaches the guest, what of the machine that takes, and how the guest mounts it.
 
-One class, and one constructor for each transport; `hybrid_rootfs.choose` decides between them.
+One class, and one constructor for each transport; `rootfs_choice` decides between them.
 """
 
 from __future__ import annotations

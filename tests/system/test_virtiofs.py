@@ -241,7 +241,7 @@ def test_a_kernel_without_it(
 ) -> None:
     configure(kernel=stock_kernel)
     line = _refused(cli, bundle("/bin/true", change=_by_virtiofs()))
-    assert "the guest's kernel has no virtio-fs" in line
+    assert "the guest's kernel has no virtiofs" in line
     assert "rundctl kernel build" in line
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rundctl.engine import hybrid_rootfs, lower, lower_images
+from rundctl.engine import hybrid_rootfs, lower, lower_images, overlay_mount, rootfs_choice
 from rundctl.engine.lower_images import Image
 from rundctl.engine.overlay_mount import Overlay
 from rundctl.engine.settings import Settings
@@ -68,7 +68,7 @@ def _layer(directory: Path) -> str:
 
 
 def _choose(bundle: Bundle, settings: Settings, able: frozenset[str] = ABLE) -> lower.Lower:
-    return hybrid_rootfs.choose(bundle, settings, 128, lambda: able)
+    return rootfs_choice.choose(bundle, settings, 128, lambda: able)
 
 
 def test_a_directory_may_change_and_is_shared_live(tmp_path: Path, settings: Settings, image: Image) -> None:
@@ -99,7 +99,7 @@ def test_a_disk_of_layers_is_of_their_image_unless_something_lies_upon_them(
     for name in ("empty", "written/file"):
         (tmp_path / name).mkdir(parents=True)
     overlay = Overlay((_layer(tmp_path),), str(tmp_path / upper) if upper else None, None, ())
-    monkeypatch.setattr(hybrid_rootfs.overlay_mount, "of_rootfs", lambda _: (overlay, ""))
+    monkeypatch.setattr(overlay_mount, "of_rootfs", lambda _: (overlay, ""))
     chosen = _choose(_bundle(tmp_path / "rootfs", lower="blk"), settings)
     assert (chosen.image is image) == (upper != "written")
     assert chosen.live == ""
@@ -131,7 +131,7 @@ def test_an_overlay_s_own_upper_is_stacked_on_the_image(
 ) -> None:
     del image
     overlay = Overlay((_layer(tmp_path),), "/containers/1/diff", "/containers/1/work", ())
-    monkeypatch.setattr(hybrid_rootfs.overlay_mount, "of_rootfs", lambda _: (overlay, ""))
+    monkeypatch.setattr(overlay_mount, "of_rootfs", lambda _: (overlay, ""))
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
     assert (chosen.name, chosen.live) == ("erofs", "/containers/1/diff")
     *_, joined = hybrid_rootfs.guest_ops(chosen, volumes=True, live="/volumes/2")
@@ -181,11 +181,11 @@ def test_an_upper_that_the_guest_would_misread_stays_live(
     del image
     layers = (_layer(tmp_path),)
     found = [Overlay(layers, upper, None, merging) for upper in ("/containers/1/diff", None)]
-    monkeypatch.setattr(hybrid_rootfs.overlay_mount, "of_rootfs", lambda _: (found[0], ""))
+    monkeypatch.setattr(overlay_mount, "of_rootfs", lambda _: (found[0], ""))
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
     assert chosen.name == "9p"
     assert merging[0] in chosen.reason
-    monkeypatch.setattr(hybrid_rootfs.overlay_mount, "of_rootfs", lambda _: (found[1], ""))
+    monkeypatch.setattr(overlay_mount, "of_rootfs", lambda _: (found[1], ""))
     assert _choose(_bundle(tmp_path / "rootfs"), settings).name == "erofs"
 
 
@@ -201,7 +201,7 @@ def test_an_upper_that_the_guest_would_misread_stays_live(
     ],
 )
 def test_layers_of_images_are_known_by_their_store(layer: str, known: bool) -> None:
-    assert hybrid_rootfs.overlay_mount.is_of_an_image(layer) is known
+    assert overlay_mount.is_of_an_image(layer) is known
 
 
 def test_an_overlay_over_somebody_s_directory_may_change(
@@ -210,7 +210,7 @@ def test_an_overlay_over_somebody_s_directory_may_change(
     """``podman run --rootfs DIR:O``."""
     del image
     overlay = Overlay((str(tmp_path),), "/containers/1/diff", "/containers/1/work", ())
-    monkeypatch.setattr(hybrid_rootfs.overlay_mount, "of_rootfs", lambda _: (overlay, ""))
+    monkeypatch.setattr(overlay_mount, "of_rootfs", lambda _: (overlay, ""))
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
     assert chosen.name == "9p"
     assert "may change" in chosen.reason
@@ -265,7 +265,7 @@ def test_virtiofs_that_cannot_be_had(tmp_path: Path, settings: Settings) -> None
     settings.virtiofsd = "/no/such"
     with pytest.raises(HostError, match="there is none: /no/such"):
         _choose(_bundle(tmp_path / "rootfs", lower="virtiofs"), settings)
-    with pytest.raises(ConfigError, match=r"virtiofs: .*kernel has no virtio-fs"):
+    with pytest.raises(ConfigError, match=r"virtiofs: .*kernel has no virtiofs"):
         _choose(_bundle(tmp_path / "rootfs", lower="virtiofs"), settings, ABLE - {"virtiofs"})
 
 
