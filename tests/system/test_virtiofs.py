@@ -155,6 +155,17 @@ def test_many_at_once_and_the_template_stays_as_it_was(cli: Cli, bundle: Callabl
     assert {each.key: each.intact for each in template_store.entries(home)} == before
 
 
+def test_a_memory_limit_has_room_for_copy_and_daemons(cli: Cli, bundle: Callable[..., Path], volume: Path) -> None:
+    """The container can use up its memory; the VM's cgroup on the host, where all of it is charged, does not end it before."""
+
+    def change(config: JsonDict) -> None:
+        _by_virtiofs(bind(volume, "/v", "bind"))(config)
+        config["linux"].setdefault("resources", {})["memory"] = {"limit": 64 << 20}
+
+    script = "dd if=/dev/urandom of=/dev/shm/x bs=1M count=50 2>/dev/null && cat /v/file /bin/busybox >/dev/null && echo used"
+    assert cli("run", "--bundle", str(bundle("/bin/sh", "-c", script, change=change)), "v").stdout == b"used\n"
+
+
 def test_by_the_setting(sh, configure: Callable[..., None], cli: Cli) -> None:
     configure(lower="virtiofs")
     assert sh("mount | grep ' / '").stdout.startswith(b"overlay on / ")
