@@ -10,7 +10,7 @@ export RUNDCTL_HOME ?= /var/lib/rundctl
 export VENV
 
 .DEFAULT_GOAL = help
-.PHONY: help setup setup-test setup-system demo test lint test-unit test-native test-contract test-system test-cgroup2 test-systemd bench bench-rootfs bench-template test-rebuild clean
+.PHONY: help setup setup-test setup-system demo test lint test-unit test-native test-contract test-system test-cgroup2 test-systemd bench bench-cgroup bench-rootfs bench-template test-rebuild clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -62,6 +62,9 @@ bench-template: setup-system ## Measure what a clone costs: memory by part, idle
 
 bench-rootfs: setup-system ## Compare transports of the root file system: time, I/O, CPU, memory (ARGS=--quick: two minutes)
 	$(PYTHON) bench/rootfs.py $(ARGS)
+
+bench-cgroup: setup-system ## Measure cgroups at a start: on the spot against the pool, v1 and v2, up to 200 at once
+	$(PYTHON) bench/cgroup.py
 
 clean: ## Remove what was built; kernels, QEMUs and templates in RUNDCTL_HOME stay
 	rm -rf $(VENV) build dist rundctl/_native rundctl/oci/_generated
