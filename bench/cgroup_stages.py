@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rundctl.engine import cgroup_fill, cgroup_pool
+from rundctl.engine.cgroup_lease import Pool
 from rundctl.host import cgroup_settings, cgroupfs
 
 if TYPE_CHECKING:
@@ -203,9 +204,10 @@ class Bench:
         cgroup_pool.give_back(lease.facts())
 
     def lease_only(self, count: int) -> dict[str, float]:
-        """The record alone, in a row: what the pool's own locking costs when nobody else is there."""
+        """A lease when nobody else is there, and of it the record: one symlink made, one hint removed. What the pool's own locking costs."""
         self._fill(count)
-        leases, times = [], []
+        pool = Pool.of(f"{self.parent}/starts", self._state)
+        leases, times, records = [], [], []
         try:
             for number in range(count):
                 began = time.perf_counter()
@@ -214,11 +216,20 @@ class Bench:
             assert all(lease.kind == "pool" for lease in leases)
             for lease in leases:
                 lease.let_go()
+            for number in pool.free():
+                began = time.perf_counter()
+                assert pool.lease(number, str(self._scratch / f"l{number}"))
+                assert pool.unhint(number)
+                records.append((time.perf_counter() - began) * 1e3)
+                pool.hint(number)
+                pool.drop(number)
         finally:
             self._drain()
         return {
             "p50_ms": round(statistics.median(times), 4),
             "p99_ms": round(percentile(times, 0.99), 4),
+            "record_p50_ms": round(statistics.median(records), 4),
+            "record_p99_ms": round(percentile(records, 0.99), 4),
             "slots": count,
         }
 

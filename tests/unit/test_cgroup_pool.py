@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
     from rundctl.host.cgroupfs import Hierarchy
 
-SETTINGS = {"memory.limit_in_bytes": "67108864", "cpu.shares": "77", "pids.max": "5", "notify_on_release": "0"}
+SETTINGS = {
+    "memory.limit_in_bytes": "67108864", "cpu.shares": "77", "pids.max": "5", "notify_on_release": "0",
+    "memory.max": "67108864", "cpu.weight": "77", "cpu.max": "50000 100000",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -126,7 +129,7 @@ def test_what_is_leased_when_the_pool_is_drained_goes_with_its_container(rig: Ri
 
 def test_a_name_in_use_is_joined_and_the_slot_returned(rig: Rig) -> None:
     rig.fill(1)
-    for hierarchy in rig.hierarchies[1:]:
+    for hierarchy in rig.hierarchies[-1:]:
         cgroupfs.make(hierarchy, f"{PARENT}/c")
     lease = rig.create("c")
     assert rig.facts("c")["kind"] == "plain"
