@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from rundctl.engine import figures, store
+from rundctl.engine import figures, store, vm
 from rundctl.engine.guest import Guest
-from rundctl.errors import RundctlError, StateError
+from rundctl.errors import GuestError, RundctlError, StateError
 from rundctl.host import usage
 
 TYPE_CHECKING = False
@@ -67,7 +67,8 @@ class Stream:
         try:
             files = self._guest.read(figures.FILES)
         except RundctlError as error:
-            if not shim.wait(0):
+            # A shim that ends closes the conversation first: that is its end, and nothing to complain of.
+            if not shim.wait(vm.LAST_WORDS_S if isinstance(error, GuestError) else 0):
                 self._complain(str(error))
             return
         kills = figures.oom_kills(files)

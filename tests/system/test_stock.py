@@ -78,6 +78,19 @@ def test_verbs_in_order(cli: Cli, bundle) -> None:
     cli("state", "verbs", code=1)
 
 
+def test_what_a_guest_is_asked(cli: Cli, bundle) -> None:
+    cli.create("asked", bundle("/bin/sleep", "1000"))
+    cli("start", "asked")
+    for verb, status in (("pause", "paused"), ("resume", "running")):
+        cli(verb, "asked")
+        assert cli.status("asked") == status
+    data = json.loads(cli("events", "--stats", "asked").stdout)["data"]
+    assert data["memory"]["usage"]["usage"] > 0
+    assert data["pids"]["current"] == 1
+    assert data["cpu"]["usage"]["total"] > 0
+    assert [line.split()[1] for line in cli("ps", "asked").stdout.splitlines()] == [b"PID", b"1"]
+
+
 def test_a_bind_mount(sh, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
