@@ -1,8 +1,9 @@
 """``linux.resources.devices`` as an eBPF program for a cgroup of v2 (BPF_PROG_TYPE_CGROUP_DEVICE). Pure.
 
 The kernel asks the program for every open and mknod(2) of a device by a process in the cgroup: what is wanted (read, write, mknod), of which kind,
-of which number. Rules are read in their order and the last that matches decides, for each kind of access by itself; what no rule names is denied,
-as in runc. So the program goes from the last rule to the first, and ends when everything that is wanted has been allowed, or one thing denied.
+of which number. The rules mean what they mean to runc, which is what they meant to cgroup v1: a rule for all devices decides, and forgets what was
+before it; after it a rule of the other sense is an exception, and one of the same sense takes an exception of just these devices back. At first all is
+denied. (Exceptions all say the same, so the program need not mind their order.)
 
 Sources: linux/bpf.h (struct bpf_cgroup_dev_ctx), Documentation/bpf/standardization/instruction-set.rst, Documentation/admin-guide/cgroup-v1/devices.rst.
 """
@@ -15,7 +16,7 @@ from rundctl.oci.support import invalid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 MKNOD, READ, WRITE = 1, 2, 4  # BPF_DEVCG_ACC_*
@@ -23,7 +24,8 @@ BLOCK, CHARACTER = 1, 2  # BPF_DEVCG_DEV_*
 _ACCESS = {"m": MKNOD, "r": READ, "w": WRITE}
 _KINDS = {"a": None, "b": BLOCK, "c": CHARACTER, "u": CHARACTER}
 _ALL = MKNOD | READ | WRITE
-RULES_MAX = 500  # the kernel takes 4096 instructions of a program that is not privileged, and a rule has up to eight
+_Devices = tuple[int | None, int | None, int | None]
+RULES_MAX = 250  # the kernel takes 4096 instructions of a program that is not privileged, and a rule has up to eight, or twice that for both kinds
 
 _INSTRUCTION = struct.Struct("<BBhi")
 # Opcodes: class, and operation or size.
@@ -56,6 +58,11 @@ class Rule:
     def is_for_all(self) -> bool:
         """Whether it decides on every access to every device."""
         return (self.kind, self.major, self.minor, self.access) == (None, None, None, _ALL)
+
+    def by_kind(self) -> Iterator[Rule]:
+        """The same for one kind of device each."""
+        for kind in (BLOCK, CHARACTER) if self.kind is None else (self.kind,):
+            yield Rule(kind, self.major, self.minor, self.access, allow=self.allow)
 
 
 # Allowed after all rules, as in runc: mknod of anything (a node alone opens nothing), and the devices that every container has.
@@ -98,16 +105,51 @@ def _number(device: dict[str, Any], name: str) -> int | None:
     return None if number is None or number < 0 else int(number)
 
 
+class Verdict:
+    """What rules come to: allowed or not, and the exceptions, by kind, major and minor number."""
+
+    __slots__ = ("allow", "exceptions")
+
+    def __init__(self, chosen: Sequence[Rule]) -> None:
+        """ConfigError for a rule that would take back a part of an exception, as in runc."""
+        self.allow = False
+        self.exceptions: dict[_Devices, int] = {}
+        for rule in chosen:
+            if rule.is_for_all:
+                self.allow, self.exceptions = rule.allow, {}
+                continue
+            for one in rule.by_kind():
+                self._take(one)
+
+    def _take(self, rule: Rule) -> None:
+        devices = (rule.kind, rule.major, rule.minor)
+        if rule.allow != self.allow:
+            self.exceptions[devices] = self.exceptions.get(devices, 0) | rule.access
+            return
+        wider = ((rule.kind, None, rule.minor), (rule.kind, rule.major, None), (rule.kind, None, None))
+        if any(other != devices and self.exceptions.get(other, 0) & rule.access for other in wider):
+            raise invalid(
+                "linux.resources.devices",
+                f"a rule for {_words(devices)} would make a hole in another, which allows or denies more devices than it",
+            )
+        if devices in self.exceptions:
+            self.exceptions[devices] &= ~rule.access
+
+
+def _words(devices: _Devices) -> str:
+    kind, *numbers = devices
+    return f"{'b' if kind == BLOCK else 'c'} {':'.join('*' if number is None else str(number) for number in numbers)}"
+
+
 def compile_filter(devices: Sequence[dict[str, Any]]) -> bytes:
-    """The program; empty when everything is allowed, for then there is nothing to ask. ConfigError as from ``rules``."""
-    chosen = rules(devices)
-    first = next((index for index in reversed(range(len(chosen))) if chosen[index].is_for_all), None)
-    default = first is not None and chosen[first].allow
-    rest = chosen if first is None else chosen[first + 1 :]
-    if default and all(rule.allow for rule in rest):
+    """The program; empty when everything is allowed, for then there is nothing to ask. ConfigError as from ``rules`` and `Verdict`."""
+    verdict = Verdict(rules(devices))
+    exceptions = [
+        Rule(*numbers, access, allow=not verdict.allow) for numbers, access in verdict.exceptions.items() if access
+    ]
+    if verdict.allow and not exceptions:
         return b""
-    body = b"".join(map(_rule_code, reversed(rest)))
-    return _prologue() + body + _return(allow=default)
+    return _prologue() + b"".join(map(_rule_code, exceptions)) + _return(allow=verdict.allow)
 
 
 def _code(opcode: int, destination: int = 0, source: int = 0, offset: int = 0, immediate: int = 0) -> bytes:

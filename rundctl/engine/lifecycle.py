@@ -111,17 +111,22 @@ def start(ctx: Context, container_id: str) -> None:
     _poststart(container)
 
 
+def _has_stopped(container: Container) -> StateError:
+    hints = [container.sudden_end(), f"rundctl delete {container.id}"]
+    return StateError("cannot start a container that has stopped", hint="; ".join(filter(None, hints)))
+
+
 def _start_locked(container: Container) -> None:
     status = container.status()
     if status is Status.STOPPED:
-        raise StateError("cannot start a container that has stopped", hint=f"rundctl delete {container.id}")
+        raise _has_stopped(container)
     if status is Status.PAUSED:
         raise StateError("cannot start a container in the paused state", hint=f"rundctl resume {container.id}")
     if not status.can_start:
         raise StateError("cannot start an already running container")
     result = vm.ask(container, wire.START, b"", vm.ANSWER_TIMEOUT_S)
     if result is None or result.error in (errno.ESRCH, errno.ECHILD):  # no errors of execve(2): a signal was faster
-        raise StateError("cannot start a container that has stopped", hint=f"rundctl delete {container.id}")
+        raise _has_stopped(container)
     if result.error:
         argv0 = container.record["argv0"]
         raise ProcessError(f'exec: "{argv0}": {os.strerror(result.error).lower()}')
@@ -151,7 +156,7 @@ def kill(ctx: Context, container_id: str, signo: int, *, everyone: bool = False)
     if not container.status().can_kill:
         if everyone:
             return
-        raise StateError("container not running")
+        raise container.not_running()
     if signo == 0:  # asks whether it runs, as kill(2)
         return
     if signo == signal.SIGKILL:
@@ -159,7 +164,7 @@ def kill(ctx: Context, container_id: str, signo: int, *, everyone: bool = False)
         return
     result = _signal(container, vm.signal_payload(signo, everyone=everyone))
     if result is None or result.error == errno.ESRCH:
-        raise StateError("container not running")
+        raise container.not_running()
     if result.error:
         raise GuestError(f"kill {container_id}: {os.strerror(result.error).lower()}")
 
@@ -200,7 +205,7 @@ def pause(ctx: Context, container_id: str) -> None:
     lock = store.lock(container, LOCK_TIMEOUT_S)
     try:
         if not container.status().can_pause:
-            raise StateError("container not running")
+            raise container.not_running()
         _command(container, wire.PAUSE, "pause")
     finally:
         os.close(lock)
@@ -222,7 +227,7 @@ def _command(container: Container, kind: int, verb: str) -> None:
     """The mark that makes the status is the shim's, made when QEMU has confirmed, whether anybody waits for it or not."""
     result = vm.ask(container, kind, b"", PAUSE_TIMEOUT_S)
     if result is None:
-        raise StateError("container not running")
+        raise container.not_running()
     if result.error:
         raise GuestError(f"{verb} {container.id}: {result.describe()}", hint="rundctl kill ID KILL works all the same")
 
@@ -286,7 +291,10 @@ def _end_creator(container: Container) -> None:
 
 
 def run(ctx: Context, options: CreateOptions) -> int:
-    """Create, start and, unless detached, wait and delete. Returns the container's exit code."""
+    """Create, start and, unless detached, wait and delete. Returns the container's exit code.
+
+    GuestError with that exit code if the VM ended before the container did.
+    """
     from rundctl.engine import launch
 
     stages = Stages()
@@ -304,8 +312,12 @@ def run(ctx: Context, options: CreateOptions) -> int:
     if options.detach:
         return 0
     code = _wait_forwarding(pid)
+    container = store.load(ctx.root, options.id)
+    sudden = container.sudden_end()
     if not options.keep:
         delete(ctx, options.id)
+    if sudden:
+        raise GuestError(f"container {options.id} ended: {sudden}", exit_code=code)
     return code
 
 

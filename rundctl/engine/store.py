@@ -24,6 +24,7 @@ _ELSEWHERE = f"{DEFAULT_ROOT}/{identity.ELSEWHERE}"
 _NEW, _OLD = ".new:", ".old:"  # with a colon, which no id holds
 _NAME_MAX = 255
 _RECORD = "record.json"
+_SUDDEN = ("qemu", "oom", "agent", "internal")  # reasons of an exit record
 _LOCK_POLL_S = 0.01
 
 
@@ -101,6 +102,15 @@ class Container:
                 return dict(line.rstrip("\n").split("=", 1) for line in file if "=" in line)
         except FileNotFoundError:
             return {}
+
+    def sudden_end(self) -> str:
+        """Why the VM ended before its container did; empty if it did not, or if its shim was killed and could not say."""
+        ending = self.exit_record()
+        return ending.get("detail", "") if ending.get("reason") in _SUDDEN else ""
+
+    def not_running(self) -> StateError:
+        """The error, in runc's words, for a verb that needs it to run."""
+        return StateError("container not running", hint=self.sudden_end())
 
 
 def boot_id() -> str:

@@ -79,7 +79,7 @@ def _check_state(container: Container) -> None:
             "cannot update a paused container: its guest cannot hear", hint=f"rundctl resume {container.id}"
         )
     if not status.can_kill:
-        raise StateError("container not running")
+        raise container.not_running()
 
 
 def _left_out(asked: dict[str, Any]) -> list[str]:
@@ -200,7 +200,7 @@ class _Guest:
         sent = ops.Plan(0, tuple(writes))
         result = vm.ask(self._container, wire.PLAN, sent.encode(), ANSWER_TIMEOUT_S, about=0)
         if result is None:
-            raise StateError("container not running")
+            raise self._container.not_running()
         if not result.error:
             return
         what = sent.ops[result.index].describe() if result.index < len(sent.ops) else "write the guest's limits"

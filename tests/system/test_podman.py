@@ -328,3 +328,25 @@ def test_an_image_of_podman_s_layers(podman: Podman, tmp_path: Path) -> None:
     podman("rm", "first", "second")
     podman("rmi", "localhost/layered")
     assert key in subprocess.run([RUNDCTL, "image", "prune"], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_limits(podman: Podman) -> None:
+    flags = {"memory": "96m", "cpus": "0.5", "pids-limit": "20", "cpu-shares": "512", "blkio-weight": "300"}
+    script = (
+        "cd /sys/fs/cgroup; echo $(cat memory.max cpu.max pids.max cpu.weight); mknod /tmp/f c 10 229; mknod /tmp/h c 10 228;"
+        "for name in f h; do (: </tmp/$name) 2>&1 | grep -c 'not permitted'; done"
+    )
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    done = podman.run(
+        "--rm", *words, "--device-cgroup-rule", "c 10:229 rwm", "--cap-add", "MKNOD", "localhost/bb", "/bin/sh", "-c", script
+    )  # fmt: skip
+    assert done.stdout.decode().splitlines() == [f"{96 << 20} 50000 100000 20 20", "0", "1"], done.stderr
+
+
+def test_update(podman: Podman) -> None:
+    report = "trap 'cat /sys/fs/cgroup/memory.max' USR1; echo on; while sleep 0.1; do :; done"
+    podman.run("-d", "--name", "u", "--memory", "96m", "localhost/bb", "/bin/sh", "-c", report)
+    eventually(lambda: b"on" in podman("logs", "u").stdout, "it runs")
+    podman("update", "--memory", "64m", "--cpu-shares", "256", "u")
+    podman("kill", "--signal", "USR1", "u")
+    eventually(lambda: str(64 << 20).encode() in podman("logs", "u").stdout, "it has the other limit")
