@@ -9,6 +9,7 @@ import copy
 import os
 
 from rundctl.engine import cgroup_pool, plan, resources, store, vm
+from rundctl.engine.guest import Guest
 from rundctl.errors import ConfigError, GuestError, RundctlError, StateError
 from rundctl.guest import ops, wire
 from rundctl.host import cgroup_files, cgroup_settings
@@ -100,6 +101,8 @@ def _update_locked(container: Container, asked: dict[str, Any]) -> None:
     merged = merge(record["resources"], asked)
     before, wanted = resources.parse(record["resources"]), resources.parse(merged)
     check_room(wanted, machine)
+    if wanted.memory is not None and (asked.get("memory") or {}).get("checkBeforeUpdate"):
+        _check_usage(container, wanted.memory)
     resources.release(wanted, before)
     directories = [place.directory for place in cgroup_pool.places(record["cgroups"])]
     held = resources.for_vm(wanted, machine)
@@ -148,6 +151,14 @@ def check_room(wanted: Limits, machine: Machine) -> None:
             f"CPU quota {wanted.quota}: this container's VM has {machine.vcpus} CPUs, so at most {most} of a period of {most // machine.vcpus}",
             hint="a VM does not grow: create the container anew with that quota",
         )
+
+
+def _check_usage(container: Container, limit: int) -> None:
+    """ConfigError for a limit below what the container uses, at which its kernel would kill (``checkBeforeUpdate``)."""
+    with Guest(container) as guest:
+        used = int(guest.read(("memory.current",)).get("memory.current", b"0"))
+    if used > limit:
+        raise ConfigError(f"memory limit {limit}: the container uses {used} bytes, and checkBeforeUpdate is set")
 
 
 def _grows(wanted: Limits, before: Limits) -> bool:

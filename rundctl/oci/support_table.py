@@ -174,11 +174,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
         "the limit is kept by the guest's cgroup v2, whose OOM killer cannot be turned off",
     ),
     ("linux.resources.memory.useHierarchy", "meaningless", "the guest has cgroup v2, which always is hierarchical"),
-    (
-        "linux.resources.memory.checkBeforeUpdate",
-        "meaningless",
-        "for `update`, which refuses it there",
-    ),
+    ("linux.resources.memory.checkBeforeUpdate", "honoured", "by `update`"),
     ("linux.resources.cpu", "honoured", "as far as its fields are"),
     (
         "linux.resources.cpu.quota",

@@ -260,12 +260,14 @@ def test_update_both_ways(cli: Cli, told: Any, host: Any, record: Any) -> None:
         (["--cpu-share", "1"], "cpu.shares: expected a number from 2 to 262144, got 1"),
         (["--memory", "lots"], "invalid value for memory: invalid size: 'lots'"),
         (["--resources", "/nonesuch"], "/nonesuch is missing"),
+        (["--resources", "-"], "memory limit 4096: the container uses"),
     ],
 )
 def test_update_all_or_nothing(cli: Cli, told: Any, host: Any, flags: list[str], words: str) -> None:
     before = told()
     shares = host("u", "cpu.shares", "cpu.weight").read_text()
-    failed = cli("update", "--cpu-share", "2048", *flags, "u", code=1).stderr.decode()
+    careful = b'{"memory": {"limit": 4096, "checkBeforeUpdate": true}}'
+    failed = cli("update", "--cpu-share", "2048", *flags, "u", code=1, stdin=careful).stderr.decode()
     assert words in failed.replace(": is missing", " is missing")
     assert failed.count("\n") == 1
     assert "config.json" not in failed
