@@ -10,7 +10,7 @@ export RUNDCTL_HOME ?= /var/lib/rundctl
 export VENV
 
 .DEFAULT_GOAL = help
-.PHONY: help setup setup-test setup-system demo test lint test-unit test-native test-contract test-system test-cgroup2 test-systemd bench bench-cgroup bench-rootfs bench-template test-rebuild clean
+.PHONY: help setup setup-test setup-system demo test lint test-unit test-native test-contract test-system test-stress test-cgroup2 test-systemd bench bench-cgroup bench-rootfs bench-template test-rebuild clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -50,6 +50,9 @@ test-cgroup2: setup-system ## Control groups of version 2, in a VM over the host
 
 test-systemd: setup-system ## Scopes made by a real systemd, the init of such a VM
 	$(PYTEST) tests/systemd
+
+test-stress: setup-system ## 1000 containers, 20 at once, everything killed at random (part of test-system)
+	$(PYTEST) -s tests/system/test_stress.py
 
 test-rebuild: setup-system ## Build lean kernel and QEMU once more: the same bytes? (some 15 minutes)
 	$(PYTEST) tests/rebuild

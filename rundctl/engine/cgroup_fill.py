@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from rundctl.host.cgroupfs import Hierarchy
 
-KILL_TIMEOUT_S = 10.0
 _POLL_S = 0.005
 _NAME_MAX = 255
 
@@ -59,8 +58,7 @@ class Upkeep:
             time.sleep(_POLL_S)  # somebody has just taken one, and will let go of it, or dies
             self.reclaim()
         with suppress(FileNotFoundError), self._pool.lock():
-            made = self._pool.remove()
-            cgroup_pool.leave_parents(self._hierarchies, self._pool.parent, made or [])
+            cgroup_pool.end(self._pool, self._hierarchies)
 
     def _drain_free(self) -> bool:
         for number in self._pool.free():
@@ -96,7 +94,7 @@ class Upkeep:
         parent = self._pool.parent
         slot = Slot(number, parent, self._hierarchies, cgroup_slot.name_of(self._hierarchies, parent, number))
         try:
-            slot.wait_empty(KILL_TIMEOUT_S, kill=True)
+            slot.wait_empty(kill=True)
             spoilt = cgroup_pool.finish(self._pool, slot)
         except HostError as error:
             self._say(f"slot {number} is left: {error}")
@@ -124,8 +122,11 @@ class Upkeep:
 
     def _finish_making(self, number: int) -> None:
         try:
-            for hierarchy, paths in self._slot(number).make():
-                self._pool.add_made(hierarchy, paths)
+            for (
+                hierarchy
+            ) in self._hierarchies:  # noted before they are made: who is killed in between has made them all the same
+                self._pool.add_made(hierarchy.directory, cgroup_slot.missing(hierarchy, self._pool.parent))
+            self._slot(number).make()
         except HostError:
             self._remove(number)
             raise

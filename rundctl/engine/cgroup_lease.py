@@ -206,20 +206,23 @@ class Pool:
             return False
         return True
 
-    def remove(self) -> list[tuple[str, str]] | None:
-        """Under `lock`: forget a shut pool that has no leases any more; returns what `made` did. None if it is not at its end."""
+    def is_over(self) -> bool:
+        """Under `lock`: whether it is shut and has no leases any more, nor can get any."""
         if self.is_open():
-            return None
+            return False
         for name in _names(f"{self.directory}/leases"):
             if not name.isdigit():  # what a reclaimer that was killed left: without the lock there is none
                 files.unlink(f"{self.directory}/leases/{name}")
         try:
             os.rmdir(f"{self.directory}/leases")
         except FileNotFoundError:
-            pass
+            return True
         except OSError:  # there is one
-            return None
-        made = self.made()
+            return False
+        return True
+
+    def forget(self) -> None:
+        """Under `lock`: remove all that is left of one that is over."""
         for name in _names(f"{self.directory}/baseline"):
             files.unlink(f"{self.directory}/baseline/{name}")
         with suppress(OSError):
@@ -229,7 +232,6 @@ class Pool:
         for directory in (self.directory, os.path.dirname(self.directory)):
             with suppress(OSError):  # other pools are in the second
                 os.rmdir(directory)
-        return made
 
 
 def pools(state: str = STATE) -> list[Pool]:

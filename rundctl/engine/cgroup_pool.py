@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from rundctl.engine import cgroup_lease
+from rundctl.engine import cgroup_lease, cgroup_slot
 from rundctl.engine.cgroup_lease import Pool
 from rundctl.engine.cgroup_slot import Slot
 from rundctl.errors import ConfigError
@@ -191,8 +191,11 @@ def baseline(facts: Facts) -> dict[str, str]:
     return Pool(facts["pool"]).baseline(facts["slot"]) if facts["kind"] == "pool" else {}
 
 
-def give_back(facts: Facts, hierarchy: type[Hierarchy] = Hierarchy) -> str:
+def give_back(facts: Facts, hierarchy: type[Hierarchy] = Hierarchy, *, unfinished: bool = False) -> str:
     """Give a container's cgroups back by its record's facts; what is given back already is fine. HostError if processes stay in one.
+
+    With ``unfinished`` it is that of a create that was killed: what it has started ends by itself, but on a busy host may only be about to join. It gets more
+    time, and in a slot, where nobody else's processes are, it is killed.
 
     What came of it, for ``--debug``. Called by who holds the container's lock, so never twice at once.
     """
@@ -206,20 +209,21 @@ def give_back(facts: Facts, hierarchy: type[Hierarchy] = Hierarchy) -> str:
         pool = Pool(facts["pool"])
         wanted = next((place.path for place in found if not place.hierarchy.is_v2), "")
         slot = Slot(facts["slot"], pool.parent, [place.hierarchy for place in found], wanted)
-        return _return(pool, slot, facts["lease"]) if pool.is_of_this_boot() else ""
+        return _return(pool, slot, facts["lease"], kill=unfinished) if pool.is_of_this_boot() else ""
     for place in found:
-        cgroupfs.remove(place.hierarchy, place.path)
+        timeout_s = cgroup_slot.KILL_TIMEOUT_S if unfinished else cgroupfs.REMOVE_TIMEOUT_S
+        cgroupfs.remove(place.hierarchy, place.path, timeout_s)
         _leave_parent(place.hierarchy, os.path.dirname(place.path))
     return ""
 
 
-def _return(pool: Pool, slot: Slot, text: str) -> str:
+def _return(pool: Pool, slot: Slot, text: str, *, kill: bool = False) -> str:
     """Return a slot whose lease has this text. With another, or none, it was returned before, and may be anybody's by now."""
     now = pool.text(slot.number)
     if now is None:
         _return_unleased(pool, slot)
     elif now == text:
-        slot.wait_empty()
+        slot.wait_empty(kill=kill)
         spoilt = finish(pool, slot)
         return f"slot {slot.number} is removed: {spoilt}" if spoilt else f"slot {slot.number} is returned"
     return ""
@@ -255,22 +259,22 @@ def finish(pool: Pool, slot: Slot) -> str:
     pool.unhint(slot.number)
     slot.remove()
     pool.set_baseline(slot.number, {})
-    made = None
     with suppress(FileNotFoundError), pool.lock():
         pool.drop(slot.number)
-        made = pool.remove()
-    leave_parents([place.hierarchy for place in slot.places], pool.parent, made or [])
+        end(pool, [place.hierarchy for place in slot.places])
     return spoilt
 
 
-def leave_parents(hierarchies: Sequence[Hierarchy], parent: str, made: list[tuple[str, str]]) -> None:
-    """Remove what was made to have a pool below it, as far as nobody else uses it; our own default parent anyhow."""
-    for hierarchy in hierarchies:
-        for directory, path in reversed(made):
-            if directory == hierarchy.directory:
-                with suppress(OSError):
-                    hierarchy.rmdir(path)
-        _leave_parent(hierarchy, parent)
+def end(pool: Pool, hierarchies: Sequence[Hierarchy]) -> None:
+    """Under the pool's lock: if it was drained, and this was its last lease, remove the parents that were made for it and nobody uses, and forget it."""
+    if pool.is_over():
+        for hierarchy in hierarchies:
+            for directory, path in reversed(pool.made()):
+                if directory == hierarchy.directory:
+                    with suppress(OSError):
+                        hierarchy.rmdir(path)
+            _leave_parent(hierarchy, pool.parent)
+        pool.forget()
 
 
 def _leave_parent(hierarchy: Hierarchy, parent: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from rundctl.engine import cgroup_scrub, cgroup_v1, cgroup_v2
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 PREFIX = "rundctl.pool."
 EMPTY_TIMEOUT_S = 2.0
+KILL_TIMEOUT_S = 10.0  # members may be waiting for the disk, or for a kernel that is busy
 _POLL_S = 0.005
 
 
@@ -38,13 +40,10 @@ class Slot:
         self._wanted = wanted
         self.places = [Place(each, self.path if each.is_v2 else wanted or self.path) for each in hierarchies]
 
-    def make(self) -> list[tuple[str, list[str]]]:
-        """Make what is not there; (hierarchy's directory, paths of parents that were made). HostError if the kernel refuses."""
-        made = []
+    def make(self) -> None:
+        """Make what is not there, parents too. HostError if the kernel refuses."""
         for hierarchy in (place.hierarchy for place in self.places):
-            paths = (cgroup_v2 if hierarchy.is_v2 else cgroup_v1).make(hierarchy, self.path, self._mark)
-            made.append((hierarchy.directory, [path for path in paths if path != self.path]))
-        return made
+            (cgroup_v2 if hierarchy.is_v2 else cgroup_v1).make(hierarchy, self.path, self._mark)
 
     def is_whole(self) -> bool:
         """Whether it is there in every hierarchy, under its own name."""
@@ -72,9 +71,9 @@ class Slot:
                 except OSError as error:
                     raise HostError(f"rename cgroup {place.directory}: {words(error)}") from error
 
-    def wait_empty(self, timeout_s: float = EMPTY_TIMEOUT_S, *, kill: bool = False) -> None:
+    def wait_empty(self, *, kill: bool = False) -> None:
         """Wait until it has no members; killing them, if asked, as often as it takes. HostError if it has when the time is over."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + (KILL_TIMEOUT_S if kill else EMPTY_TIMEOUT_S)
         for hierarchy, path in self._now():
             version = cgroup_v2 if hierarchy.is_v2 else cgroup_v1
             while not version.is_empty(hierarchy, path):
@@ -113,6 +112,14 @@ class Slot:
             if path is not None:
                 found.append((hierarchy, path))
         return found
+
+
+def missing(hierarchy: Hierarchy, path: str) -> list[str]:
+    """Which of a cgroup and its parents are not there, topmost first."""
+    paths = [path]
+    while paths[0] != "/":
+        paths.insert(0, os.path.dirname(paths[0]))
+    return [each for each in paths[1:] if not hierarchy.exists(each)]
 
 
 def numbers_in(hierarchies: Sequence[Hierarchy], parent: str) -> set[int]:

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
     from rundctl.host.cgroupfs import Hierarchy
 
 
-def make(hierarchy: Hierarchy, path: str, mark: str) -> list[str]:
-    """Make a slot's cgroup; the paths that were made, topmost first. HostError if the kernel refuses."""
-    made = cgroupfs.make(hierarchy, path)
+def make(hierarchy: Hierarchy, path: str, mark: str) -> None:
+    """Make a slot's cgroup. HostError if the kernel refuses."""
+    cgroupfs.make(hierarchy, path)
     hierarchy.mark(path, mark)
-    return made
 
 
 def take(hierarchy: Hierarchy, slot: str, path: str, mark: str) -> None:

@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from rundctl.host.cgroupfs import Hierarchy
 
 
-def make(hierarchy: Hierarchy, path: str, mark: str) -> list[str]:
-    """Make a slot, its parent's controllers delegated; the paths that were made, topmost first. HostError if the kernel refuses."""
-    made = cgroupfs.make(hierarchy, path)
+def make(hierarchy: Hierarchy, path: str, mark: str) -> None:
+    """Make a slot, its parent's controllers delegated. HostError if the kernel refuses."""
+    cgroupfs.make(hierarchy, path)
     hierarchy.mark(path, mark)
-    return made
 
 
 def take(hierarchy: Hierarchy, slot: str, wanted: str, mark: str) -> None:

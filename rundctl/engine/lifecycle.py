@@ -265,7 +265,8 @@ def _delete_ended(ctx: Context, container: Container, *, force: bool) -> None:
         raise
     try:
         _end(container)  # a create may have gone on until it let go of the lock
-        _tell(ctx, cgroup_pool.give_back(container.record["cgroups"]))
+        unfinished = not container.record.get("committed")
+        _tell(ctx, cgroup_pool.give_back(container.record["cgroups"], unfinished=unfinished))
         store.remove(container)
     finally:
         os.close(lock)

@@ -79,7 +79,8 @@ class Machine(RuleBasedStateMachine):
             "set_baseline",
             "take_over",
             "shut",
-            "remove",
+            "is_over",
+            "forget",
             "add_made",
             "set_size",
         ):
@@ -223,5 +224,5 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -173,7 +173,7 @@ def test_given_back_twice_is_given_back_once(rig: Rig) -> None:
 
 
 def test_members_keep_a_slot_from_being_returned(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rundctl.engine.cgroup_slot.Slot.wait_empty.__defaults__", (0.05,))
+    monkeypatch.setattr("rundctl.engine.cgroup_slot.EMPTY_TIMEOUT_S", 0.05)
     rig.fill(1)
     rig.create("c")
     with subprocess.Popen(["sleep", "100"]) as member:
