@@ -131,9 +131,7 @@ class Upkeep:
             self._remove(number)
             raise
         self._pool.set_baseline(number, {})
-        if self._pool.hint(number):
-            self._pool.drop(number)
-        else:
+        if not self._pool.offer(number):
             self._remove(number)
 
     def _remove(self, number: int) -> None:

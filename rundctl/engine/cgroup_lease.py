@@ -137,6 +137,14 @@ class Pool:
             return False
         return True
 
+    def offer(self, number: int) -> bool:
+        """Give a slot of ours, ready as it is, to whoever wants it; False if there are enough, or the pool is no longer open: then it still is ours."""
+        with suppress(FileNotFoundError), self.lock():  # so that not two at once make the last one
+            if len(self.free()) < self.size() and self.hint(number):
+                self.drop(number)
+                return True
+        return False
+
     def drop(self, number: int) -> None:
         """End a lease of ours: what others may end too, under `lock` only."""
         files.unlink(f"{self.directory}/leases/{number}")

@@ -252,10 +252,8 @@ def finish(pool: Pool, slot: Slot) -> str:
     if not spoilt:
         slot.put_back()
         pool.set_baseline(slot.number, counters)
-        with suppress(FileNotFoundError), pool.lock():
-            if len(pool.free()) < pool.size() and pool.hint(slot.number):
-                pool.drop(slot.number)
-                return ""
+        if pool.offer(slot.number):
+            return ""
     pool.unhint(slot.number)
     slot.remove()
     pool.set_baseline(slot.number, {})

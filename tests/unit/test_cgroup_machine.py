@@ -80,6 +80,7 @@ class Machine(RuleBasedStateMachine):
             "take_over",
             "shut",
             "is_over",
+            "offer",
             "forget",
             "add_made",
             "set_size",
