@@ -23,16 +23,13 @@ def test_quick(tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch) -
     path = os.pathsep.join([str(_BENCH.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, _BENCH, "--quick"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300, check=False,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "build/bench/rootfs.json").read_text())
     assert set(result["transports"]) == {"9p", "blk", "virtiofs", "erofs-pmem", "erofs-blk"}
     for name, row in result["transports"].items():
-        if "refused" in row:
-            assert name == "virtiofs"
-            assert name in row["refused"]
-            continue
+        assert "refused" not in row, (name, row)
         assert row["first_byte_ms"] > 0
         assert all(value > 0 for times in row["scan"].values() for value in times.values())
         assert set(row["fio"]) == {"seq read", "rand read", "seq write", "rand write"}
