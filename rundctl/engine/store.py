@@ -24,7 +24,7 @@ _ELSEWHERE = f"{DEFAULT_ROOT}/{identity.ELSEWHERE}"
 _NEW, _OLD = ".new:", ".old:"  # with a colon, which no id holds
 _NAME_MAX = 255
 _RECORD = "record.json"
-_SUDDEN = ("qemu", "oom", "agent", "internal")  # reasons of an exit record
+_SUDDEN = ("qemu", "virtiofsd", "oom", "agent", "internal")  # reasons of an exit record
 _LOCK_POLL_S = 0.01
 
 

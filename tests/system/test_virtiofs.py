@@ -93,11 +93,14 @@ def test_a_killed_worker_ends_the_container(cli: Cli, bundle: Callable[..., Path
     cli("delete", "v")
 
 
-def test_run_ends_with_255(cli: Cli, bundle: Callable[..., Path]) -> None:
-    with cli.popen("run", "--bundle", str(bundle(*SLEEP, change=_by_virtiofs())), "v") as run:
+def test_run_ends_with_255_and_says_why(cli: Cli, bundle: Callable[..., Path]) -> None:
+    where = str(bundle(*SLEEP, change=_by_virtiofs()))
+    with cli.popen("run", "--bundle", where, "v", stderr=subprocess.PIPE) as run:
         eventually(lambda: b"running" in cli("state", "v", code=None).stdout, "running")
         _daemons(cli.state("v")["pid"])[0].kill()
         assert run.wait(SECONDS) == 255
+        assert run.stderr is not None
+        assert b"virtiofsd was killed by signal 9" in run.stderr.read()
 
 
 @pytest.mark.parametrize("victim", ["shim", "qemu"])
