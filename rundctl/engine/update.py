@@ -162,7 +162,9 @@ def _check_usage(container: Container, limit: int) -> None:
 
 
 def _grows(wanted: Limits, before: Limits) -> bool:
-    return wanted.memory == UNLIMITED or (wanted.memory or 0) > (before.memory or 0)
+    if wanted.memory is None or before.memory is None:
+        return False
+    return wanted.memory == UNLIMITED or wanted.memory > before.memory
 
 
 def _in_turn(first: Any, second: Any, back: Any) -> None:

@@ -155,6 +155,27 @@ def test_processes(sh: Callable[..., Any]) -> None:
     sh(script.replace("30 &", "1 &"), change=limited(pids={"limit": 40}))
 
 
+def test_files_that_few_ask_for(sh: Callable[..., Any]) -> None:
+    done = sh(
+        "cd /sys/fs/cgroup; cat hugetlb.2MB.max hugetlb.2MB.rsvd.max memory.high cpu.max.burst cpu.max memory.low memory.oom.group",
+        change=limited(
+            hugepageLimits=[{"pageSize": "2MB", "limit": 4 * MIB}],
+            memory={"limit": 50 * MIB, "reservation": 8 * MIB, "swap": 60 * MIB, "swappiness": 7},
+            cpu={"quota": 30000, "burst": 10000, "period": 50000},
+            unified={"memory.high": str(40 * MIB), "memory.oom.group": "1"},
+        ),
+    )
+    assert done.stdout.decode().split("\n")[:-1] == [
+        str(4 * MIB), str(4 * MIB), str(40 * MIB), "10000", "30000 50000", str(8 * MIB), "1",
+    ]  # fmt: skip
+
+
+def test_a_file_that_the_guest_has_not_is_named(sh: Callable[..., Any]) -> None:
+    done = sh("true", code=1, change=limited(unified={"memory.nonesuch": "1"}))
+    assert b"write '1' to /sys/fs/cgroup/c1/memory.nonesuch: no such file or directory" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
 def test_shares_decide_between_two(cli: Cli, logged: Any) -> None:
     """1 : 4 on one CPU of the host gets at least 1 : 2 of the work done."""
     names = {"few": 256, "many": 1024}

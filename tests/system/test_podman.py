@@ -350,3 +350,22 @@ def test_update(podman: Podman) -> None:
     podman("update", "--memory", "64m", "--cpu-shares", "256", "u")
     podman("kill", "--signal", "USR1", "u")
     eventually(lambda: str(64 << 20).encode() in podman("logs", "u").stdout, "it has the other limit")
+
+
+def test_out_of_memory(podman: Podman) -> None:
+    podman.run(
+        "--name",
+        "o",
+        "--memory",
+        "64m",
+        "localhost/bb",
+        "/bin/dd",
+        "if=/dev/zero",
+        "of=/dev/null",
+        "bs=80M",
+        "count=1",
+        code=137,
+    )
+    eventually(lambda: podman.inspect("o")["State"]["ExitCode"] == 137, "its exit code is known")
+    # conmon looks at the host's cgroup, and the kill was the guest's.
+    assert podman.inspect("o")["State"]["OOMKilled"] is False
