@@ -72,14 +72,31 @@ static void describe_end(char *detail, size_t size, const char *name, int status
 		(void)snprintf(detail, size, "%s exited with status %d", name, WEXITSTATUS(status));
 }
 
-/* A guest waits for ever for files that nobody serves any more. Who was killed did not end because QEMU had. */
+static bool ran_out_of_memory(const struct shim *shim)
+{
+	return oom_kills(shim->options->oom_events) > shim->oom_kills;
+}
+
+static void end_by_oom(struct shim *shim, int status)
+{
+	if (shim->exited)
+		return;
+	end_early(shim, ECHILD, 128 + SIGKILL, "oom", status, "the host killed the VM: its cgroup ran out of memory");
+	shim->ending.oom = true;
+}
+
+/* A guest waits for ever for files that nobody serves any more. Who was killed did not end because QEMU had. Who exits may have lost a child of its
+ * own to the kernel. */
 static void helper_ended(struct shim *shim, struct helper *helper, int status)
 {
+	bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
 	char detail[64];
 
 	helper->pid = 0;
 	describe_end(detail, sizeof(detail), helper->name, status);
-	if (WIFSIGNALED(status))
+	if ((killed || WIFEXITED(status)) && ran_out_of_memory(shim))
+		end_by_oom(shim, status);
+	else if (WIFSIGNALED(status))
 		end_early(shim, ECHILD, 255, helper->name, status, detail);
 	else
 		note_loss(shim, helper->name, status, detail);
@@ -89,22 +106,16 @@ static void helper_ended(struct shim *shim, struct helper *helper, int status)
 static void qemu_ended(struct shim *shim, int status)
 {
 	bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-	bool oom = killed && oom_kills(shim->options->oom_events) > shim->oom_kills;
 	char detail[64];
 
 	shim->qemu = 0;
 	while (shim->agent.fd >= 0 && read_agent(shim, READS_PER_TURN) == CONN_READ)
 		;
-	if (shim->exited) {
-		conn_close(&shim->agent);
-		return;
-	}
-	if (oom)
-		(void)snprintf(detail, sizeof(detail), "the host killed the VM: its cgroup ran out of memory");
+	describe_end(detail, sizeof(detail), "qemu", status);
+	if (killed && ran_out_of_memory(shim))
+		end_by_oom(shim, status);
 	else
-		describe_end(detail, sizeof(detail), "qemu", status);
-	end_early(shim, ECHILD, killed ? 128 + SIGKILL : 255, oom ? "oom" : "qemu", status, detail);
-	shim->ending.oom = oom;
+		end_early(shim, ECHILD, killed ? 128 + SIGKILL : 255, "qemu", status, detail);
 	conn_close(&shim->agent);
 }
 

@@ -4,11 +4,14 @@ import os
 import signal
 import struct
 
+import psutil
 import pytest
+from shim_rig import wait_for
 
 from rundctl.guest import wire
 
 KILLED = int(signal.SIGKILL)
+SLEEP = ("/bin/sleep", "1000")
 
 
 def exited(shim, status, flags):
@@ -33,14 +36,18 @@ def test_a_child_s_does_not_change_the_exit_code(launch):
 
 @pytest.fixture
 def counted(launch, tmp_path):
-    """A shim whose cgroup's file says ``before``, and later what the test writes."""
+    """A shim whose cgroup's file says ``before``, and later what the test writes. ``helper``: a program beside QEMU."""
 
-    def make(text):
+    def make(text, helper=()):
         path = tmp_path / "events"
         path.write_text(text)
-        fd = os.open(path, os.O_RDONLY)
-        shim = launch(options=("--oom-events", str(fd)), keep=(fd,)).running()
-        os.close(fd)
+        fd, given, directory = os.open(path, os.O_RDONLY), os.open("/usr", os.O_PATH), os.open("/usr", os.O_PATH)
+        options = ("--helper", f"served,{given},ro,{directory}") if helper else ()
+        commands = {"qemu": (*helper, ";", *SLEEP)} if helper else {}
+        shim = launch(options=("--oom-events", str(fd), *options), keep=(fd, given, directory), **commands)
+        for number in (fd, given, directory):
+            os.close(number)
+        shim.running()
         return shim, path
 
     return make
@@ -59,6 +66,20 @@ def test_the_vm_s(counted, text):
     assert shim.wait() == 137
     record = shim.record()
     assert (record["reason"], record["oom"], record["status"]) == ("oom", "1", "9")
+    assert record["detail"] == "the host killed the VM: its cgroup ran out of memory"
+
+
+# Killed itself, or a child of its own, whose death it tells by an exit code.
+@pytest.mark.parametrize("helper", [SLEEP, ("/bin/sh", "-c", "sleep 1000 & wait $!; exit 1")])
+def test_a_helper_s_is_the_vm_s(counted, helper):
+    shim, path = counted(V1.format(3), helper)
+    victim = psutil.Process(shim.helper_pid())
+    path.write_text(V1.format(4))
+    wait_for(lambda: helper == SLEEP or victim.children())
+    (victim.children() or [victim])[0].kill()
+    assert shim.wait() == 137
+    record = shim.record()
+    assert (record["reason"], record["oom"]) == ("oom", "1")
     assert record["detail"] == "the host killed the VM: its cgroup ran out of memory"
 
 
