@@ -56,6 +56,7 @@ def test_own_pid_and_mount_namespace(launch):
 
 def test_shim_is_the_callers_child_in_its_own_session(launch):
     shim = launch()
+    shim.channel.wait_hello(DEADLINE_S)
     assert os.getsid(shim.pid) == shim.pid or os.getsid(shim.pid) == 0
     assert f"PPid:\t{os.getpid()}\n" in Path(f"/proc/{shim.pid}/status").read_text()
 
