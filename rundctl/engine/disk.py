@@ -29,7 +29,10 @@ def size_mib(rootfs: str, room_mib: int) -> int:
             f"rootfs {rootfs}: blk copies one file system, and something is mounted at {inside}",
             hint="9p shows what is mounted in a rootfs",
         )
-    return Ext4(room_mib).size_mib(Tree(rootfs))
+    try:
+        return Ext4(room_mib).size_mib(Tree(rootfs))
+    except HostError as error:
+        raise HostError(f"{_WHAT} {rootfs}: {error.message}", hint=error.hint) from error
 
 
 def open_copy(lower: Lower, directory: str, empty: str) -> tuple[int, int]:

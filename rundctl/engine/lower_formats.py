@@ -111,6 +111,8 @@ class Ext4:
         """
         upper.mkfs(image, size_mib, "-N", str(size_mib * _INODES_PER_MIB + inodes), what=what)
         with mount_namespace.PrivateMounts():
+            # cp goes by paths: who else writes to the tree could put a symlink in a directory's place, and have a file of the host copied.
+            mount_namespace.fence(source)
             with Loop(image) as device:
                 mount_namespace.mount(device.path, point, "ext4", upper.MS_NOATIME, "noinit_itable")
             try:

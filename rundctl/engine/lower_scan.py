@@ -114,7 +114,7 @@ class Tree:
 
 
 def _data_bytes(path: str, size: int) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         return sum(end - start for start, end in files.data_extents(fd, size))
     finally:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 # linux/mount.h, linux/sched.h
 MS_RDONLY = 1
+_MS_REMOUNT = 1 << 5
+_MS_NOSYMFOLLOW = 1 << 8
+_MS_BIND = 1 << 12
 _MS_REC = 1 << 14
 _MS_SLAVE = 1 << 19
 _CLONE_NEWNS = 0x00020000
@@ -49,6 +52,12 @@ def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str 
     """mount(2). OSError with the target as its file name."""
     source_, target_, kind_ = (None if text is None else os.fsencode(text) for text in (source, target, kind))
     _checked(_libc.mount(source_, target_, kind_, ctypes.c_ulong(flags), os.fsencode(data)), target)
+
+
+def fence(directory: str) -> None:
+    """Mount a directory over itself, read-only, without what is mounted inside; no path that enters it is led on by a symlink. OSError as of `mount`."""
+    mount(directory, directory, None, _MS_BIND)
+    mount("none", directory, None, _MS_REMOUNT | _MS_BIND | MS_RDONLY | _MS_NOSYMFOLLOW)
 
 
 def unmount(target: str) -> None:

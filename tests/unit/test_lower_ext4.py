@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import disk, lower, lower_image_build, lower_image_store, lower_images, template_store
+from rundctl.engine import (
+    disk,
+    lower,
+    lower_formats,
+    lower_image_build,
+    lower_image_store,
+    lower_images,
+    lower_scan,
+    template_store,
+)
 from rundctl.engine.lower_formats import Ext4
 from rundctl.engine.lower_images import Content
 from rundctl.engine.lower_scan import Tree
@@ -185,6 +194,45 @@ def test_a_disk_of_what_may_change(tree: Path, tmp_path: Path) -> None:
     assert os.listdir(place) == os.listdir(empty) == []
 
 
+@pytest.mark.usefixtures("devices")
+def test_no_symlink_leads_cp_out_of_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it would one that who else writes to the tree puts in a directory's place, once cp has seen the directory."""
+    tree, outside, place = (tmp_path / name for name in ("tree", "outside", "place"))
+    for directory in (tree / "directory", outside, place / "empty"):
+        directory.mkdir(parents=True)
+    (outside / "secret").write_text("of the host")
+    (tree / "link").symlink_to(outside)
+    run, tried = lower_formats._run, []
+
+    def swapped(argv: list[str]) -> tuple[int, str]:
+        with pytest.raises(OSError, match="symbolic links") as refused:
+            (tree / "link/secret").read_text()
+        tried.append(refused.value.errno)
+        with pytest.raises(OSError, match="Read-only"):
+            (tree / "new").touch()
+        return run(argv)
+
+    monkeypatch.setattr(lower_formats, "_run", swapped)
+    made = disk.open_copy(lower.blk(str(tree), 64), str(place), str(place / "empty"))
+    try:
+        with mounted(f"/proc/{os.getpid()}/fd/{made[1]}", tmp_path / "mounted") as seen:
+            assert os.readlink(seen / "link") == str(outside)
+    finally:
+        for fd in made:
+            os.close(fd)
+    assert tried, "cp was run"
+    assert (tree / "link/secret").read_text() == "of the host", "elsewhere it is a link as any other"
+
+
+def test_what_vanishes_while_it_is_looked_at_is_one_line(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def vanished(_: str) -> Tree:
+        raise HostError(f"{directory}/file: is missing")
+
+    monkeypatch.setattr(lower_scan, "Tree", vanished)
+    with pytest.raises(HostError, match=f"^copy the root file system {directory}: {directory}/file: is missing$"):
+        disk.size_mib(str(directory), 0)
+
+
 def test_a_disk_of_an_image(home: str, directory: Path) -> None:
     image = build(home, _content(directory))
     made = disk.open_copy(lower.blk(image.path, image.size_bytes >> 20, image), "/nowhere", "/nowhere")
@@ -205,7 +253,7 @@ def test_a_directory_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="is missing"):
         disk.size_mib(str(tmp_path / "gone"), 0)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(HostError, match=r"copy the root file system .*gone: .*[Nn]o such file"):
+    with pytest.raises(HostError, match=r"copy the root file system .*gone: .*gone: is missing"):
         disk.open_copy(lower.blk(str(tmp_path / "gone"), 64), str(tmp_path), str(tmp_path / "empty"))
 
 
