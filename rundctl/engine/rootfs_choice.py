@@ -134,8 +134,9 @@ class _Choice:
         shares.find_daemon(self._settings)
 
     def _refused(self, asked: str, reason: str, hint: str) -> ConfigError:
-        where = f"config.json: annotations: {options.LOWER}: {asked}: rootfs {self._bundle.rootfs}"
-        return ConfigError(f"{where}: {reason}", hint=hint)
+        annotation = f"config.json: annotations: {options.LOWER}: {asked}"
+        where = annotation if self._bundle.options.lower else f"lower = {asked}"
+        return ConfigError(f"{where}: rootfs {self._bundle.rootfs}: {reason}", hint=hint)
 
 
 def _content(bundle: Bundle) -> tuple[Content | None, str, str]:

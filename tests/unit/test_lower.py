@@ -153,6 +153,12 @@ def test_an_image_of_what_may_change_is_refused(tmp_path: Path, settings: Settin
     assert options.IMMUTABLE in caught.value.hint
 
 
+def test_a_refusal_names_what_asked(tmp_path: Path, settings: Settings) -> None:
+    settings.lower = "erofs"
+    with pytest.raises(ConfigError, match=r"^lower = erofs: rootfs /.*may change"):
+        _choose(_bundle(tmp_path / "rootfs"), settings)
+
+
 @pytest.mark.parametrize(("size_mib", "memory_mib", "device"), [(1, 64, "pmem"), (200, 128, "pmem"), (300, 128, "blk")])
 def test_page_structs_take_at_most_a_25th_of_the_memory(size_mib: int, memory_mib: int, device: str) -> None:
     chosen = lower.erofs(Image("key", "/image", size_mib * MIB), memory_mib)
