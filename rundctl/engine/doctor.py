@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from rundctl.engine import lower_image_store, seccomp, settings, storage, template_inputs, template_store
+from rundctl.engine import cgroup_fill, lower_image_store, seccomp, settings, storage, template_inputs, template_store
 from rundctl.errors import HostError, RundctlError, words
 from rundctl.guest import kernel
 from rundctl.host import cgroupfs, ficlone, machine, native, process
@@ -320,6 +320,20 @@ def _favordynmods(found: list[cgroupfs.Hierarchy]) -> Iterator[Finding]:
     )
 
 
+def _pools(_: Settings) -> Iterator[Finding]:
+    """Cgroups made ahead, and slots of the dead, which the next fill takes back."""
+    found = cgroup_fill.status()
+    if not found:
+        yield Finding("pool", Level.OK, "none: cgroups are made on the spot", "rundctl pool fill makes some ahead")
+    for pool in found:
+        text = f"{pool['parent']}: {pool['free']} slots are free, {pool['leased']} leased"
+        if pool["orphaned"]:
+            text = f"{text}; the owner of {pool['orphaned']} is dead"
+            yield Finding("pool", Level.WARN, text, f"rundctl pool fill --parent {pool['parent']} takes them back")
+        else:
+            yield Finding("pool", Level.OK, text if pool["open"] else f"{text}; it is drained")
+
+
 def _seccomp(_: Settings) -> Iterator[Finding]:
     seccomp.compile_profile({"defaultAction": "SCMP_ACT_ALLOW"})
     yield Finding("seccomp", Level.OK, "libseccomp compiles profiles")
@@ -380,6 +394,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("images", _images),
     ("virtiofsd", _virtiofsd),
     ("cgroup", _cgroups),
+    ("pool", _pools),
     ("seccomp", _seccomp),
     ("podman", _podman),
 )

@@ -24,7 +24,7 @@ from .conftest import RUNDCTL, Cli, eventually
 CYCLES = int(os.environ.get("RUNDCTL_STRESS_CYCLES", "1000"))
 AT_ONCE = 20
 POOL = 12  # fewer than at once, so that some are made on the spot
-LIVES_MS = (0, 700)  # of a create that is killed: from before its first line to after its last
+LIVES_MS = (0, 600)  # of a create that is killed: from before its first line to after its last
 
 
 class Stress:
@@ -42,7 +42,7 @@ class Stress:
         directory = self.bundle(name)
         with (directory / "stderr").open("wb") as stderr:
             create = self.cli.popen("create", "--bundle", str(directory), name, stderr=stderr)
-        if self.random.random() < 0.5:
+        if self.random.random() < 0.6:
             self.kill_after(create, LIVES_MS)
             self.done["creates killed"] += create.wait(60) == -signal.SIGKILL
         elif create.wait(120) == 0:

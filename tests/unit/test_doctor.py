@@ -237,6 +237,21 @@ def test_cgroup_v1_without_a_controller(tmp_path: Path, monkeypatch: pytest.Monk
     assert two.hint == "mount -o remount,favordynmods /c/cpu (Linux 6.0)"
 
 
+def test_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools: list[dict[str, object]] = []
+    monkeypatch.setattr(doctor.cgroup_fill, "status", lambda: pools)
+    assert "made on the spot" in _of(doctor._pools, tmp_path)[0].text
+    pools += [
+        {"parent": "/a", "open": True, "free": 3, "leased": 1, "orphaned": 0},
+        {"parent": "/b", "open": False, "free": 0, "leased": 1, "orphaned": 0},
+        {"parent": "/c", "open": True, "free": 3, "leased": 0, "orphaned": 2},
+    ]
+    one, two, three = _of(doctor._pools, tmp_path)
+    assert (one.level, one.text) == (Level.OK, "/a: 3 slots are free, 1 leased")
+    assert two.text.endswith("it is drained")
+    assert (three.level, three.hint) == (Level.WARN, "rundctl pool fill --parent /c takes them back")
+
+
 def test_no_cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _hierarchies(monkeypatch)
     (found,) = _of(doctor._cgroups, tmp_path)
