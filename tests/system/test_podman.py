@@ -369,3 +369,31 @@ def test_out_of_memory(podman: Podman) -> None:
     eventually(lambda: podman.inspect("o")["State"]["ExitCode"] == 137, "its exit code is known")
     # conmon looks at the host's cgroup, and the kill was the guest's.
     assert podman.inspect("o")["State"]["OOMKilled"] is False
+
+
+def test_podman_s_containers_are_in_a_pool_of_their_parent(podman: Podman) -> None:
+    parent = f"/rundctl-podman-{os.getpid()}"
+
+    def pool() -> dict[str, Any]:
+        found = json.loads(
+            subprocess.run([RUNDCTL, "pool", "status", "--json"], capture_output=True, check=True).stdout
+        )
+        return next(dict(each) for each in found if each["parent"] == parent)
+
+    subprocess.run([RUNDCTL, "pool", "fill", "--parent", parent, "--size", "2"], check=True)
+    try:
+        podman.run("-d", "--name", "pooled", "--cgroup-parent", parent, "localhost/bb", "/bin/sleep", "1000")
+        inspected = podman.inspect("pooled")
+        lines = Path(f"/proc/{inspected['State']['Pid']}/cgroup").read_text().splitlines()
+        paths = {line.split(":", 2)[2] for line in lines}
+        assert paths <= {f"{parent}/libpod-{inspected['Id']}", f"{parent}/rundctl.pool.0", f"{parent}/rundctl.pool.1"}
+        assert (pool()["free"], pool()["leased"]) == (1, 1)
+        podman("rm", "--force", "--time", "0", "pooled")
+        eventually(lambda: (pool()["free"], pool()["leased"]) == (2, 0), "it is given back, or another is made")
+    finally:
+        subprocess.run([RUNDCTL, "pool", "drain", "--parent", parent], check=True)
+    for controller in Path("/sys/fs/cgroup").iterdir():  # podman's own: conmon's cgroup, and the parent that it is in
+        subprocess.run(
+            ["find", f"{controller}{parent}", "-depth", "-type", "d", "-delete"], check=False, capture_output=True
+        )
+        assert not Path(f"{controller}{parent}").exists()

@@ -45,7 +45,7 @@ class Stress:
         if self.random.random() < 0.6:
             self.kill_after(create, LIVES_MS)
             self.done["creates killed"] += create.wait(60) == -signal.SIGKILL
-        elif create.wait(120) == 0:
+        elif create.wait(300) == 0:
             self.done["created"] += 1
             self.use(name)
         else:
@@ -86,7 +86,7 @@ class Stress:
         config["linux"]["cgroupsPath"] = f"{self.parent}/{name}"
         config["linux"]["resources"] = {
             "pids": {"limit": self.random.randint(64, 4096)},
-            "cpu": {"shares": self.random.randint(2, 4096)},
+            "cpu": {"shares": self.random.randint(900, 1100)},
         }
         (directory / "config.json").write_text(json.dumps(config))
         return directory

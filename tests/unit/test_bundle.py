@@ -138,7 +138,7 @@ def test_ids(text: str) -> None:
     assert identity.container_id(text) == text
 
 
-@pytest.mark.parametrize("text", ["", ".", "..", ".elsewhere", "a/b", "a b", "ä", "a\n", "x" * 256])
+@pytest.mark.parametrize("text", ["", ".", "..", ".elsewhere", ".pool", "a/b", "a b", "ä", "a\n", "x" * 256])
 def test_bad_ids(text: str) -> None:
     with pytest.raises(UsageError):
         identity.container_id(text)
