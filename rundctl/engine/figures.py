@@ -151,6 +151,8 @@ def _members(text: bytes) -> list[int]:
         if first is None or last is None or last - first >= _LIST_MAX:
             continue
         found += range(first, last + 1)
+        if len(found) >= _LIST_MAX:  # not at the end: so many ranges are half a GiB
+            break
     return found[:_LIST_MAX]
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rundctl.guest.processes import Process
 
 _ALL_TIMEOUT_S = 120.0  # 10,000 processes of an emulated guest are some 150 answers
-_COUNT_MAX = 1_000_000  # a guest that knows more has no end
+_COUNT_MAX, _BYTES_MAX = 65_536, 128 << 20  # twice what a guest's pid_max lets there be, 2 KiB each: a guest that knows more has no end
 
 
 class Listing:
@@ -49,12 +49,14 @@ def listing(ctx: Context, container_id: str) -> Listing:
 def collect(guest: Guest, deadline: float) -> Listing:
     """Page after page."""
     found: list[Process] = []
-    place = 0
+    place = size = 0
     while True:
-        page = processes.unpack(guest.ask(wire.PROCESSES, processes.request(place)))
+        answer = guest.ask(wire.PROCESSES, processes.request(place))
+        size += len(answer.data)
+        page = processes.unpack(answer)
         found += page.processes
         place = page.following
         if not place:
             return Listing(processes.number(found), page.uptime_ticks, time.time())
-        if time.monotonic() > deadline or len(found) > _COUNT_MAX:
+        if time.monotonic() > deadline or len(found) > _COUNT_MAX or size > _BYTES_MAX:
             raise GuestError(f"the list of processes has no end: {len(found)} so far")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -128,6 +129,17 @@ def _numbers(data: Any) -> list[int]:
     if isinstance(data, list):
         return [number for value in data for number in _numbers(value)]
     return [data] if isinstance(data, int) else []
+
+
+def test_ranges_that_overlap_cost_no_more_than_what_is_kept() -> None:
+    tracemalloc.start()
+    try:
+        data = figures.translate({"cpuset.cpus.effective": b",".join([b"0-4095"] * 4096)})
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert data["cpuset"]["cpus"] == list(range(4096))
+    assert most < 4 << 20
 
 
 # The answer's framing

@@ -161,6 +161,23 @@ def test_a_list_without_end() -> None:
         collect(guest, time.monotonic() + 0.2)
 
 
+class Heavy:
+    """A guest whose processes have all the arguments that a message holds."""
+
+    asked = 0
+
+    def ask(self, kind: int, payload: bytes) -> wire.Result:
+        del kind, payload
+        self.asked += 1
+        return answer(record(stat(self.asked), b"", b"x" * (4 << 20)), following=1)
+
+
+def test_a_list_without_end_costs_the_host_little() -> None:
+    guest: Any = Heavy()
+    with pytest.raises(GuestError, match="has no end"):
+        collect(guest, time.monotonic() + 3600)
+
+
 # The table
 
 
