@@ -26,7 +26,7 @@ from contextlib import suppress
 
 from rundctl.engine import cgroup_lease, cgroup_slot
 from rundctl.engine.cgroup_lease import Pool
-from rundctl.engine.cgroup_slot import Slot
+from rundctl.engine.cgroup_slot import PREFIX, Slot
 from rundctl.errors import ConfigError
 from rundctl.host import cgroupfs
 from rundctl.host.cgroupfs import Hierarchy, Place
@@ -143,14 +143,21 @@ def path_of(cgroups_path: str, container_id: str, root_name: str = "") -> str:
     """The path below each hierarchy that ``linux.cgroupsPath`` means (runtime-spec, config-linux, "Cgroups Path").
 
     Without it the container's id, and for another root than the default one the root's name, which may have a container of the same id.
-    ``slice:prefix:name`` means nothing but itself here, as in runc (with --systemd-cgroup: `cgroup_systemd`). ConfigError if the path leaves the hierarchy.
+    ``slice:prefix:name`` means nothing but itself here, as in runc (with --systemd-cgroup: `cgroup_systemd`). ConfigError if the path leaves the hierarchy,
+    is what all containers are in, or a slot, which is somebody's already, or will be.
     """
     if not cgroups_path:
         return f"{DEFAULT_PARENT}/{container_id}{'.' if root_name else ''}{root_name}"
     path = cgroups_path if cgroups_path.startswith("/") else f"{DEFAULT_PARENT}/{cgroups_path}"
-    if ".." in path.split("/") or path == "/":
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    normal = f"/{'/'.join(parts)}"
+    if ".." in parts or not parts or "\0" in path:
         raise ConfigError(f"config.json: linux.cgroupsPath: {cgroups_path!r} leaves the cgroup hierarchy")
-    return os.path.normpath(path)
+    if normal == DEFAULT_PARENT:
+        raise ConfigError(f"config.json: linux.cgroupsPath: {cgroups_path!r}: other containers are in {DEFAULT_PARENT}")
+    if any(part.startswith(PREFIX) for part in parts):
+        raise ConfigError(f"config.json: linux.cgroupsPath: {cgroups_path!r}: {PREFIX}N are the slots of pools")
+    return normal
 
 
 def lease(

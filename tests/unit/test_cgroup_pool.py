@@ -60,6 +60,27 @@ def test_fill_makes_parents_and_drain_removes_those_it_made(rig: Rig) -> None:
     assert rig.cgroups() == set()
 
 
+@pytest.mark.parametrize(
+    ("asked", "path"),
+    [("", "/rundctl/c1"), ("a", "/rundctl/a"), ("/a/b", "/a/b"), ("//a/./b/", "/a/b"), ("./a", "/rundctl/a"), ("/rundctl/x", "/rundctl/x")],
+)  # fmt: skip
+def test_the_path_that_is_asked_for(asked: str, path: str) -> None:
+    assert cgroup_pool.path_of(asked, "c1") == path
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("/", "leaves"), ("//", "leaves"), ("/.", "leaves"), ("/./", "leaves"), ("../a", "leaves"), ("/a/..", "leaves"), ("/a\0b", "leaves"),
+        (".", "other containers are in /rundctl"), ("./", "other containers"), ("/rundctl", "other containers"), ("//rundctl/.", "other containers"),
+        ("rundctl.pool.3", "slots of pools"), ("/a/rundctl.pool.0/b", "slots of pools"),
+    ],
+)  # fmt: skip
+def test_a_path_that_no_container_can_have(asked: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        cgroup_pool.path_of(asked, "c1")
+
+
 def test_without_a_pool_cgroups_are_made_on_the_spot(rig: Rig) -> None:
     lease = rig.create("c")
     assert lease.facts()["kind"] == "plain"
