@@ -77,7 +77,7 @@ def parse(resources: Mapping[str, Any]) -> Limits:
     limits.pids = pids if pids > 0 else None
     for entry in resources.get("hugepageLimits") or ():
         limits.hugepages[entry["pageSize"]] = entry["limit"]
-    for file, text in (resources.get("unified") or {}).items():
+    for file, text in sorted((resources.get("unified") or {}).items()):  # memory.swap.max after memory.max, wherever it stands
         _parse_unified(file, text.strip(), limits)
     _check(limits)
     return limits
@@ -179,8 +179,8 @@ def _check(limits: Limits) -> None:
         _between(weight, _WEIGHT, f"{_WHERE}.blockIO.weightDevice: {device}")
     if limits.quota is not None and limits.quota < _QUOTA_MIN_US:
         raise invalid(f"{_WHERE}.cpu.quota", f"expected at least {_QUOTA_MIN_US} microseconds, got {limits.quota}")
-    if limits.burst is not None and limits.burst > (limits.quota or 0):
-        raise invalid(f"{_WHERE}.cpu.burst", f"{limits.burst} is more than the quota, {limits.quota or 0}")
+    if limits.quota is not None and limits.burst is not None and limits.burst > limits.quota:
+        raise invalid(f"{_WHERE}.cpu.burst", f"{limits.burst} is more than the quota, {limits.quota}")
     for name in ("cpus", "mems"):
         _check_list(getattr(limits, name), f"{_WHERE}.cpu.{name}")
     if limits.memory_swap is not None and limits.memory is None:

@@ -62,6 +62,13 @@ def test_a_field_wins_over_an_older_file_of_unified() -> None:
     assert resources.parse(merged).memory is None
 
 
+def test_a_quota_may_go_and_leave_its_burst() -> None:
+    after = resources.parse(engine.merge(BEFORE, {"cpu": {"quota": -1}}))
+    resources.release(after, resources.parse(BEFORE))
+    assert resources.guest_files(after)["cpu.max"] == "max 100000"
+    assert resources.guest_files(after)["cpu.max.burst"] == "1000"
+
+
 def test_limits_that_go_are_said_in_words() -> None:
     before = resources.parse(BEFORE)
     after = resources.parse(
