@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from rundctl.engine import figures, store, vm
+from rundctl.engine import cgroup_pool, figures, store, vm
 from rundctl.engine.guest import Guest
 from rundctl.errors import GuestError, RundctlError, StateError
 from rundctl.host import usage
@@ -92,5 +92,6 @@ def _load(ctx: Context, container_id: str) -> Container:
 
 def _event(container: Container, files: dict[str, bytes]) -> dict[str, Any]:
     """``host`` is ours: what the container costs its host."""
-    data = {**figures.translate(files), "host": usage.of(container.pid())}
+    before = cgroup_pool.baseline(container.record["cgroups"])
+    data = {**figures.translate(files), "host": usage.of(container.pid(), before=before)}
     return {"type": "stats", "id": container.id, "data": data}

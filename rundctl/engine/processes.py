@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from rundctl.guest.processes import Process
 
 _ALL_TIMEOUT_S = 120.0  # 10,000 processes of an emulated guest are some 150 answers
-_COUNT_MAX, _BYTES_MAX = 65_536, 128 << 20  # twice what a guest's pid_max lets there be, 2 KiB each: a guest that knows more has no end
+_COUNT_MAX, _BYTES_MAX = (
+    65_536,
+    128 << 20,
+)  # twice what a guest's pid_max lets there be, 2 KiB each: a guest that knows more has no end
 
 
 class Listing:

@@ -77,7 +77,8 @@ def parse(resources: Mapping[str, Any]) -> Limits:
     limits.pids = pids if pids > 0 else None
     for entry in resources.get("hugepageLimits") or ():
         limits.hugepages[entry["pageSize"]] = entry["limit"]
-    for file, text in sorted((resources.get("unified") or {}).items()):  # memory.swap.max after memory.max, wherever it stands
+    # memory.swap.max after memory.max, wherever they stand.
+    for file, text in sorted((resources.get("unified") or {}).items()):
         _parse_unified(file, text.strip(), limits)
     _check(limits)
     return limits

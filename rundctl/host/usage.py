@@ -8,43 +8,63 @@ from rundctl.host import cgroupfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 _NS_PER_US = 1000
 _NS_PER_S = 10**9
 
 
-def of(pid: int, hierarchies: Sequence[cgroupfs.Hierarchy] | None = None) -> dict[str, Any]:
-    """Nanoseconds of processor time and bytes of memory of the process' cgroups, and of it and each process below it."""
+def of(
+    pid: int, hierarchies: Sequence[cgroupfs.Hierarchy] | None = None, before: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Nanoseconds of processor time and bytes of memory of the process' cgroups, and of it and each process below it.
+
+    ``before``: the cgroups' files as they were when others had been in them, by name; what comes of that is not counted.
+    """
     found = cgroupfs.hierarchies() if hierarchies is None else hierarchies
-    return {**of_cgroups(_paths(pid), found), "processes": processes(pid)}
+    return {**of_cgroups(_paths(pid), found, before or {}), "processes": processes(pid)}
 
 
-def of_cgroups(paths: dict[str, str], hierarchies: Sequence[cgroupfs.Hierarchy]) -> dict[str, Any]:
+def of_cgroups(
+    paths: dict[str, str], hierarchies: Sequence[cgroupfs.Hierarchy], before: Mapping[str, str]
+) -> dict[str, Any]:
     """``paths``: the cgroup by controller, v2's by an empty name. What the kernel does not tell is left out."""
-    cpu: dict[str, int] = {}
-    memory: dict[str, int] = {}
+    found: dict[str, dict[str, int]] = {"cpu": {}, "memory": {}}
     for hierarchy in hierarchies:
-        for controller in ("",) if hierarchy.is_v2 else hierarchy.controllers:
+        for controller in () if hierarchy.is_v2 else hierarchy.controllers:
             if controller in paths:
-                _add(hierarchy, paths[controller], controller, cpu, memory)
-    return {"cpu": cpu, "memory": memory}
+                _add_v1(hierarchy, paths[controller], controller, found)
+        if hierarchy.is_v2 and "" in paths:
+            _add_v2(hierarchy, paths[""], before, found)
+    return found
 
 
-def _add(
-    hierarchy: cgroupfs.Hierarchy, path: str, controller: str, cpu: dict[str, int], memory: dict[str, int]
-) -> None:
+def _add_v1(hierarchy: cgroupfs.Hierarchy, path: str, controller: str, found: dict[str, dict[str, int]]) -> None:
     if controller == "cpuacct":
-        _take(cpu, "total", _number(hierarchy, path, "cpuacct.usage"))
+        _take(found["cpu"], "total", _number(hierarchy, path, "cpuacct.usage"))
     elif controller == "memory":
-        _take(memory, "usage", _number(hierarchy, path, "memory.usage_in_bytes"))
-        _take(memory, "max", _number(hierarchy, path, "memory.max_usage_in_bytes"))
-    elif controller == "" and "total" not in cpu:
-        stat = dict(line.split(" ", 1) for line in _text(hierarchy, path, "cpu.stat").splitlines() if " " in line)
-        _take(cpu, "total", int(stat["usage_usec"]) * _NS_PER_US if "usage_usec" in stat else None)
-        _take(memory, "usage", _number(hierarchy, path, "memory.current"))
-        _take(memory, "max", _number(hierarchy, path, "memory.peak"))
+        _take(found["memory"], "usage", _number(hierarchy, path, "memory.usage_in_bytes"))
+        _take(found["memory"], "max", _number(hierarchy, path, "memory.max_usage_in_bytes"))
+
+
+def _add_v2(
+    hierarchy: cgroupfs.Hierarchy, path: str, before: Mapping[str, str], found: dict[str, dict[str, int]]
+) -> None:
+    """Its processor time goes on and its peak stays, where v1's are reset: a peak that is no higher than it was may be anybody's."""
+    if "total" in found["cpu"]:
+        return
+    used, peak = _usage_ns(_text(hierarchy, path, "cpu.stat")), _number(hierarchy, path, "memory.peak")
+    if used is not None:
+        found["cpu"]["total"] = max(0, used - (_usage_ns(before.get("cpu.stat", "")) or 0))
+    _take(found["memory"], "usage", _number(hierarchy, path, "memory.current"))
+    if peak is not None and peak > int(before.get("memory.peak", -1)):
+        found["memory"]["max"] = peak
+
+
+def _usage_ns(stat: str) -> int | None:
+    lines = dict(line.split(" ", 1) for line in stat.splitlines() if " " in line)
+    return int(lines["usage_usec"]) * _NS_PER_US if "usage_usec" in lines else None
 
 
 def processes(pid: int) -> list[dict[str, Any]]:
