@@ -11,7 +11,7 @@ import os
 PER_DEVICE = "per device"  # one line a device, ``MAJOR:MINOR value``
 INHERITED = "inherited"  # what the parent has
 
-# (controller, file, what a new cgroup has in it), in an order in which all can be reset: what bounds another file comes after that file.
+# (controller or "": every hierarchy, file, what a new cgroup has in it), in an order in which all can be reset: what bounds another file comes after that file.
 V1: tuple[tuple[str, str, str], ...] = (
     ("memory", "memory.memsw.limit_in_bytes", "-1"),
     ("memory", "memory.limit_in_bytes", "-1"),
@@ -51,6 +51,8 @@ V1: tuple[tuple[str, str, str], ...] = (
     ("pids", "pids.max", "max"),
     ("freezer", "freezer.state", "THAWED"),
     ("net_cls", "net_cls.classid", "0"),
+    ("", "notify_on_release", INHERITED),
+    ("", "cgroup.clone_children", INHERITED),
 )
 V2: tuple[tuple[str, str, str], ...] = (
     ("memory", "memory.swap.max", "max"),

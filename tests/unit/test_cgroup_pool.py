@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rundctl.host.cgroupfs import Hierarchy
 
 SETTINGS = {
-    "memory.limit_in_bytes": "67108864", "cpu.shares": "77", "pids.max": "5", "notify_on_release": "0",
+    "memory.limit_in_bytes": "67108864", "cpu.shares": "77", "pids.max": "5", "notify_on_release": "1",
     "memory.max": "67108864", "cpu.weight": "77", "cpu.max": "50000 100000",
 }  # fmt: skip
 
