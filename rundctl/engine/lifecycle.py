@@ -7,7 +7,7 @@ import os
 import signal
 from contextlib import ExitStack, suppress
 
-from rundctl.engine import cgroup_pool, cgroup_refill, store, vm
+from rundctl.engine import store, vm
 from rundctl.engine.interruption import UndoneFirst
 from rundctl.engine.stages import Stages
 from rundctl.errors import GuestError, HostError, ProcessError, StateError
@@ -257,6 +257,8 @@ def delete(ctx: Context, container_id: str, *, force: bool = False) -> None:
 
 
 def _delete_ended(ctx: Context, container: Container, *, force: bool) -> None:
+    from rundctl.engine import cgroup_pool, cgroup_refill  # 2 ms that state, start and kill need not pay
+
     try:
         lock = store.lock(container, LOCK_TIMEOUT_S)
     except StateError:
