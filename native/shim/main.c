@@ -88,6 +88,14 @@ static pid_t clone_shim(const struct options *options)
 	return (pid_t)syscall(SYS_clone3, &args, sizeof(args));
 }
 
+/* A v2 cgroup that somebody has removed is ENOENT here, whose words callers take for a missing program of the container's. */
+static int fail_clone(const struct options *options, int error)
+{
+	if (options->cgroup2 < 0)
+		return fail(options->creator, error, "clone");
+	return fail(options->creator, error == ENOENT ? ENODEV : error, "clone into the cgroup");
+}
+
 static void set_oom_score(const char *score)
 {
 	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
@@ -218,7 +226,7 @@ int main(int argc, char **argv)
 	block_signals();
 	pid = clone_shim(&options);
 	if (pid < 0)
-		return fail(options.creator, errno, "clone");
+		return fail_clone(&options, errno);
 	if (pid == 0)
 		become_shim(&options);
 	told.pid = (uint32_t)pid;

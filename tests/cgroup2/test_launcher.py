@@ -85,7 +85,7 @@ def test_a_cgroup_that_is_gone_is_told(group, launch):
 
     shim = launch(Gone, wait=False)
     os.close(fd)
-    with pytest.raises(GuestError, match="launch: clone: No such file or directory"):
+    with pytest.raises(GuestError, match="launch: clone into the cgroup: No such device"):
         shim.channel.wait(1, 10)
 
 
@@ -93,7 +93,7 @@ def test_a_cgroup_that_gives_controllers_is_told(group, launch):
     group.child("c")
     group.give("memory")
     shim = launch(group, wait=False)
-    with pytest.raises(GuestError, match="launch: clone: Device or resource busy"):
+    with pytest.raises(GuestError, match="launch: clone into the cgroup: Device or resource busy"):
         shim.channel.wait(1, 10)
 
 
@@ -102,7 +102,7 @@ def test_a_full_cgroup_is_told(group, launch):
     slot = group.child("slot")
     slot.write("pids.max", "0")
     shim = launch(slot, wait=False)
-    with pytest.raises(GuestError, match="launch: clone: Resource temporarily unavailable"):
+    with pytest.raises(GuestError, match="launch: clone into the cgroup: Resource temporarily unavailable"):
         shim.channel.wait(1, 10)
     assert slot.flat("pids.events")["max"] == 1
 
