@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rundctl.engine import settings, template_store
+from rundctl.engine import settings, shares, template_store
 from rundctl.oci import options
 
 from .conftest import Cli, JsonDict, eventually
@@ -213,6 +213,14 @@ def _tmpfs(target: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", target], check=True)
+
+
+def test_files_of_the_hosts_procfs(cli: Cli, bundle: Callable[..., Path]) -> None:
+    """They say that they are empty, and what is cached is read as far as its size (docs/rootfs.md)."""
+    where = bundle("/bin/cat", "/p/version", change=_by_virtiofs(bind(Path("/proc"), "/p", "bind", "ro")))
+    read = cli("run", "--bundle", str(where), "v").stdout
+    is_rust = shares.find_daemon(settings.load()).is_rust
+    assert read == (Path("/proc/version").read_bytes() if is_rust else b"")
 
 
 def _refused(cli: Cli, where: Path) -> str:
