@@ -16,7 +16,6 @@ from rundctl.engine import (
     rootfs_choice,
     seccomp,
     shapes,
-    shares,
     store,
     vm,
     volumes,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from rundctl.engine.lifecycle import Context, CreateOptions
     from rundctl.engine.lower import Lower
     from rundctl.engine.plan import CompiledPlan
+    from rundctl.engine.shares import Shares
     from rundctl.engine.stages import Stages
     from rundctl.engine.store import Container
     from rundctl.engine.template_inputs import Request
@@ -261,10 +261,12 @@ class Launch:
         commands = [*(served.commands if served else ()), *argv]
         return vm.Vm([native.program("shim"), "launch", *options, "--", *commands], inherited, sockets)
 
-    def _serve(self, opened: ExitStack, rootfs: int) -> shares.Shares | None:
+    def _serve(self, opened: ExitStack, rootfs: int) -> Shares | None:
         """The servers beside QEMU, where files come by virtio-fs."""
         if self.lower.device != "virtiofs":
             return None
+        from rundctl.engine import shares
+
         served = shares.Shares(opened, shares.find_daemon(self.ctx.settings), self.container.directory)
         served.add_rootfs(qemu.ROOTFS_TAG, rootfs, writable=self.lower.persistent)
         if self.shared.descriptors:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from rundctl.engine import combinations, lower, lower_images, overlay_mount, shares
+from rundctl.engine import combinations, lower, lower_images, overlay_mount
 from rundctl.engine.lower_images import Content
 from rundctl.errors import ConfigError
 from rundctl.oci import options
@@ -130,6 +130,8 @@ class _Choice:
             raise self._refused(name, reason, "rundctl kernel build makes one that has")
 
     def _need_virtiofs(self) -> None:
+        from rundctl.engine import shares
+
         self._need_kernel("virtiofs")
         shares.find_daemon(self._settings)
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# Each costs milliseconds, and none is needed where nothing goes wrong.
+# Each costs time, and none is needed where nothing goes wrong; nor, of ours, where nobody asks for that transport.
 HEAVY = frozenset(
     [
         "typer",
@@ -31,6 +31,9 @@ HEAVY = frozenset(
         "importlib.metadata",
         "tomllib",
         "threading",
+        "rundctl.engine.disk",
+        "rundctl.engine.shares",
+        "rundctl.vmm.virtiofsd",
     ]
 )
 HOT = ("create", "start", "state", "kill", "delete")
