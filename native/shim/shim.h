@@ -67,7 +67,7 @@ int directory_show(const struct options *options, int fd, bool read_only);
 
 /* root.c: makes the container's rootfs, as the host can see it, the shim's root; -errno. */
 int root_enter(const struct options *options);
-/* root.c: a private, detached copy of the mount that `fd` lies on, read-only if asked; a descriptor or -errno. */
+/* root.c: a private, detached copy of the mount that `fd` lies on, without devices, read-only if asked; a descriptor or -errno. */
 int mount_copy(int fd, bool recursive, bool read_only);
 
 /* serve.c: everything after the start; never returns. */

@@ -32,6 +32,12 @@ def volumes(number):
     return found
 
 
+def without_devices(number):
+    """Whether no device node can be opened there, in any of them."""
+    root = Path(number if "/" in number else f"/proc/self/fd/{number}")
+    return all(os.statvfs(path).f_flag & os.ST_NODEV for path in [*root.iterdir(), *root.glob("*/*")])
+
+
 def main():
     report, number = int(sys.argv[1]), sys.argv[2]
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
@@ -46,6 +52,7 @@ def main():
         ],
         "cwd": os.getcwd(),
         "volumes": volumes(number) if number != "none" else None,
+        "without_devices": without_devices(number) if number != "none" else None,
     }
     os.write(report, json.dumps(facts).encode() + b"\n")
     os.close(report)

@@ -60,6 +60,7 @@ def test_a_helper_sees_its_directory_in_the_place_of_the_containers(launch, tmp_
     finally:
         os.close(directory)
         subprocess.run(["umount", tmp_path / "data/inner"], check=True)
+    assert facts["without_devices"]
     read_only = mode == "ro"
     assert facts["volumes"]["file"] == {"is_file": True, "read_only": read_only, "text": "content"}
     assert facts["volumes"]["inner"]["read_only"] is read_only

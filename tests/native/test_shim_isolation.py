@@ -151,6 +151,7 @@ def test_volumes_are_assembled_in_order(launch, tmp_path):
         )
     finally:
         subprocess.run(["umount", inner], check=True)
+    assert facts["without_devices"]
     volumes = facts["volumes"]
     assert list(volumes) == ["0", "1", "2", "3"]
     assert volumes["0"] == {
