@@ -97,7 +97,7 @@ def pool(*words: str) -> bytes:
 
 
 @pytest.fixture
-def parent(tmp_path: Path):
+def parent(cli: Cli):
     """Somebody's parent, with settings and a child of their own."""
     name = f"rundctl-stress-{os.getpid()}"
     made = []
@@ -106,6 +106,10 @@ def parent(tmp_path: Path):
             cgroup_tree.make(hierarchy, path)
             made.append((hierarchy, path))
     yield f"/{name}"
+    for container in json.loads(cli("list", "-f", "json").stdout) or []:  # only after a failure
+        cli("delete", "--force", container["id"], code=None)
+    if any(each["parent"] == f"/{name}" for each in json.loads(pool("status", "--json"))):
+        pool("drain", "--parent", f"/{name}")
     for hierarchy, path in reversed(made):
         hierarchy.rmdir(path)
 
