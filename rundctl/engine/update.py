@@ -211,7 +211,11 @@ class _Guest:
         bound = [("cpu.max.burst", "0")] if "cpu.max.burst" in files else []  # by the quota, which may become less
         writes = [ops.write(f"{where}/{name}", text) for name, text in (*bound, *files.items())]
         sent = ops.Plan(0, tuple(writes))
-        result = vm.ask(self._container, wire.PLAN, sent.encode(), ANSWER_TIMEOUT_S, about=0)
+        try:
+            result = vm.ask(self._container, wire.PLAN, sent.encode(), ANSWER_TIMEOUT_S, about=0)
+        except GuestError as error:  # what was sent is with the guest, and nobody can call it back
+            error.hint = "its guest may take what was sent once it runs again; another update settles it"
+            raise
         if result is None:
             raise self._container.not_running()
         if not result.error:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -311,6 +312,22 @@ def test_update_in_every_state(cli: Cli, bundle: Any, told: Any) -> None:
     assert told().split()[1] == "5"
 
 
+def test_memory_of_a_volume_is_the_host_s(cli: Cli, bundle: Any, ending: Any) -> None:
+    """docs/cgroups.md: pages of a host's tmpfs are charged to the VM, and nothing but its end frees them."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as volume:
+
+        def change(config: JsonDict) -> None:
+            limited(memory={"limit": 50 * MIB})(config)
+            config["mounts"].append({"destination": "/v", "type": "bind", "source": volume, "options": ["bind", "rw"]})
+
+        cli.create("tmpfs", bundle("/bin/dd", "if=/dev/zero", "of=/v/f", "bs=1M", "count=300", change=change))
+        cli("start", "tmpfs")
+        ended = ending("tmpfs")
+        assert (ended["reason"], ended["code"], ended["oom"]) == ("oom", "137", "1")
+        assert sum(path.stat().st_size for path in Path(volume).iterdir()) < 250 * MIB
+    cli("delete", "tmpfs")
+
+
 def test_a_guest_that_hangs_does_not_hold_update_up(cli: Cli, logged: Any, host: Any) -> None:
     logged("hung", "sleep 1000", limited(cpu={"shares": 512}, memory={"limit": 50 * MIB}))
     shares = host("hung", "cpu.shares", "cpu.weight")
@@ -319,7 +336,8 @@ def test_a_guest_that_hangs_does_not_hold_update_up(cli: Cli, logged: Any, host:
     qemu.send_signal(signal.SIGSTOP)
     began = time.monotonic()
     for memory in ("60m", "40m"):  # the host's side first, and last
-        cli("update", "--cpu-share", "1024", "--memory", memory, "hung", code=1)
+        failed = cli("update", "--cpu-share", "1024", "--memory", memory, "hung", code=1)
+        assert b"its guest may take what was sent once it runs again; another update settles it" in failed.stderr
         assert shares.read_text() == before
     assert time.monotonic() - began < 60
     cli("delete", "--force", "hung")
