@@ -213,8 +213,8 @@ class _Guest:
         sent = ops.Plan(0, tuple(writes))
         try:
             result = vm.ask(self._container, wire.PLAN, sent.encode(), ANSWER_TIMEOUT_S, about=0)
-        except GuestError as error:  # what was sent is with the guest, and nobody can call it back
-            error.hint = "its guest may take what was sent once it runs again; another update settles it"
+        except GuestError as late:  # what was sent is with the guest, and nobody can call it back
+            late.hint = "its guest may take what was sent once it runs again; another update settles it"
             raise
         if result is None:
             raise self._container.not_running()
