@@ -73,7 +73,7 @@ def run(
     delegate: bool = True,
     memory_mib: int = 1024,
     vcpus: int = 2,
-    timeout_s: float = 240.0,
+    timeout_s: float = 900.0,
 ) -> tuple[int, str]:
     """Run a command in such a VM, to its end: its exit code, and what it and rundctl printed.
 
