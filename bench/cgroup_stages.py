@@ -144,9 +144,13 @@ class Bench:
         }
 
     def _round(self, at_once: int) -> tuple[list[dict[str, float]], float]:
-        """Workers that are let go together; their figures, and milliseconds from the first's start to the last's end."""
+        """Workers that are let go together; their figures, and milliseconds from the first's start to the last's end.
+
+        None gives anything back before all have started: that would be measured with the others' starts.
+        """
         ready, told = os.pipe()
         go, starter = os.pipe()
+        over, ender = os.pipe()
         reports, reporter = os.pipe()
         pids = []
         for number in range(at_once):
@@ -154,7 +158,8 @@ class Bench:
             if pid == 0:
                 try:
                     os.close(starter)
-                    self._work(number, told, go, reporter)
+                    os.close(ender)
+                    self._work(number, told, (go, over), reporter)
                     os._exit(0)
                 finally:
                     traceback.print_exc()
@@ -167,21 +172,22 @@ class Bench:
         os.close(starter)  # all at once
         with os.fdopen(reports) as file:
             lines = [json.loads(line) for line in file]
+        os.close(ender)
         failed = [pid for pid in pids if os.waitpid(pid, 0)[1]]
-        for fd in (ready, go):
+        for fd in (ready, go, over):
             os.close(fd)
         assert not failed, f"{len(failed)} workers failed"
         wall_ms = (max(line.pop("end") for line in lines) - min(line.pop("begin") for line in lines)) * 1e3
         return lines, wall_ms
 
-    def _work(self, number: int, told: int, go: int, reporter: int) -> None:
-        """One start, in a process of its own: it dies with its lease given back."""
+    def _work(self, number: int, told: int, gates: tuple[int, int], reporter: int) -> None:
+        """One start, in a process of its own: it dies with its lease given back. ``gates``: what ends when it may start, and when it may give back."""
         attacher = Attacher(self._probe)
         directory = str(self._scratch / f"container-{number}")
         asked = limits(self.hierarchies)
         self._warm_up(number, asked)
         os.write(told, b"1")
-        os.read(go, 1)
+        os.read(gates[0], 1)
         times = [time.perf_counter()]
         lease = self.lease(f"c{number}", directory)
         times.append(time.perf_counter())
@@ -193,6 +199,8 @@ class Bench:
         row["attach"] = attacher.attach(join_paths(lease))
         row |= {"pooled": lease.kind == "pool", "begin": times[0], "end": time.perf_counter()}
         os.write(reporter, json.dumps(row).encode() + b"\n")
+        os.close(reporter)  # so that whoever reads hears of the end of all, should one die
+        os.read(gates[1], 1)
         attacher.end()
         cgroup_pool.give_back(lease.facts())
 
