@@ -67,8 +67,10 @@ def expand(slice_: str) -> str:
 
 
 def lease(hierarchies: Sequence[Hierarchy], path: str, container_directory: str = "") -> Scope:
-    """Name a container's scope, so that the record can hold it before it exists."""
+    """Name a container's scope, so that the record can hold it before it exists. HostError where no hierarchy could show it."""
     del container_directory
+    if not hierarchies:
+        raise HostError("--systemd-cgroup: no writable cgroup hierarchy is mounted", hint="rundctl doctor")
     return Scope([Place(hierarchy, path) for hierarchy in hierarchies])
 
 

@@ -35,6 +35,11 @@ def test_what_is_no_slice(slice_: str) -> None:
         cgroup_systemd.expand(slice_)
 
 
+def test_without_a_hierarchy_there_is_no_scope() -> None:
+    with pytest.raises(HostError, match="no writable cgroup hierarchy is mounted"):
+        cgroup_systemd.lease([], "/system.slice/rundctl-c1.scope")
+
+
 @pytest.mark.parametrize(
     ("asked", "path"),
     [
