@@ -18,7 +18,7 @@ def test_quick(tmp_path: Path, template: str) -> None:
     path = os.pathsep.join([str(_BENCH.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, _BENCH, "--quick"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300, check=False,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "build/bench/cgroup.json").read_text())
@@ -44,5 +44,7 @@ def test_quick(tmp_path: Path, template: str) -> None:
         assert name in done.stdout
     vm = result["places"]["v2 in a VM"]["hierarchies"]
     assert {"cpu", "io", "memory", "pids"} < set(" ".join(vm).split())
-    left = [name for tree in trees for name in tree.children("") if name.startswith("rundctl-bench-")]
-    assert left == []
+    left = {name for tree in trees for name in tree.children("") if name.startswith("rundctl-bench-")}
+    assert [
+        name for name in left if not Path(f"/proc/{name.rpartition('-')[2]}").exists()
+    ] == []  # others may run theirs
