@@ -84,7 +84,7 @@ plan_operation op_mask, op_readonly;						   /* ops_hide.c */
 plan_operation op_mkdir, op_mknod, op_symlink, op_write, op_machine_id;		   /* ops_files.c */
 plan_operation op_hostname, op_domainname, op_link_up, op_rlimit, op_keyring, op_umask; /* ops_system.c */
 plan_operation op_no_new_privs, op_stdio_owner, op_bounding, op_ids, op_caps, op_seccomp;	    /* ops_user.c */
-plan_operation op_device_filter;						   /* ops_devices.c */
+plan_operation op_device_filter, op_device_filter_ready;			   /* ops_devices.c */
 plan_operation op_chdir, op_env, op_home, op_find, op_wait, op_exec;				    /* ops_exec.c */
 
 /* ops_hide.c: takes hold of the guest's /dev/null while it can still be reached. */

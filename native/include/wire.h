@@ -169,7 +169,8 @@ enum wire_opcode {
 	OP_WAIT = 31,	      /* */
 	OP_EXEC = 32,	      /* s argv... */
 	OP_DEVICE_FILTER = 33, /* s directory of a cgroup, b struct bpf_insn[] */
-	OP_LAST = OP_DEVICE_FILTER,
+	OP_DEVICE_FILTER_READY = 34, /* b struct bpf_insn[] that DEVICE_FILTER will probably ask for */
+	OP_LAST = OP_DEVICE_FILTER_READY,
 };
 
 #endif

@@ -49,6 +49,7 @@ class Opcode(enum.IntEnum):
     WAIT = 31
     EXEC = 32
     DEVICE_FILTER = 33
+    DEVICE_FILTER_READY = 34
 
 
 class Op:
@@ -287,3 +288,8 @@ def device_filter(cgroup: str, program: bytes) -> Op:
     return Op(
         Opcode.DEVICE_FILTER, (cgroup, program), f"filter the devices of {cgroup} ({len(program) // 8} instructions)"
     )
+
+
+def device_filter_ready(program: bytes) -> Op:
+    """Load an eBPF program ahead of the `device_filter` that will ask for it; a kernel that cannot says so only then."""
+    return Op(Opcode.DEVICE_FILTER_READY, (program,), "load the usual filter of devices")

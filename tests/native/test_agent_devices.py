@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -84,6 +85,30 @@ def test_the_largest_program_passes_the_verifier(rig, cgroup):
     assert len(program) // 8 > 3000
     result = rig.machine(ops.device_filter(cgroup, program))
     assert result.error == 0, result.describe()
+
+
+def test_one_that_is_ready_is_only_attached(rig, cgroup):
+    program = device_filter.compile_filter([])
+    assert rig.machine(ops.device_filter(cgroup, program)).error == 0
+    assert rig.machine(ops.device_filter_ready(program)).error == 0
+    assert rig.machine(ops.device_filter(cgroup, program)).error == 0
+    # The kernel attaches any number of programs, but none of them twice.
+    assert rig.machine(ops.device_filter(cgroup, program)).error == errno.EINVAL
+    other = device_filter.compile_filter([{"allow": True, "major": 1, "minor": 1, "access": "r"}])
+    assert rig.machine(ops.device_filter(cgroup, other)).error == 0
+
+
+def test_a_container_of_its_own_process_finds_it(rig, tmp_path, cgroup):
+    assert rig.machine(ops.device_filter_ready(device_filter.compile_filter([]))).error == 0
+    assert opened(rig, tmp_path, cgroup, []) == {"full": "0", "fuse": "1", "disk": "1"}
+    result = rig.machine(ops.device_filter(cgroup, device_filter.compile_filter([])))
+    assert result.error == errno.EINVAL  # the child attached this very program
+
+
+@pytest.mark.parametrize("program", [b"\xff" * 8, struct.pack("<BBhi", 0x95, 0, 0, 0)])
+def test_ready_is_a_hope(rig, cgroup, program):
+    assert rig.machine(ops.device_filter_ready(program)).error == 0
+    assert rig.machine(ops.device_filter(cgroup, program)).error in (errno.EINVAL, errno.EACCES)
 
 
 @pytest.mark.parametrize("program", [b"", b"1234567", b"\xff" * 8])
