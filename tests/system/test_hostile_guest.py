@@ -80,6 +80,8 @@ def _take_over(config: JsonDict) -> None:
     config["process"]["noNewPrivileges"] = False
     config["linux"]["maskedPaths"] = []
     config["linux"]["readonlyPaths"] = []
+    # The guest's own disks and ports, which a container may not open otherwise: here the whole guest is hostile.
+    config["linux"].setdefault("resources", {})["devices"] = [{"allow": True, "access": "rwm"}]
     for mount in config["mounts"]:
         if mount["destination"] == "/sys":
             mount["options"].remove("ro")
