@@ -97,7 +97,7 @@ def privileged(checker_rootfs: Path) -> Callable[[JsonDict], None]:
             ("bounding", "effective", "permitted", "inheritable"), capabilities
         )
         config["linux"].pop("seccomp", None)
-        config["linux"].pop("resources", None)
+        config["linux"]["resources"] = {"devices": [{"allow": True, "access": "rwm"}]}
         config["linux"]["maskedPaths"] = config["linux"]["readonlyPaths"] = []
 
     return change

@@ -123,7 +123,9 @@ def test_the_vm_s_own_end_is_told(cli: Cli, bundle: Any, tmp_path: Path, host: A
 
 
 def test_every_verb_that_meets_it_says_so(cli: Cli, logged: Any, ending: Any, host: Any) -> None:
-    logged("squeezed", "trap '" + FILL.format(60) + "' USR1; while sleep 0.1; do :; done", limited())
+    script = "trap '" + FILL.format(60) + "' USR1; echo on; while sleep 0.1; do :; done"
+    lines = logged("squeezed", script, limited())
+    eventually(lambda: lines() == ["on"], "it can be signalled")
     _squeeze(host("squeezed", "memory.limit_in_bytes", "memory.max"))
     cli("kill", "squeezed", "USR1")
     ended = ending("squeezed")
