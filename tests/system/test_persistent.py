@@ -210,7 +210,8 @@ def test_by_the_setting(sh, spec: JsonDict, own: Path, configure: Callable[..., 
 @pytest.mark.parametrize(
     ("annotation", "value", "why"),
     [
-        ("lower", "erofs", "the lower layer erofs is read-only"),
+        ("lower", "erofs", "a rootfs by erofs is read-only"),
+        ("lower", "blk", "a rootfs by blk dies with the VM"),
         ("immutable", "1", "says that the rootfs does not change"),
     ],
 )
