@@ -27,6 +27,7 @@ echo 0 >/sys/fs/cgroup/init/cgroup.procs
 sed 's/[^ ]*/+&/g' /sys/fs/cgroup/cgroup.controllers >/sys/fs/cgroup/cgroup.subtree_control
 "$@"
 """  # not exec: the shell stays and reaps what others leave
+_CHECKOUT = Path(__file__).resolve().parents[1]
 _TMPFS = [("/run", "mode=755"), ("/dev/shm", "mode=1777"), ("/tmp", "mode=1777")]
 
 
@@ -49,9 +50,21 @@ def _config(command: list[str], results: Path, environment: dict[str, str]) -> d
         mount["options"] = [option for option in mount.get("options", ()) if option != "ro"]
     for destination, mode in _TMPFS:
         mounts.append({"destination": destination, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", mode]})
+    mounts += [{"destination": path, "type": "bind", "source": path, "options": ["bind", "ro"]} for path in _hidden()]
     mounts.append({"destination": RESULTS, "type": "bind", "source": str(results), "options": ["bind", "rw"]})
     config["mounts"] = mounts
     return config
+
+
+def _hidden() -> list[str]:
+    """Of this checkout and its virtual environment, those that would not be seen: below a tmpfs of the VM, or on another file system than ``/``."""
+    needed = [Path(sys.prefix), _CHECKOUT]
+    unseen = [
+        path
+        for path in needed
+        if path.stat().st_dev != Path("/").stat().st_dev or any(path.is_relative_to(place) for place, _ in _TMPFS)
+    ]
+    return [str(path) for path in unseen if not any(path.is_relative_to(other) for other in unseen if other != path)]
 
 
 def _settings(memory_mib: int, vcpus: int) -> str:
