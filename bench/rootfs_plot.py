@@ -22,6 +22,7 @@ def columns(result: dict[str, Any], name: str) -> dict[str, float]:
     found |= {f"CPU {what} s": cpu for what, cpu in row["cpu_s"].items()}
     used = row["memory_mib"]
     found[f"memory of {used['containers']:.0f} VMs MiB"] = used["host"]
+    found["dirtied of it MiB"] = used["dirtied_by_reading"]
     return found
 
 
