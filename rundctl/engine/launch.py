@@ -20,10 +20,11 @@ from rundctl.engine import (
     vm,
     volumes,
 )
+from rundctl.engine.shim_command import ShimCommand
 from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError, words
 from rundctl.guest import wire
 from rundctl.guest.ops import Opcode, Plan
-from rundctl.host import cgroup_settings, cgroupfs, limits, native
+from rundctl.host import cgroup_settings, cgroupfs, limits
 from rundctl.host.files import replace
 from rundctl.oci import bundle as bundles
 from rundctl.oci import hooks, identity
@@ -205,61 +206,53 @@ class Launch:
 
     def _spawn(self, opened: ExitStack, lease: cgroup_pool.Lease) -> vm.Vm:
         """Start launcher, shim and QEMU, with every descriptor they will need."""
-
-        def held(fd: int) -> int:
-            opened.callback(os.close, fd)
-            return fd
-
         sockets = vm.Sockets(opened, self.container)
-        directory = held(os.open(self.container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        lower = -1 if self.lower.is_disk else held(self.lower.open())
-        pivot = held(os.open(self.bundle.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))  # the shim's own
-        log = held(
-            os.open(self.container.path("qemu.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        )
-        shared = self.shared
+        shim = ShimCommand(opened)
+        shim.options += ["--name", self.container.id, *([] if self._cold else ["--small-pages"])]
+        self._give_files(shim, sockets)
+        _give_cgroups(shim, lease)
+        lower = -1 if self.lower.is_disk else shim.held(self.lower.open())
         served = self._serve(opened, lower)
-        v1, v2 = lease.join_descriptors()
-        joins = [held(fd) for fd in v1]
-        upper = hybrid_rootfs.open_private(self.lower, self.template)
-        wiring = qemu.Wiring(
-            agent=sockets.agent[1].fileno(), qmp=sockets.qmp[1].fileno(), upper=(held(upper[0]), held(upper[1])),
-            rootfs=-1 if self.lower.mib or served else lower, lower=lower if self.lower.mib else -1,
-            persistent=self.lower.persistent, volumes=_VOLUMES_FD if shared.descriptors and not served else -1, empty=self.template.empty,
-            memory_path=self.template.memory, name=self.container.id, translations_mib=self.ctx.settings.translations_mib,
-        )  # fmt: skip
-        options: list[str] = ["--name", self.container.id, *([] if self._cold else ["--small-pages"])]
-        inherited = [*joins, *shared.descriptors, *self._own_memory(wiring, held, options)]
+        wiring = self._wire(shim, sockets, lower, served)
         if served:
             wiring.shares = tuple(served.sockets)
             self._devices = qemu.plugged(wiring)
-            options += served.options
-            inherited += served.inherited
-        argv, keep = self._qemu(wiring, held)
-        if self.lower.persistent:
-            options.append("--rootfs-rw")
-        numbers = {
-            "creator": sockets.creator[1].fileno(), "agent": sockets.agent[0].fileno(), "qmp": sockets.qmp[0].fileno(),
-            "control": sockets.control.fileno(), "state": directory, "rootfs": pivot, "log": log,
-        }  # fmt: skip
-        events = cgroup_settings.open_oom_events(lease.directories)
-        if events is not None:
-            numbers["oom-events"] = held(events)
-        inherited += [*numbers.values(), *keep]
-        for name, fd in numbers.items():
-            options += [f"--{name}", str(fd)]
-        for fd in joins:
-            options += ["--cgroup", str(fd)]
-        if v2 is not None:
-            inherited.append(held(v2))
-            options += ["--cgroup2", str(v2)]
-        for fd in keep:
-            options += ["--keep", str(fd)]
-        options += shared.arguments
+            shim.options += served.options
+            shim.inherited += served.inherited
+        shim.options += self.shared.arguments
+        shim.inherited += self.shared.descriptors
         if wiring.volumes >= 0:
-            options += ["--volumes-fd", str(wiring.volumes)]
-        commands = [*(served.commands if served else ()), *argv]
-        return vm.Vm([native.program("shim"), "launch", *options, "--", *commands], inherited, sockets)
+            shim.options += ["--volumes-fd", str(wiring.volumes)]
+        argv, keep = self._qemu(wiring, shim.held)
+        for fd in keep:
+            shim.give("keep", fd)
+        return vm.Vm(shim.argv([*(served.commands if served else ()), *argv]), shim.inherited, sockets)
+
+    def _give_files(self, shim: ShimCommand, sockets: vm.Sockets) -> None:
+        """What every shim has: its conversations, and its own view of the container."""
+        log = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        shim.give("creator", sockets.creator[1].fileno())
+        shim.give("agent", sockets.agent[0].fileno())
+        shim.give("qmp", sockets.qmp[0].fileno())
+        shim.give("control", sockets.control.fileno())
+        shim.give("state", shim.held(os.open(self.container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
+        shim.give("rootfs", shim.held(os.open(self.bundle.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
+        shim.give("log", shim.held(os.open(self.container.path("qemu.log"), log, 0o600)))
+        if self.lower.persistent:
+            shim.options.append("--rootfs-rw")
+
+    def _wire(self, shim: ShimCommand, sockets: vm.Sockets, lower: int, served: Shares | None) -> qemu.Wiring:
+        """What QEMU's devices are connected to."""
+        upper = hybrid_rootfs.open_private(self.lower, self.template)
+        wiring = qemu.Wiring(
+            agent=sockets.agent[1].fileno(), qmp=sockets.qmp[1].fileno(), upper=(shim.held(upper[0]), shim.held(upper[1])),
+            rootfs=-1 if self.lower.mib or served else lower, lower=lower if self.lower.mib else -1,
+            persistent=self.lower.persistent, volumes=_VOLUMES_FD if self.shared.descriptors and not served else -1, empty=self.template.empty,
+            memory_path=self.template.memory, name=self.container.id, translations_mib=self.ctx.settings.translations_mib,
+        )  # fmt: skip
+        if self.template.shape.memory_mode is MemoryMode.COPY:
+            self._own_memory(shim, wiring)
+        return wiring
 
     def _serve(self, opened: ExitStack, rootfs: int) -> Shares | None:
         """The servers beside QEMU, where files come by virtio-fs."""
@@ -273,16 +266,14 @@ class Launch:
             served.add_volumes(qemu.VOLUMES_TAG, submounts=self.shared.span_file_systems())
         return served
 
-    def _own_memory(self, wiring: qemu.Wiring, held: Callable[[int], int], options: list[str]) -> list[int]:
-        """Where a clone cannot share the template's pages (`MemoryMode.COPY`): a file, and the shim told to fill it. What that inherits."""
-        if self.template.shape.memory_mode is not MemoryMode.COPY:
-            return []
-        wiring.memory = held(kernel_template.make_memory(self.template))
+    def _own_memory(self, shim: ShimCommand, wiring: qemu.Wiring) -> None:
+        """A clone that cannot share the template's pages has a file for its own, and the shim is told to fill it."""
+        wiring.memory = shim.held(kernel_template.make_memory(self.template))
         if self._cold:
-            return []
-        source = held(os.open(self.template.memory, os.O_RDONLY | os.O_CLOEXEC))
-        options += ["--copy", f"{source},{wiring.memory}"]
-        return [source]
+            return
+        source = shim.held(os.open(self.template.memory, os.O_RDONLY | os.O_CLOEXEC))
+        shim.options += ["--copy", f"{source},{wiring.memory}"]
+        shim.inherited.append(source)
 
     def _qemu(self, wiring: qemu.Wiring, held: Callable[[int], int]) -> tuple[list[str], list[int]]:
         """QEMU's command line, for a clone or for a cold boot, and the descriptors it inherits."""
@@ -365,6 +356,18 @@ class Launch:
             _write_pid_file(self.options.pid_file, machine.pid)
         machine.commit()
         self.stages.mark("commit")
+
+
+def _give_cgroups(shim: ShimCommand, lease: cgroup_pool.Lease) -> None:
+    """What it joins, or is born in; and where it learns that the host has killed one of the VM's processes for its memory."""
+    v1, v2 = lease.join_descriptors()
+    for fd in v1:
+        shim.give("cgroup", shim.held(fd))
+    if v2 is not None:
+        shim.give("cgroup2", shim.held(v2))
+    events = cgroup_settings.open_oom_events(lease.directories)
+    if events is not None:
+        shim.give("oom-events", shim.held(events))
 
 
 def _check(result: wire.Result, sent: Plan, what: str) -> None:
