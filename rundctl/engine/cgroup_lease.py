@@ -21,6 +21,7 @@ from contextlib import suppress
 from rundctl.engine import store
 from rundctl.errors import StateError
 from rundctl.host import files
+from rundctl.host.machine import boot_id
 from rundctl.host.pidfd import start_time
 
 TYPE_CHECKING = False
@@ -59,7 +60,7 @@ class Pool:
     @classmethod
     def of(cls, parent: str, state: str = STATE) -> Pool:
         """The pool of a parent cgroup, in this boot: leases mean nothing after it, and /run need not be a tmpfs."""
-        return cls(f"{state}/{store.boot_id()}/{encode(parent)}")
+        return cls(f"{state}/{boot_id()}/{encode(parent)}")
 
     @property
     def parent(self) -> str:
@@ -68,7 +69,7 @@ class Pool:
 
     def is_of_this_boot(self) -> bool:
         """Whether its leases mean anything."""
-        return os.path.basename(os.path.dirname(self.directory)) == store.boot_id()
+        return os.path.basename(os.path.dirname(self.directory)) == boot_id()
 
     def exists(self) -> bool:
         """Whether it is open, or still has leases."""
@@ -244,7 +245,7 @@ class Pool:
 
 def pools(state: str = STATE) -> list[Pool]:
     """All of this boot, by parent."""
-    directory = f"{state}/{store.boot_id()}"
+    directory = f"{state}/{boot_id()}"
     with suppress(FileNotFoundError):
         return [Pool(f"{directory}/{name}") for name in sorted(os.listdir(directory))]
     return []
@@ -254,7 +255,7 @@ def earlier_boots(state: str = STATE) -> Iterator[str]:
     """Directories that no boot will look into again."""
     with suppress(FileNotFoundError):
         for name in os.listdir(state):
-            if name != store.boot_id():
+            if name != boot_id():
                 yield f"{state}/{name}"
 
 

@@ -10,6 +10,7 @@ import time
 
 from rundctl.errors import HostError, StateError, UsageError, words
 from rundctl.host.files import replace
+from rundctl.host.machine import boot_id
 from rundctl.host.pidfd import Process, start_time
 from rundctl.oci import identity
 from rundctl.types import Status
@@ -111,12 +112,6 @@ class Container:
     def not_running(self) -> StateError:
         """The error, in runc's words, for a verb that needs it to run."""
         return StateError("container not running", hint=self.sudden_end())
-
-
-def boot_id() -> str:
-    """The host's boot id: pids and start times mean nothing after a reboot, and ROOT may be on disk."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
 
 
 def claim(root: str, container_id: str, facts: dict[str, Any]) -> tuple[Container, int]:

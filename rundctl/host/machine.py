@@ -1,21 +1,28 @@
-"""What a guest's processor may take from the host: kernel release and CPU identity."""
+"""What this host is: the boot it is in, its kernel's release, its processor."""
 
 from __future__ import annotations
 
+import functools
 import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.host.memo import Memo
 
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _CPU_FIELDS = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags", "bugs")
+
+
+@functools.cache
+def boot_id() -> str:
+    """The host's boot id (random(4)): pids and start times mean nothing after a reboot."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def known(memo: Memo) -> str | None:
     """Identity of kernel and processor, if it was read since the host booted (a processor does not change while it runs)."""
     kept = memo.recall("host")
-    if not isinstance(kept, dict) or kept.get("boot") != _boot():
+    if not isinstance(kept, dict) or kept.get("boot") != boot_id():
         return None
     return str(kept["identity"])
 
@@ -26,7 +33,7 @@ def examine(memo: Memo) -> str:
 
     fields = [line for line in _first_processor() if line.partition(":")[0].strip() in _CPU_FIELDS]
     identity = f"linux-{os.uname().release} cpu-{hashlib.sha256(chr(10).join(fields).encode()).hexdigest()[:16]}"
-    memo.remember("host", {"boot": _boot(), "identity": identity})
+    memo.remember("host", {"boot": boot_id(), "identity": identity})
     return identity
 
 
@@ -39,8 +46,3 @@ def processor() -> tuple[str, set[str]]:
 def _first_processor() -> list[str]:
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         return file.read(1 << 16).split("\n\n", 1)[0].splitlines()
-
-
-def _boot() -> str:
-    with open(_BOOT_ID, encoding="ascii") as file:
-        return file.read().strip()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import cgroup_fill, cgroup_lease, cgroup_pool, store
+from rundctl.engine import cgroup_fill, cgroup_lease, cgroup_pool
 from rundctl.errors import ConfigError, HostError, StateError
 from rundctl.host import cgroupfs
 
@@ -321,7 +321,7 @@ def test_a_pool_of_an_earlier_boot_is_none(rig: Rig, monkeypatch: pytest.MonkeyP
     rig.fill(1)
     rig.create("c")
     facts = rig.facts("c")
-    monkeypatch.setattr(store, "boot_id", lambda: "another")
+    monkeypatch.setattr(cgroup_lease, "boot_id", lambda: "another")
     assert rig.create("d").describe() == f"made on the spot: {PARENT} has no pool"
     assert cgroup_pool.give_back(facts, rig.kind) == ""
     rig.delete("d")
