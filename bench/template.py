@@ -167,11 +167,10 @@ def first_answer(template: Any, lower: Lower) -> tuple[float, float]:
 
         agent, agent_far = (opened.enter_context(end) for end in socket.socketpair())
         monitor, monitor_far = (opened.enter_context(end) for end in socket.socketpair())
-        upper = hybrid_rootfs.open_private(lower, template)
         state = held(os.open(template.state, os.O_RDONLY | os.O_CLOEXEC))
         shared = held(lower.open())
         wiring = qemu.Wiring(
-            agent=agent_far.fileno(), qmp=monitor_far.fileno(), upper=(held(upper[0]), held(upper[1])),
+            agent=agent_far.fileno(), qmp=monitor_far.fileno(), upper=held(hybrid_rootfs.open_private(lower, template)),
             rootfs=-1 if lower.mib else shared, lower=shared if lower.mib else -1,
             empty=template.empty, memory_path=template.memory, translations_mib=settings.load().translations_mib,
         )  # fmt: skip

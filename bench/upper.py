@@ -86,8 +86,7 @@ def in_a_row(image: Path, directory: Path, count: int = _IN_A_ROW) -> list[float
         begun = time.perf_counter()
         made = upper.clone(str(image), str(directory))
         taken.append((time.perf_counter() - begun) * 1e3)
-        for fd in made:
-            os.close(fd)
+        os.close(made)
     return taken
 
 

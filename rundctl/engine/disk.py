@@ -35,8 +35,8 @@ def size_mib(rootfs: str, room_mib: int) -> int:
         raise HostError(f"{_WHAT} {rootfs}: {error.message}", hint=error.hint) from error
 
 
-def open_copy(lower: Lower, directory: str, empty: str) -> tuple[int, int]:
-    """The disk of one container, in a nameless file: descriptors for writing and for reading; the caller closes both.
+def open_copy(lower: Lower, directory: str, empty: str) -> int:
+    """The disk of one container, in a nameless file: its descriptor.
 
     Of an image it lies beside that, so that they can share extents, else in ``directory``; ``empty``: any empty directory. HostError if it cannot be.
     """
@@ -51,7 +51,7 @@ def open_copy(lower: Lower, directory: str, empty: str) -> tuple[int, int]:
     except BaseException:
         os.close(writable)
         raise
-    return upper.both(writable)
+    return writable
 
 
 def _fill(lower: Lower, disk: int, empty: str) -> None:

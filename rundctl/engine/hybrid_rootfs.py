@@ -59,8 +59,8 @@ _OVERLAY = (
 )
 
 
-def open_private(lower: Lower, template: Template) -> tuple[int, int]:
-    """What is the clone's alone (its upper; or all, on a disk), as `qemu.Wiring` takes it; the caller closes both. HostError says what the host refused."""
+def open_private(lower: Lower, template: Template) -> int:
+    """What is the clone's alone (its upper; or all, on a disk), in a file without a name: its descriptor. HostError says what the host refused."""
     if lower.is_disk:
         from rundctl.engine import disk
 

@@ -243,9 +243,8 @@ class Launch:
 
     def _wire(self, shim: ShimCommand, sockets: vm.Sockets, lower: int, served: Shares | None) -> qemu.Wiring:
         """What QEMU's devices are connected to."""
-        upper = hybrid_rootfs.open_private(self.lower, self.template)
         wiring = qemu.Wiring(
-            agent=sockets.agent[1].fileno(), qmp=sockets.qmp[1].fileno(), upper=(shim.held(upper[0]), shim.held(upper[1])),
+            agent=sockets.agent[1].fileno(), qmp=sockets.qmp[1].fileno(), upper=shim.held(hybrid_rootfs.open_private(self.lower, self.template)),
             rootfs=-1 if self.lower.mib or served else lower, lower=lower if self.lower.mib else -1,
             persistent=self.lower.persistent, volumes=_VOLUMES_FD if self.shared.descriptors and not served else -1, empty=self.template.empty,
             memory_path=self.template.memory, name=self.container.id, translations_mib=self.ctx.settings.translations_mib,

@@ -176,7 +176,7 @@ class _Guest:
         return qemu.Wiring(
             agent=agent,
             qmp=monitor,
-            upper=(self._open("upper", os.O_RDWR), self._open("upper", os.O_RDONLY)),
+            upper=self._open("upper", os.O_RDWR),
             empty=f"{self._directory}/empty",
             memory_path=memory,
             kernel=self._keep(os.open(self._recipe.kernel.vmlinux, os.O_RDONLY | os.O_CLOEXEC)),

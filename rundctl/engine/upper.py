@@ -38,25 +38,12 @@ _EXTENDED = (
 )
 
 
-def clone(image: str, directory: str, what: str = "the upper layer") -> tuple[int, int]:
-    """A private copy of ``image`` in a nameless file in ``directory``: descriptors for writing and for reading, QEMU wants both.
-
-    HostError says what the host refused.
-    """
+def clone(image: str, directory: str, what: str = "the upper layer") -> int:
+    """A private copy of ``image`` in a nameless file in ``directory``: its descriptor. HostError says what the host refused."""
     try:
-        writable = _clone(image, directory)
+        return _clone(image, directory)
     except OSError as error:
         raise HostError(f"make {what} in {directory}: {words(error)}") from error
-    return both(writable)
-
-
-def both(writable: int) -> tuple[int, int]:
-    """A nameless file's descriptor, which is taken over, and one more for reading."""
-    try:
-        return writable, files.reopen(writable, os.O_RDONLY)
-    except BaseException:
-        os.close(writable)
-        raise
 
 
 def format_image(path: str, size_mib: int) -> None:

@@ -144,11 +144,6 @@ def nameless(directory: str, mode: int = 0o600) -> int:
     return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
 
 
-def reopen(fd: int, flags: int) -> int:
-    """Another open file description of the same file, with flags of its own."""
-    return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
-
-
 def copy_sparse(source: int, target: int) -> int:
     """Copy the data extents of ``source`` into the empty file ``target`` and give it the same size. Bytes copied."""
     size = os.fstat(source).st_size

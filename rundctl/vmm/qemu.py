@@ -60,7 +60,7 @@ def _value(value: str | int | bool) -> str:  # noqa: FBT001  the value of a prop
 class Wiring:
     """What differs between two machines of one shape: descriptors (``-1``: none) and paths.
 
-    agent, qmp      far ends of the two socketpairs          upper_rw, upper_ro   the disk (the upper's image), opened twice: QEMU wants both
+    agent, qmp      far ends of the two socketpairs          upper                the disk (the upper's image), for reading and writing
     rootfs, volumes directories exported by 9p; ``volumes`` may be a number that only QEMU's parent opens. Without them: ``empty``
     persistent      whether the guest may write to ``rootfs``
     lower           image of the shared layer                translations_mib  TCG's buffer of translated code (QEMU's own default: a GiB)
@@ -72,7 +72,7 @@ class Wiring:
 
     __slots__ = (
         "agent", "console", "empty", "initrd", "kernel", "lower", "memory", "memory_path", "name", "persistent", "qmp", "rootfs", "shares",
-        "translations_mib", "upper_ro", "upper_rw", "volumes",
+        "translations_mib", "upper", "volumes",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913  one argument a property of the machine, all by name
@@ -80,7 +80,7 @@ class Wiring:
         *,
         agent: int,
         qmp: int,
-        upper: tuple[int, int],
+        upper: int,
         empty: str,
         memory_path: str = "",
         rootfs: int = -1,
@@ -97,7 +97,7 @@ class Wiring:
     ) -> None:
         self.agent = agent
         self.qmp = qmp
-        self.upper_rw, self.upper_ro = upper
+        self.upper = upper
         self.empty = empty
         self.memory_path = memory_path
         self.rootfs = rootfs
@@ -117,8 +117,7 @@ class Wiring:
         numbers = (
             self.agent,
             self.qmp,
-            self.upper_rw,
-            self.upper_ro,
+            self.upper,
             self.rootfs,
             self.lower,
             self.kernel,
@@ -265,8 +264,7 @@ def _upper(wiring: Wiring) -> list[Option]:
     ``werror``: a write for which the host has no space fails in the guest; by default QEMU would stop the VM, for ever.
     """
     return [
-        Option("add-fd", "", {"fd": wiring.upper_rw, "set": _UPPER_SET}),
-        Option("add-fd", "", {"fd": wiring.upper_ro, "set": _UPPER_SET}),
+        Option("add-fd", "", {"fd": wiring.upper, "set": _UPPER_SET}),
         Option("blockdev", "", {
             "driver": "file", "node-name": "upper", "filename": f"/dev/fdset/{_UPPER_SET}", "locking": "off",
             "discard": "unmap", "cache.direct": False, "cache.no-flush": True,

@@ -53,13 +53,12 @@ class Clone:
         monitor, monitor_far = socket.socketpair()
         for end in (agent, agent_far, monitor, monitor_far):
             stack.callback(end.close)
-        upper = hybrid_rootfs.open_private(lower.nine_p("/"), template)
         exports = [held(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) for path in (rootfs, volumes)]
         state = held(os.open(template.state, os.O_RDONLY | os.O_CLOEXEC))
         wiring = qemu.Wiring(
             agent=agent_far.fileno(),
             qmp=monitor_far.fileno(),
-            upper=(held(upper[0]), held(upper[1])),
+            upper=held(hybrid_rootfs.open_private(lower.nine_p("/"), template)),
             empty=template.empty,
             memory_path=template.memory,
             rootfs=exports[0],

@@ -31,7 +31,7 @@ def _wiring(
     console: int = -1,
 ) -> qemu.Wiring:
     return qemu.Wiring(
-        agent=10, qmp=11, upper=(12, 13), empty="/t/empty", memory_path="/t/a,b/memory",
+        agent=10, qmp=11, upper=12, empty="/t/empty", memory_path="/t/a,b/memory",
         rootfs=rootfs, volumes=volumes, lower=lower, kernel=kernel, initrd=initrd, console=console,
     )  # fmt: skip
 
@@ -149,7 +149,7 @@ def test_newer_qemu_never_opens_the_memory_for_writing() -> None:
 def test_kept_descriptors() -> None:
     """Volumes are opened by QEMU's parent, in the child."""
     _, kept = qemu.clone_argv(_shape(), _wiring(rootfs=15, volumes=16, console=17), 14)
-    assert kept == [10, 11, 12, 13, 15, 17, 14]
+    assert kept == [10, 11, 12, 15, 17, 14]
 
 
 def test_cold_memory_is_private_and_anonymous() -> None:
