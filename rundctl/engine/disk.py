@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from rundctl.engine import lower as transports
 from rundctl.engine import upper
 from rundctl.errors import ConfigError, HostError, words
 from rundctl.host import files, mountinfo
@@ -27,7 +28,7 @@ def size_mib(rootfs: str, room_mib: int) -> int:
     if inside is not None:
         raise ConfigError(
             f"rootfs {rootfs}: blk copies one file system, and something is mounted at {inside}",
-            hint="9p shows what is mounted in a rootfs",
+            hint=transports.MOUNTS_HINT,
         )
     try:
         return Ext4(room_mib).size_mib(Tree(rootfs))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rundctl.engine.lower_images import Image
 
 DIRECTORY = "/lower"  # in the guest
+MOUNTS_HINT = "9p shows what is mounted in a rootfs"
 ROOT = "/root"  # the container's root in the guest, before it becomes that
 _MS_RDONLY = 1  # linux/mount.h
 _MSIZE = 500 * 1024  # bytes of a 9p message: virtio's ring has room for 128 pages, headers included

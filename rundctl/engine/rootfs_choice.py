@@ -11,6 +11,7 @@ import os
 from rundctl.engine import combinations, lower, lower_images, overlay_mount
 from rundctl.engine.lower_images import Content
 from rundctl.errors import ConfigError
+from rundctl.host import mountinfo
 from rundctl.oci import options
 
 TYPE_CHECKING = False
@@ -74,7 +75,8 @@ class _Choice:
         """Waits for the image, if there is none yet."""
         content, live, reason = _content(self._bundle)
         if content is None:
-            raise self._refused("erofs", reason, f"{options.IMMUTABLE} declares a rootfs that does not change")
+            declare = f"{options.IMMUTABLE} declares a rootfs that does not change"
+            raise self._refused("erofs", reason, lower.MOUNTS_HINT if self._bundle.options.immutable else declare)
         self._need_kernel("erofs")
         return self._on_image(self._find_or_build(content), live)
 
@@ -144,6 +146,9 @@ class _Choice:
 def _content(bundle: Bundle) -> tuple[Content | None, str, str]:
     """What an image could be made of, the live directory on top of it, and if there is none: why."""
     if bundle.options.immutable:
+        inside = mountinfo.below(bundle.rootfs, mountinfo.read())  # perhaps since an image was made
+        if inside is not None:
+            return None, "", f"something is mounted inside of it, at {inside}"
         return Content.of_directory(bundle.rootfs, bundle.options.immutable), "", ""
     overlay, reason = overlay_mount.of_rootfs(bundle.rootfs)
     if overlay is None:

@@ -58,10 +58,20 @@ def at(path: str, lines: list[bytes]) -> Mount | None:
 
 
 def below(directory: str, lines: list[bytes]) -> str | None:
-    """Where something is mounted inside a directory, if it is; the path must be free of links and of a slash at its end."""
+    """Where something is mounted inside a directory and can be seen there, if it is; the path must be free of links and of a slash at its end."""
     prefix = "/" if directory == "/" else f"{directory}/"
     targets = (unescape(line.split(b" ", 5)[4]) for line in lines)
-    return next((target for target in targets if target.startswith(prefix)), None)
+    return next((target for target in targets if target.startswith(prefix) and _is_seen(target, lines)), None)
+
+
+def _is_seen(target: str, lines: list[bytes]) -> bool:
+    """Whether nothing that was mounted later, further up, covers it."""
+    try:
+        return at(target, lines) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # such as of another user's FUSE: nobody sees more, but it is there
+        return True
 
 
 def unescape(text: bytes) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Bundle:
-    """A checked bundle: absolute paths of it and its rootfs, the valid configuration, what annotations ask for."""
+    """A checked bundle: the absolute path of it and the real one of its rootfs, the valid configuration, what annotations ask for."""
 
     __slots__ = ("options", "path", "rootfs", "spec")
 
@@ -95,12 +95,34 @@ def _check_process(spec: dict[str, Any]) -> None:
 def _rootfs(bundle: str, spec: dict[str, Any]) -> str:
     if not spec.get("root", {}).get("path"):
         raise ConfigError("config.json: root.path: expected the root file system's directory, but it is missing")
-    rootfs = os.path.normpath(os.path.join(bundle, spec["root"]["path"]))
+    given = os.path.join(bundle, spec["root"]["path"])
+    where = f"config.json: root.path: rootfs {os.path.normpath(given)}"
     try:
-        mode = os.stat(rootfs).st_mode
+        real, mode = _resolve(given)
     except (OSError, ValueError) as error:  # ValueError: in each Python's own words
         reason = error.strerror if isinstance(error, OSError) else "embedded null byte"
-        raise ConfigError(f"config.json: root.path: rootfs {rootfs}: {reason}") from None
+        raise ConfigError(f"{where}: {reason}") from None
     if not stat.S_ISDIR(mode):
-        raise ConfigError(f"config.json: root.path: rootfs {rootfs}: not a directory")
-    return rootfs
+        raise ConfigError(f"{where}: not a directory")
+    if not real:
+        raise ConfigError(f"{where}: in another mount namespace", hint="nothing there has a path here")
+    return real
+
+
+def _resolve(path: str) -> tuple[str, int]:
+    """Where links, ``..`` and slashes lead, as the kernel takes them, and the mode; no path if what is there is not at it here. OSError without any.
+
+    Here and nowhere else for a rootfs: the mount table, images' keys and what is opened later all mean the same directory.
+    """
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        real = os.readlink(f"/proc/self/fd/{fd}")  # a third of what os.path.realpath costs
+    finally:
+        os.close(fd)
+    # By /proc/PID/root one gets to other namespaces, whose paths mean something else here.
+    try:
+        is_here = os.path.samestat(os.stat(real), status)
+    except FileNotFoundError:
+        is_here = False
+    return real if is_here else "", status.st_mode

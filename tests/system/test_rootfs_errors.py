@@ -159,18 +159,46 @@ def image(rootfs: Path, tmp_path: Path) -> Path:
 
 def test_mounts_inside_are_shown(cli: Cli, on, image: Path, lower: str) -> None:
     """As with runc, which binds a rootfs recursively; what the container writes there stays in the container all the same. An image, or a copy, is of one file system."""
-    with _mounted(image / "srv", "-t", "tmpfs", "inside") as inside:
+    (image.parent / "link").symlink_to("image")
+    (image / "odd na\\me").mkdir()
+    with _mounted(image / "odd na\\me", "-t", "tmpfs", "inside") as inside:
         if lower not in LIVE:
-            said = _refused(cli, on(image, "/bin/true"))
-            assert "something is mounted" in said
-            assert str(inside) in said
+            for root in (image, f"{image}/", image.parent / "link", f"{image.parent}/link/../image"):
+                said = _refused(cli, on(root, "/bin/true"))
+                assert "something is mounted" in said
+                assert str(inside) in said
             return
         (inside / "file").write_text("of the inner mount\n")
-        where = on(image, "/bin/sh", "-c", "cat /srv/file; echo changed > /srv/file; cat /srv/file; echo > /srv/new")
-        done = cli("run", "--bundle", str(where), "e")
+        script = "cd '/odd na\\me'; cat file; echo changed > file; cat file; echo > new"
+        done = cli("run", "--bundle", str(on(image.parent / "link", "/bin/sh", "-c", script)), "e")
         assert done.stdout == b"of the inner mount\nchanged\n"
         assert (inside / "file").read_text() == "of the inner mount\n"
         assert not (inside / "new").exists()
+
+
+@pytest.mark.parametrize("lower", ["erofs", "blk"], indirect=True)
+def test_a_mount_inside_later_than_the_image(cli: Cli, bundle, image: Path, lower: str) -> None:
+    """An image of what was declared not to change shows nothing of it: `auto` shares the directory live, as long as that is mounted."""
+
+    def on(name: str) -> str:
+        def change(config: JsonDict) -> None:
+            config["root"] = {"path": str(image), "readonly": False}
+            config["annotations"] = {options.LOWER: name, options.IMMUTABLE: str(image)}
+
+        return str(bundle("/bin/ls", "/srv", change=change))
+
+    (image / "srv").mkdir()
+    assert cli("run", "--bundle", on(lower), "e").stdout == b""
+    with _mounted(image / "srv", "-t", "tmpfs", "inside") as inside:
+        (inside / "file").touch()
+        lines = cli("run", "--bundle", on(lower), "e", code=1).stderr.decode().splitlines()
+        assert len(lines) == 1
+        assert "something is mounted" in lines[0]
+        assert str(inside) in lines[0]
+        done = cli("--debug", "run", "--bundle", on("auto"), "e")
+        assert done.stdout == b"file\n"
+        assert f"rootfs by 9p (9p): something is mounted inside of it, at {inside}" in done.stderr.decode()
+    assert cli("run", "--bundle", on(lower), "e").stdout == b""
 
 
 def test_a_root_that_disappears_before_start(cli: Cli, on, image: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,36 @@ def test_absolute_rootfs(path: Path, tmp_path_factory: pytest.TempPathFactory) -
     other = tmp_path_factory.mktemp("other")
     _write(path, spec.example() | {"root": {"path": str(other)}})
     assert bundle.load(str(path)).rootfs == str(other)
+
+
+@pytest.mark.parametrize(
+    "spelling", ["rootfs/", "./rootfs/../rootfs/.", "link", "link/", "links/a/../b", "/proc/self/cwd/rootfs"]
+)
+def test_a_rootfs_is_its_real_path(path: Path, spelling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As mountinfo has it: links and ``..`` lead where the kernel says."""
+    (path / "link").symlink_to("rootfs")
+    (path / "elsewhere/a").mkdir(parents=True)
+    (path / "elsewhere/b").symlink_to(path / "rootfs")
+    (path / "links").symlink_to("elsewhere")
+    monkeypatch.chdir(path)
+    _write(path, spec.example() | {"root": {"path": spelling}})
+    assert bundle.load(str(path)).rootfs == str(path / "rootfs")
+
+
+def test_a_rootfs_in_another_mount_namespace_is_none(path: Path) -> None:
+    """Its path would name another directory here, or none."""
+    inside = path / "rootfs"
+    with subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs x {inside}; mkdir {inside}/sub; echo; read x"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        other.stdout.readline()
+        for name in ("", "/sub"):
+            there = f"/proc/{other.pid}/root{inside}{name}"
+            _write(path, spec.example() | {"root": {"path": there}})
+            assert _message(path) == f"config.json: root.path: rootfs {there}: in another mount namespace"
+        other.communicate(b"")
 
 
 def test_missing(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rundctl.engine.lower_images import Image
 from rundctl.engine.overlay_mount import Overlay
 from rundctl.engine.settings import Settings
 from rundctl.errors import ConfigError, HostError
+from rundctl.host.mount_namespace import mount
 from rundctl.oci import options
 from rundctl.oci.bundle import Bundle
 from rundctl.vmm import qemu
@@ -124,6 +125,22 @@ def test_its_image_is_used_once_there(tmp_path: Path, settings: Settings, image:
     chosen = _choose(_bundle(tmp_path / "rootfs", immutable="1"), settings)
     assert (chosen.name, chosen.device, chosen.mib, chosen.path) == ("erofs", "pmem", 64, image.path)
     assert chosen.live == ""
+
+
+@pytest.mark.usefixtures("image", "private")
+def test_what_is_mounted_inside_later_is_in_no_image(tmp_path: Path, settings: Settings) -> None:
+    rootfs = tmp_path / "rootfs"
+    bundles = {name: _bundle(rootfs, lower=name, immutable="1") for name in ("auto", "9p", "erofs", "blk")}
+    assert _choose(bundles["auto"], settings).name == "erofs"
+    (rootfs / "srv").mkdir()
+    mount("none", str(rootfs / "srv"), "tmpfs")
+    chosen = _choose(bundles["auto"], settings)
+    assert (chosen.name, chosen.reason) == ("9p", f"something is mounted inside of it, at {rootfs}/srv")
+    assert _choose(bundles["9p"], settings).name == "9p"
+    for name in ("erofs", "blk"):
+        with pytest.raises(ConfigError, match=f"mounted .*{rootfs}/srv") as caught:
+            _choose(bundles[name], settings)
+        assert caught.value.hint == lower.MOUNTS_HINT
 
 
 def test_an_overlay_s_own_upper_is_stacked_on_the_image(

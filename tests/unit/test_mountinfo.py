@@ -102,6 +102,19 @@ def test_below(tmp_path: Path) -> None:
     assert mountinfo.below("/", mountinfo.read()) is not None
 
 
+@pytest.mark.usefixtures("private")
+def test_what_is_covered_is_not_below(tmp_path: Path) -> None:
+    """A table lists such mounts all the same: of a root that was bound onto itself without them, or under another mount."""
+    directory = tmp_path / "root"
+    (directory / "a/b").mkdir(parents=True)
+    mount("none", str(directory / "a/b"), "tmpfs")
+    assert mountinfo.below(str(directory), mountinfo.read()) == str(directory / "a/b")
+    mount(str(directory), str(directory), None, MS_BIND)
+    assert mountinfo.below(str(directory), mountinfo.read()) is None  # a directory of that name is
+    mount("none", str(directory), "tmpfs")
+    assert mountinfo.below(str(directory), mountinfo.read()) is None  # nothing is
+
+
 def test_private_mounts_leave_nothing(tmp_path: Path) -> None:
     outside, cwd = os.readlink("/proc/self/ns/mnt"), os.getcwd()
     with PrivateMounts():
