@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rundctl.engine.plan_mounts import Mount
     from rundctl.oci.bundle import Bundle
 
-_TMPFS_MAGIC = "tmpfs"
+_TMPFS = "tmpfs"
 _GUEST_DIRECTORY = "/volumes"
 
 
@@ -71,7 +71,7 @@ def open_all(undo: ExitStack, bundle: Bundle) -> Volumes:
     for mount in plan_mounts.binds(bundle):
         fd = _open(mount)
         undo.callback(os.close, fd)
-        if mount.destination == "/dev/shm" and _is_tmpfs(mount.source):  # noqa: S108 (a destination, not a temporary file)
+        if mount.destination == "/dev/shm" and _is_tmpfs(fd):  # noqa: S108 (a destination, not a temporary file)
             space = os.statvfs(mount.source)
             volumes.shm[mount.index] = space.f_blocks * space.f_frsize
             continue
@@ -89,9 +89,7 @@ def _open(mount: Mount) -> int:
         raise ConfigError(message, hint="a bind mount's source must exist on the host") from error
 
 
-def _is_tmpfs(path: str) -> bool:
-    """Whether a tmpfs is mounted exactly there: the last line of mountinfo for that path counts (proc_pid_mountinfo(5))."""
-    path = os.path.realpath(path)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        types = [line.partition(" - ")[2].split(" ", 1)[0] for line in file if line.split(" ", 5)[4] == path]
-    return bool(types) and types[-1] == _TMPFS_MAGIC
+def _is_tmpfs(fd: int) -> bool:
+    """Whether a tmpfs is mounted exactly there."""
+    mount = mountinfo.at(f"/proc/self/fd/{fd}", mountinfo.read())
+    return mount is not None and mount.type == _TMPFS
