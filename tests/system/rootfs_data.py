@@ -255,6 +255,7 @@ def _for_changes(make: _Maker) -> None:
     ):  # fmt: skip
         path = make.file(f"overlay/{name}", pattern(PATTERN_SIZE), 0o640, (1001, 1002), user_kept=b"kept")
         os.utime(path, ns=(_MTIME_NS, _MTIME_NS))
+    make.sparse("overlay/sparse", 8 << 20, {(8 << 20) - 8: b"the end\n"})
     make.file("overlay/trusted", trusted_kept=b"kept")
     make.file("overlay/flags/a", b"a\n")
     make.file("overlay/flags/b", b"b\n")

@@ -190,6 +190,24 @@ static void appended(void)
 	must(has_xattr(O "append", "user.kept", "kept"));
 }
 
+/* Not zeroes, which take time and the upper's room. */
+static void appended_after_a_hole(void)
+{
+	const off_t size = 8 << 20, head = 8;
+	char text[16] = "", zero = 1;
+	int fd;
+
+	must(status_of(O "sparse").st_size == size);
+	add(O "sparse", "added\n");
+	must(status_of(O "sparse").st_size == size + 6);
+	fd = open(O "sparse", O_RDONLY);
+	must(fd >= 0);
+	must(pread(fd, text, sizeof text, size - head) == head + 6 && strcmp(text, "the end\nadded\n") == 0);
+	must(pread(fd, &zero, 1, size / 2) == 1 && zero == 0);
+	must(fsync(fd) == 0); /* until then ext4 has only reserved its blocks */
+	must(status_of(O "sparse").st_blocks * 512 < size / 8);
+}
+
 static void written_in_the_middle(void)
 {
 	int fd = open(O "middle", O_RDWR);
@@ -401,6 +419,7 @@ const struct check overlay_checks[] = {
 	{"renamed_directory_over_an_empty_one", renamed_directory_over_an_empty_one},
 	{"renames_with_flags", renames_with_flags},
 	{"appended", appended},
+	{"appended_after_a_hole", appended_after_a_hole},
 	{"written_in_the_middle", written_in_the_middle},
 	{"written_through_a_mapping", written_through_a_mapping},
 	{"truncated", truncated},

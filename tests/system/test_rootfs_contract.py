@@ -35,6 +35,7 @@ _9P_XATTRS = "QEMU's 9p server passes user.* and POSIX ACLs, and refuses all oth
 _NO_TRUSTED = (
     "virtiofsd has no CAP_SYS_ADMIN, without which trusted.* is hidden (xattr(7)); for nothing else would it need that"
 )
+_NO_HOLES = "Linux's 9p and EROFS find no holes (SEEK_DATA), so overlayfs copies up their zeroes; seen with Linux 6.1"
 _2_FILE_SYSTEMS = (
     "overlayfs with its layers on two file systems gives files of the lower another st_dev than directories; "
     "xino=on would mend it, and make it look up each entry of the lower to list a directory that was changed"
@@ -69,6 +70,9 @@ DIFFERENCES: dict[tuple[str, str], Difference] = {
     ("9p", "trusted_xattrs_are_copied_up"): Difference("Operation not supported", _9P_XATTRS),
     ("9p", "chmod_keeps_a_capability"): Difference("size == 20", _9P_XATTRS),
     ("9p", "writing_drops_a_capability"): Difference("Operation not supported", _9P_XATTRS),
+    **{
+        (name, "appended_after_a_hole"): Difference("st_blocks", _NO_HOLES) for name in ("9p", "erofs", "erofs on pmem")
+    },
     ("virtiofs", "trusted_xattrs_are_copied_up"): Difference("No data available", _NO_TRUSTED),
     ("blk", "statfs_is_plausible"): Difference("f_type == OVERLAYFS_SUPER_MAGIC", "there is no overlay: it is ext4"),
     (VMS, "one_device"): Difference("2 devices", _2_FILE_SYSTEMS),
