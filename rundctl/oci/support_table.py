@@ -73,7 +73,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "mounts[].options",
         "honoured",
-        "all names that runc knows; `idmap`, `ridmap` and shared propagation with the host are refused",
+        "all names that runc knows; `idmap`, `ridmap` and shared propagation with the host are refused; `ro` is `rro`, unlike runc's",
     ),
     ("mounts[].uidMappings", "refused", _IDMAP),
     ("mounts[].gidMappings", "refused", _IDMAP),

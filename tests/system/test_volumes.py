@@ -6,22 +6,26 @@ cannot do as runc does, the test says so.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import random
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from .conftest import JsonDict
+from .conftest import JsonDict, eventually
 from .runtimes import RUNC, VOLUME_TRANSPORTS, Runtime, bind, mountinfo, nothing_is_left, running, runtime_of
 
 pytestmark = pytest.mark.vm
 END = "-- done"
+libc = ctypes.CDLL(None)
 SIZE = 3_000_001  # bytes; several messages of any transport
 
 
@@ -65,6 +69,9 @@ def _fill(host: Path, stack: ExitStack) -> None:
         subprocess.run(["mount", "-t", "tmpfs", "volume", host / name / "inside"], check=True)
         stack.callback(subprocess.run, ["umount", host / name / "inside"], check=True)
         (host / name / "inside/mounted").write_text("mounted\n")
+    (host / "nested/locked").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "volume", host / "nested/locked"], check=True)
+    stack.callback(subprocess.run, ["umount", host / "nested/locked"], check=True)
     (host / "owned").chmod(0o777)
     for name in ("single", "single-ro", "replaced", "of-a-link"):
         (host / name).write_text("one\n")
@@ -163,10 +170,12 @@ def test_read_only_cannot_be_undone_on_the_host(guest: Guest) -> None:
 
 
 def test_rbind_shows_mounts_and_bind_does_not(guest: Guest) -> None:
-    assert guest("ls /nested /nested/inside") == "/nested:\nbelow\ninside\n\n/nested/inside:\nmounted\n"
+    assert guest("ls /nested /nested/inside") == "/nested:\nbelow\ninside\nlocked\n\n/nested/inside:\nmounted\n"
     assert guest("ls /plain /plain/inside") == "/plain:\nbelow\ninside\n\n/plain/inside:\ncovered\n"
     guest("echo x > /nested/inside/new")
     assert (guest.host / "nested/inside/new").read_text() == "x\n"
+    assert guest("cat /nested/inside/../below; cd /nested/inside && cat ../below") == "below\n" * 2
+    assert "Read-only file system" in guest("echo x > /nested/locked/new", 1)  # what the host has so stays so
     assert "Read-only file system" in guest("echo x > /nested-rro/inside/new", 1)
     # Of runc's mounts `ro` concerns the first; in a VM all of a volume is one mount.
     assert "Read-only file system" in guest("echo x > /nested-ro/new", 1)
@@ -322,6 +331,70 @@ def test_links_lead_into_the_guest(guest: Guest) -> None:
     assert "No such file" in guest("cat /rw/by-guest", 1)
     assert "No such file" in guest("cat /rw/by-guest2", 1)
     assert guest("ls -ai / | head -1") == guest("cd /rw/..; ls -ai | head -1")
+
+
+def test_hard_links(guest: Guest) -> None:
+    """One to a file outside is that file, as with runc: the host has put it there. The guest makes none from one volume into another."""
+    outside = guest.host / "outside-hard"
+    outside.write_text("the host's\n")
+    os.link(outside, guest.host / "rw/hard")
+    assert guest("cat /rw/hard; echo more >> /rw/hard") == "the host's\n"
+    assert outside.read_text() == "the host's\nmore\n"
+    for command in ("ln /ro/file /rw/mine", "ln /rw-as-ro/hard /rw/mine", "ln /rw/hard /owned/mine"):
+        assert "cross-device link" in guest(command, 1).lower()
+    assert "Read-only file system" in guest("ln /ro/file /ro/mine", 1)
+    assert not [path for name in ("rw", "ro", "owned") for path in (guest.host / name).glob("mine")]
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """At once, so that nobody finds neither."""
+    done = libc.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2)  # AT_FDCWD, RENAME_EXCHANGE
+    assert done == 0
+
+
+def _swappable(guest: Guest, name: str) -> tuple[Path, Path, Path]:
+    """A directory in /rw, a link that is to take its place, and where outside it leads: for whoever follows it on the host."""
+    directory, link, outside = (guest.host / path for path in (f"rw/{name}", f"rw/{name}-link", f"{name}-outside"))
+    for place in (outside, directory):
+        (place / "sub").mkdir(parents=True)
+        (place / "sub/file").write_text(f"{place.name}\n")
+    link.symlink_to(f"../{outside.name}")
+    return directory, link, outside
+
+
+def test_a_directory_that_becomes_a_link_while_walked(guest: Guest) -> None:
+    """Again and again: the guest finds the directory, or a link that leads nowhere in its own root."""
+    directory, link, _ = _swappable(guest, "walked")
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            _exchange(directory, link)
+
+    with ThreadPoolExecutor(1) as pool:
+        swapping = pool.submit(swap)
+        try:
+            said = guest("for i in $(seq 200); do cat /rw/walked/sub/file; done; cat /rw/walked/sub/none", 1)
+        finally:
+            stop.set()
+        swapping.result()
+    *lines, _ = said.splitlines()
+    assert {line for line in lines if not line.startswith("cat: ")} == {"walked"}
+    assert len(set(lines)) > 1
+
+
+def test_a_directory_that_becomes_a_link_while_held(guest: Guest) -> None:
+    """By whoever is in it: what it reads and writes by names from there is not what the link leads to."""
+    directory, link, outside = _swappable(guest, "held")
+    script = "touch ready; while [ ! -e /rw/go ]; do sleep 0.1; done; cat sub/file file; echo x > new; echo x > sub/file; rm sub/file"
+    guest(f"(cd /rw/held && ({script}); echo >> /rw/held-out) > /rw/held-out 2>&1 &")
+    eventually((directory / "ready").exists, "the guest is there")
+    _exchange(directory, link)
+    (guest.host / "rw/go").touch()
+    eventually(lambda: (guest.host / "rw/held-out").read_text().endswith("\n\n"), "it is done")
+    assert "held-outside" not in (guest.host / "rw/held-out").read_text()
+    assert [str(path.relative_to(outside)) for path in sorted(outside.rglob("*"))] == ["sub", "sub/file"]
+    assert (outside / "sub/file").read_text() == "held-outside\n"
 
 
 def test_the_hosts_root(guest: Guest) -> None:

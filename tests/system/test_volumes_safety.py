@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -92,6 +93,45 @@ def test_a_hostile_guest_reaches_what_it_was_given(cli: Cli, bundle, tmp_path: P
     with pytest.raises(OSError, match="Read-only file system"):
         (exported / "1/new").write_text("refused\n")
     cli("delete", "--force", "v")
+
+
+def _exported(shim: int, lower: str) -> list[Path]:
+    """What those who serve volumes have and could give away, in their own mount namespaces: of virtiofsd's processes it is the root."""
+    if lower == "9p":
+        return [Path("/proc", str(_qemu_of(shim)), "fd", VOLUMES_FD)]
+    daemons = [child for child in psutil.Process(shim).children(recursive=True) if "virtiofsd" in child.name()]
+    roots = [Path("/proc", str(daemon.pid), "root") for daemon in daemons]
+    return [root for root in roots if not (root / "bin").exists()]  # the others serve the rootfs
+
+
+def test_what_serves_volumes_has_no_more_than_was_bound(cli: Cli, bundle, tmp_path: Path, lower: str) -> None:
+    """Whatever a guest asks for: neither a single file's neighbours, nor mounts inside that `bind` leaves out, and nothing read-only can be written to."""
+    sources = [tmp_path / name for name in ("plain", "tree", "tree-ro")]
+    for source in sources:
+        (source / "inside").mkdir(parents=True)
+    (tmp_path / "single").write_text("one\n")
+    (tmp_path / "secret").write_text("the host's\n")
+    mounts = [
+        bind(source, f"/{source.name}", *names)
+        for source, names in zip(sources, (["bind"], ["rbind"], ["rbind", "ro"]), strict=True)
+    ]
+    mounts += [bind(tmp_path / "single", "/single", "bind"), bind(tmp_path / "single", "/single-ro", "bind", "ro")]
+    with ExitStack() as stack:
+        for source in sources:
+            subprocess.run(["mount", "-t", "tmpfs", "volume", source / "inside"], check=True)
+            stack.callback(subprocess.run, ["umount", source / "inside"], check=True)
+            (source / "inside/mounted").touch()
+        stack.callback(cli, "delete", "--force", "v")
+        cli.create("v", bundle("/bin/true", change=_with(lower, *mounts)))
+        exported = _exported(cli.state("v")["pid"], lower)
+        assert exported
+        for root in exported:
+            assert sorted(os.listdir(root)) == ["0", "1", "2", "3", "4"]
+            assert [os.listdir(root / name / "inside") for name in "012"] == [[], ["mounted"], ["mounted"]]
+            assert (root / "3").is_file()
+            assert (root / "3").samefile(root / "4")
+            assert all(os.access(root / path, os.W_OK) for path in ("0", "0/inside", "1", "1/inside", "3"))
+            assert not any(os.access(root / path, os.W_OK) for path in ("2", "2/inside", "4"))
 
 
 def _qemu_of(pid: int) -> int:
