@@ -91,6 +91,14 @@ VERBOSE: Word = (
 )
 
 
-def cmdline(*, verbose: bool) -> str:
-    """The words as QEMU's ``-append`` wants them."""
-    return " ".join(word for word, _, _ in (*WORDS, VERBOSE if verbose else QUIET))
+EMULATED_AND_SHARED: Word = (
+    "init_on_alloc=1",
+    "the guest itself writes to each page before a virtiofsd fills it: the emulator sees that, and drops what it translated of the page's last contents",
+    "programs that are read by virtio-fs crash, for they run as what was in their memory before: the emulator does not see a virtiofsd's writes",
+)
+
+
+def cmdline(*, verbose: bool, emulated_and_shared: bool = False) -> str:
+    """The words as QEMU's ``-append`` wants them. ``emulated_and_shared``: without KVM, and another process writes to the guest's memory."""
+    words = (*WORDS, *((EMULATED_AND_SHARED,) if emulated_and_shared else ()), VERBOSE if verbose else QUIET)
+    return " ".join(word for word, _, _ in words)

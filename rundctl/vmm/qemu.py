@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rundctl.vmm.shape import MachineShape
 
-ARGV_FORMAT = "5"  # raise it with every change that makes a clone's machine differ from an older template's
+ARGV_FORMAT = "6"  # raise it with every change that makes a clone's machine differ from an older template's
 AGENT_PORT = "rundctl.agent"
 ROOTFS_TAG = "rootfs"
 VOLUMES_TAG = "volumes"
@@ -131,7 +131,9 @@ class Wiring:
 
 def template_argv(shape: MachineShape, wiring: Wiring) -> tuple[list[str], list[int]]:
     """Boot with memory shared with its file, so that a snapshot needs no copy of it. (argv, descriptors to keep)."""
-    return _argv(shape, wiring, _memory_file(shape, wiring, share=True), _boot(wiring, verbose=True)), wiring.kept()
+    return _argv(
+        shape, wiring, _memory_file(shape, wiring, share=True), _boot(shape, wiring, verbose=True)
+    ), wiring.kept()
 
 
 def clone_argv(shape: MachineShape, wiring: Wiring, state: int) -> tuple[list[str], list[int]]:
@@ -155,7 +157,7 @@ def cold_argv(shape: MachineShape, wiring: Wiring) -> tuple[list[str], list[int]
     if shape.memory_mode is MemoryMode.COPY:
         memory = _own_memory(shape, wiring)
     shares = [*_shares(wiring), *(Option("device", "", {**device}) for device in plugged(wiring))]
-    return _argv(shape, wiring, memory, [*shares, *_boot(wiring, verbose=False)]), wiring.kept()
+    return _argv(shape, wiring, memory, [*shares, *_boot(shape, wiring, verbose=False)]), wiring.kept()
 
 
 def plugged(wiring: Wiring) -> list[dict[str, str]]:
@@ -344,9 +346,10 @@ def _console(wiring: Wiring) -> list[Option]:
     return [chardev, Option("serial", "chardev:console")]
 
 
-def _boot(wiring: Wiring, *, verbose: bool) -> list[Option]:
+def _boot(shape: MachineShape, wiring: Wiring, *, verbose: bool) -> list[Option]:
+    shared = shape.memory_mode is MemoryMode.COPY and shape.accelerator is Accelerator.TCG
     return [
         Option("kernel", f"/proc/self/fd/{wiring.kernel}"),
         Option("initrd", f"/proc/self/fd/{wiring.initrd}"),
-        Option("append", cmdline(verbose=verbose)),
+        Option("append", cmdline(verbose=verbose, emulated_and_shared=shared)),
     ]

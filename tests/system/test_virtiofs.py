@@ -23,6 +23,8 @@ from .runtimes import Change, bind, mountinfo
 pytestmark = pytest.mark.vm
 SLEEP = ("/bin/sleep", "1000")
 SECONDS = 10.0  # a container whose daemon was killed is gone by then, however busy the host
+REPLACED = 60  # how often the host writes another program to the same file
+NOTHING = 'asm volatile("nop; xor %%eax, %%eax" ::: "eax"); '
 BUSY = "while true; do cat /bin/busybox /v/* >/dev/null; done"
 
 
@@ -40,6 +42,31 @@ def volume(tmp_path: Path) -> Path:
     directory.mkdir()
     (directory / "file").write_text("of the host\n")
     return directory
+
+
+def test_a_program_that_is_replaced_runs_as_what_it_is_now(cli: Cli, bundle: Callable[..., Path], volume: Path) -> None:
+    """An emulator keeps its translation of code by the memory that holds it, and does not see that a virtiofsd writes other code there."""
+    programs = []
+    for name in ("one", "two"):
+        program = volume.parent / name
+        source = f'int main(void) {{ {NOTHING * (1 + 40 * len(programs))} puts("{name}"); return 0; }}'
+        argv = ["gcc", "-static", "-O1", "-include", "stdio.h", "-x", "c", "-", "-o", program]
+        subprocess.run(argv, input=source.encode(), check=True)
+        programs.append(program.read_bytes())
+    (volume / "program").touch(mode=0o755)
+    script = "while read x; do /v/program || echo code $?; done"
+    config = bundle("/bin/sh", "-c", script, change=_by_virtiofs(bind(volume, "/v")))
+    run = cli.popen("run", "--bundle", str(config), "p", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert run.stdin is not None
+    assert run.stdout is not None
+    said = []
+    for turn in range(REPLACED):
+        (volume / "program").write_bytes(programs[turn % 2])
+        run.stdin.write(b"go\n")
+        run.stdin.flush()
+        said.append(run.stdout.readline().strip())
+    run.communicate(timeout=60)
+    assert said == [b"one", b"two"] * (REPLACED // 2)
 
 
 def _daemons(shim: int) -> list[psutil.Process]:
