@@ -168,7 +168,7 @@ def first_answer(template: Any, lower: Lower) -> tuple[float, float]:
         agent, agent_far = (opened.enter_context(end) for end in socket.socketpair())
         monitor, monitor_far = (opened.enter_context(end) for end in socket.socketpair())
         state = held(os.open(template.state, os.O_RDONLY | os.O_CLOEXEC))
-        shared = held(lower.open())
+        shared = lower.open(opened)
         wiring = qemu.Wiring(
             agent=agent_far.fileno(), qmp=monitor_far.fileno(), upper=held(hybrid_rootfs.open_private(lower, template)),
             rootfs=-1 if lower.mib else shared, lower=shared if lower.mib else -1,
@@ -224,15 +224,14 @@ def stages(fleet: Fleet, template: str, runs: int) -> dict[str, float]:
 def measure(counts: list[int], starts: int, transport: str) -> dict[str, Any]:
     """Everything, in the order that disturbs it least: the machine fills last."""
     host = settings.load()
-    with tempfile.TemporaryDirectory() as scratch, Fleet(Path(scratch), transport) as fleet:
-        return _measure(fleet, host, counts, starts)
+    with tempfile.TemporaryDirectory() as scratch, Fleet(Path(scratch), transport) as fleet, ExitStack() as undo:
+        bundle = bundles.load(str(fleet.bundle))
+        lower = rootfs_choice.choose(undo, bundle, host, host.memory_mib, lambda: kernel_template.able(host))
+        return _measure(fleet, host, lower, counts, starts)
 
 
-def _measure(fleet: Fleet, host: settings.Settings, counts: list[int], starts: int) -> dict[str, Any]:
+def _measure(fleet: Fleet, host: settings.Settings, lower: Lower, counts: list[int], starts: int) -> dict[str, Any]:
     """The same, with an empty fleet."""
-    lower = rootfs_choice.choose(
-        bundles.load(str(fleet.bundle)), host, host.memory_mib, lambda: kernel_template.able(host)
-    )
     template = kernel_template.ensure(host, print, Request(lower=lower.device, lower_mib=lower.mib))
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),

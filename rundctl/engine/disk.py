@@ -42,7 +42,8 @@ def open_copy(lower: Lower, directory: str, empty: str) -> int:
     Of an image it lies beside that, so that they can share extents, else in ``directory``; ``empty``: any empty directory. HostError if it cannot be.
     """
     if lower.image is not None:
-        return upper.clone(lower.image.path, os.path.dirname(lower.image.path), "the root disk")
+        images = os.path.dirname(os.path.dirname(lower.image.path))  # its own directory may be gone by now
+        return upper.clone(f"/proc/self/fd/{lower.image.fd}", images, "the root disk")
     try:
         writable = files.nameless(directory)
     except OSError as error:

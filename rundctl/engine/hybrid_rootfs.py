@@ -14,8 +14,9 @@ Mechanism
     volumes bind mounts of the host: one read-write export of a directory per container, by 9p or by a second virtiofsd.
     The template has the devices that its clones need, with something empty behind them; a clone puts its own there before the guest mounts it.
 Parts
-    `rootfs_choice` which of these, and why; `combinations` what goes with what; `lower` each transport's device and mount; `lower_images` and
-    `overlay_mount` what does not change; `shares` virtiofsd; `disk` the disk of its own; `upper` the private image; `volumes` the bind mounts.
+    `rootfs_choice` which of these, and why; `combinations` what goes with what; `lower` each transport's device and mount; `lower_images`,
+    `overlay_mount`, `overlay_marks` what does not change; `shares` virtiofsd; `disk` the disk of its own; `upper` the private image; `volumes` the bind
+    mounts.
 Cost
     Upper: one ioctl where the file system has reflinks (XFS, btrfs), else as long as its data extents take to copy (52 KiB).
     Guest: two mounts, about 15 ms under emulation, 1 ms with KVM; by 9p 1.2 MiB of QEMU's memory, on pmem 1/64 of the image's size of the guest's.

@@ -66,7 +66,7 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
         shared = volumes.open_all(opened, bundle)
         asked = resources.parse(bundle.spec["linux"].get("resources", {}))
         request = shapes.request_for(asked, ctx.settings)
-        lower = _lower(ctx, bundle, request)
+        lower = _lower(opened, ctx, bundle, request)
         if lower.live:
             shared.add_lower(opened, lower.live)
         request.volumes = bool(shared.descriptors) and lower.device != "virtiofs"
@@ -115,10 +115,10 @@ def _hierarchies(ctx: Context) -> list[cgroupfs.Hierarchy]:
     return found
 
 
-def _lower(ctx: Context, bundle: Bundle, request: Request) -> Lower:
+def _lower(opened: ExitStack, ctx: Context, bundle: Bundle, request: Request) -> Lower:
     """The shared layer, and with it the machine's device for it."""
     memory_mib = request.memory_mib or ctx.settings.memory_mib
-    lower = rootfs_choice.choose(bundle, ctx.settings, memory_mib, lambda: kernel_template.able(ctx.settings))
+    lower = rootfs_choice.choose(opened, bundle, ctx.settings, memory_mib, lambda: kernel_template.able(ctx.settings))
     ctx.debug(f"rootfs by {lower.name} ({lower.device}): {lower.reason}")
     request.lower, request.lower_mib = lower.device, lower.mib
     return lower
@@ -211,7 +211,7 @@ class Launch:
         shim.options += ["--name", self.container.id, *([] if self._cold else ["--small-pages"])]
         self._give_files(shim, sockets)
         _give_cgroups(shim, lease)
-        lower = -1 if self.lower.is_disk else shim.held(self.lower.open())
+        lower = -1 if self.lower.is_disk else self.lower.open(opened)
         served = self._serve(opened, lower)
         wiring = self._wire(shim, sockets, lower, served)
         if served:
@@ -345,6 +345,7 @@ class Launch:
                 hooks.run(kind, wanted, state_json(self.container.record, Status.CREATING, machine.pid))
                 self.stages.mark(kind)
         _check(machine.request(wire.PLAN, compiled.encode()), compiled, "create container")
+        rootfs_choice.check_live(self.lower)
         self.stages.mark("plan")
 
     def _commit(self, machine: vm.Vm) -> None:

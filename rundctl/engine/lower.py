@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 
-from rundctl.engine import lower_images, upper
+from rundctl.engine import upper
 from rundctl.errors import HostError, words
 from rundctl.guest import ops
 from rundctl.vmm import qemu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from rundctl.engine.lower_images import Image
 
 DIRECTORY = "/lower"  # in the guest
@@ -54,14 +56,16 @@ class Lower:
         """Whether it is no shared layer but the container's own disk, with the whole root file system (`disk.open_copy`)."""
         return self.device == qemu.DISK
 
-    def open(self) -> int:
-        """Its directory or image, for QEMU alone; the caller closes it. HostError if it cannot be opened."""
+    def open(self, undo: ExitStack) -> int:
+        """Its directory, until ``undo``, or its image, which has been open since it was chosen. HostError if it cannot be opened."""
         if self.image is not None:
-            return lower_images.open_image(self.image)
+            return self.image.fd
         try:
-            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
         except OSError as error:
             raise HostError(f"open the lower layer {self.path}: {words(error)}") from error
+        undo.callback(os.close, fd)
+        return fd
 
 
 def nine_p(rootfs: str) -> Lower:

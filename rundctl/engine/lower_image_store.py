@@ -140,7 +140,7 @@ def _state(directory: str, manifest: dict[str, Any] | None) -> str:
 
 
 def _is_open(path: str) -> bool:
-    """Whether somebody holds the lock that `lower_images.open_image` takes."""
+    """Whether somebody holds the lock that `lower_images.find_open` takes."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

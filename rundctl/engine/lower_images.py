@@ -20,6 +20,7 @@ from rundctl.oci.options import IMMUTABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from contextlib import ExitStack
     from typing import Any, Self
 
     from rundctl.engine.settings import Settings
@@ -106,14 +107,15 @@ class Content:
 
 
 class Image:
-    """An image that is ready for use."""
+    """An image that is ready for use. ``fd``: -1 unless it is open (`find_open`)."""
 
-    __slots__ = ("key", "path", "size_bytes")
+    __slots__ = ("fd", "key", "path", "size_bytes")
 
     def __init__(self, key: str, path: str, size_bytes: int) -> None:
         self.key = key
         self.path = path
         self.size_bytes = size_bytes
+        self.fd = -1
 
 
 def root(home: str) -> str:
@@ -138,14 +140,23 @@ def find(home: str, content: Content) -> Image | None:
     return Image(content.key, f"{directory}/{IMAGE}", manifest["files"][IMAGE]["size"])
 
 
-def open_image(image: Image) -> int:
-    """A descriptor for reading. While it or an inherited copy is open the image counts as in use. HostError if it has gone meanwhile."""
+def find_open(undo: ExitStack, home: str, content: Content) -> Image | None:
+    """As `find`, and open for reading until ``undo``: nobody can take it from its finder any more.
+
+    While its descriptor or an inherited copy is open the image counts as in use. HostError if it is there and cannot be opened.
+    """
+    image = find(home, content)
+    if image is None:
+        return None
     try:
-        fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(fd, fcntl.LOCK_SH)  # at most `lower_image_store` has it, for as long as it takes to ask
+        image.fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
+        undo.callback(os.close, image.fd)
+        fcntl.flock(image.fd, fcntl.LOCK_SH)  # at most `lower_image_store` has it, for as long as it takes to ask
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise HostError(f"open {image.path}: {words(error)}") from error
-    return fd
+    return image
 
 
 def start_background(settings: Settings, content: Content) -> str:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 
-from rundctl.engine import combinations, lower, lower_images, overlay_mount
+from rundctl.engine import combinations, lower, lower_images, overlay_marks, overlay_mount
 from rundctl.engine.lower_images import Content
-from rundctl.errors import ConfigError
+from rundctl.errors import ConfigError, HostError
 from rundctl.host import mountinfo
 from rundctl.oci import options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import ExitStack
 
     from rundctl.engine.lower import Lower
     from rundctl.engine.lower_images import Image
+    from rundctl.engine.overlay_mount import Overlay
     from rundctl.engine.settings import Settings
     from rundctl.oci.bundle import Bundle
 
@@ -27,13 +29,15 @@ if TYPE_CHECKING:
 _NOT_IN_THE_GUEST = ("metacopy", "userxattr")
 
 
-def choose(bundle: Bundle, settings: Settings, memory_mib: int, able: Callable[[], frozenset[str]]) -> Lower:
+def choose(
+    undo: ExitStack, bundle: Bundle, settings: Settings, memory_mib: int, able: Callable[[], frozenset[str]]
+) -> Lower:
     """The transport for a bundle's rootfs, with the reason.
 
-    ``able`` tells what the guest's kernel can mount, and is asked only if that matters. ConfigError for what cannot be had, HostError for what the host
-    cannot do.
+    ``able`` tells what the guest's kernel can mount, and is asked only if that matters. ``undo`` closes the image that is chosen, if it is one: from the
+    choice on it cannot be missed. ConfigError for what cannot be had, HostError for what the host cannot do.
     """
-    choice = _Choice(bundle, settings, memory_mib, able)
+    choice = _Choice(undo, bundle, settings, memory_mib, able)
     asked = bundle.options.lower or settings.lower
     if (bundle.options.rootfs or settings.rootfs) == "persistent":
         return choice.persistent(asked)
@@ -43,12 +47,27 @@ def choose(bundle: Bundle, settings: Settings, memory_mib: int, able: Callable[[
     return by_name[asked]()
 
 
+def check_live(chosen: Lower) -> None:
+    """Look again, when the guest has its root: since the choice a template may have been built, or a hook of the host have been at work.
+
+    HostError if the guest would now misread the directory that is live.
+    """
+    unseen = overlay_marks.unseen(chosen.live) if chosen.live else ""
+    if unseen:
+        raise HostError(
+            f"the rootfs was changed while its VM started: {unseen}", hint="the next start takes that into account"
+        )
+
+
 class _Choice:
     """One bundle's. Methods are named as what is asked for."""
 
-    __slots__ = ("_able", "_bundle", "_memory_mib", "_settings")
+    __slots__ = ("_able", "_bundle", "_memory_mib", "_settings", "_undo")
 
-    def __init__(self, bundle: Bundle, settings: Settings, memory_mib: int, able: Callable[[], frozenset[str]]) -> None:
+    def __init__(
+        self, undo: ExitStack, bundle: Bundle, settings: Settings, memory_mib: int, able: Callable[[], frozenset[str]]
+    ) -> None:
+        self._undo = undo
         self._bundle = bundle
         self._settings = settings
         self._memory_mib = memory_mib
@@ -59,7 +78,7 @@ class _Choice:
         reason = reason or self._lacking("erofs")
         if content is None or reason:
             return self.nine_p(reason)
-        image = lower_images.find(self._settings.home, content)
+        image = lower_images.find_open(self._undo, self._settings.home, content)
         if image is None:
             return self.nine_p(lower_images.start_background(self._settings, content))
         return self._on_image(image, live)
@@ -75,7 +94,7 @@ class _Choice:
         """Waits for the image, if there is none yet."""
         content, live, reason = _content(self._bundle)
         if content is None:
-            declare = f"{options.IMMUTABLE} declares a rootfs that does not change"
+            declare = f"auto has another transport for it; {options.IMMUTABLE} declares a rootfs that does not change"
             raise self._refused("erofs", reason, lower.MOUNTS_HINT if self._bundle.options.immutable else declare)
         self._need_kernel("erofs")
         return self._on_image(self._find_or_build(content), live)
@@ -114,13 +133,16 @@ class _Choice:
         return chosen
 
     def _find_or_build(self, content: Content) -> Image:
-        found = lower_images.find(self._settings.home, content)
-        if found is not None:
-            return found
-        from rundctl.engine import lower_image_build
+        home = self._settings.home
+        found = lower_images.find_open(self._undo, home, content)
+        if found is None:
+            from rundctl.engine import lower_image_build
 
-        home, max_mib = self._settings.home, self._settings.images_max_mib
-        return lower_image_build.build(home, content, lambda _: None, max_mib=max_mib)
+            lower_image_build.build(home, content, lambda _: None, max_mib=self._settings.images_max_mib)
+            found = lower_images.find_open(self._undo, home, content)
+        if found is None:
+            raise HostError(f"image {content.key} of {content}: removed as soon as it was made", hint="try again")
+        return found
 
     def _lacking(self, name: str) -> str:
         missing = combinations.of(name).missing(self._able())
@@ -151,15 +173,23 @@ def _content(bundle: Bundle) -> tuple[Content | None, str, str]:
             return None, "", f"something is mounted inside of it, at {inside}"
         return Content.of_directory(bundle.rootfs, bundle.options.immutable), "", ""
     overlay, reason = overlay_mount.of_rootfs(bundle.rootfs)
-    if overlay is None:
-        return None, "", f"{reason}: it may change"
+    reason = f"{reason}: it may change" if overlay is None else _unfit(overlay)
+    if overlay is None or reason:
+        return None, "", reason
+    return Content(overlay.lowers, overlay.merging), overlay.upper or "", ""
+
+
+def _unfit(overlay: Overlay) -> str:
+    """Why its layers cannot be an image with its upper directory live on it; "" if they can."""
     mutable = next((layer for layer in overlay.lowers if not overlay_mount.is_of_an_image(layer)), None)
     if mutable is not None:
-        return None, "", f"its layer {mutable} is in no engine's store of images: it may change"
+        return f"its layer {mutable} is in no engine's store of images: it may change"
+    if not overlay.upper:
+        return ""
     unread = [option for option in overlay.merging if option.partition("=")[0] in _NOT_IN_THE_GUEST]
-    if unread and overlay.upper:
-        return None, "", f"its upper directory is read by {', '.join(unread)}, which the guest's overlay is not"
-    return Content(overlay.lowers, overlay.merging), overlay.upper or "", ""
+    if unread:
+        return f"its upper directory is read by {', '.join(unread)}, which the guest's overlay is not"
+    return overlay_marks.unseen(overlay.upper)
 
 
 def _because(chosen: Lower, reason: str) -> Lower:

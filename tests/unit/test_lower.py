@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import stat
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rundctl.engine import hybrid_rootfs, lower, lower_images, overlay_mount, rootfs_choice
+from rundctl.engine import (
+    hybrid_rootfs,
+    lower,
+    lower_image_build,
+    lower_image_store,
+    lower_images,
+    overlay_marks,
+    overlay_mount,
+    rootfs_choice,
+)
 from rundctl.engine.lower_images import Image
 from rundctl.engine.overlay_mount import Overlay
 from rundctl.engine.settings import Settings
@@ -57,7 +67,7 @@ def background(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def image(monkeypatch: pytest.MonkeyPatch) -> Image:
     """The one that is there, whatever is asked for."""
     found = Image("key", "/images/key/image", 50 * MIB)
-    monkeypatch.setattr(lower_images, "find", lambda *_: found)
+    monkeypatch.setattr(lower_images, "find_open", lambda *_: found)
     return found
 
 
@@ -69,7 +79,8 @@ def _layer(directory: Path) -> str:
 
 
 def _choose(bundle: Bundle, settings: Settings, able: frozenset[str] = ABLE) -> lower.Lower:
-    return rootfs_choice.choose(bundle, settings, 128, lambda: able)
+    with ExitStack() as undo:
+        return rootfs_choice.choose(undo, bundle, settings, 128, lambda: able)
 
 
 def test_a_directory_may_change_and_is_shared_live(tmp_path: Path, settings: Settings, image: Image) -> None:
@@ -213,6 +224,53 @@ def test_an_upper_that_the_guest_would_misread_stays_live(
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "on"),
+    [
+        ("opaque", b"y", "directory"),
+        ("opaque", b"x", "directory/deeper"),
+        ("redirect", b"/from", "directory/deeper"),
+        ("metacopy", b"", "directory/file"),
+        ("whiteout", b"y", "directory/file"),
+        ("of_next_year", b"y", ""),
+    ],
+)
+@pytest.mark.usefixtures("image")
+def test_an_upper_with_marks_stays_live(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str, value: bytes, on: str
+) -> None:
+    upper = tmp_path / "upper"
+    (upper / "directory/deeper").mkdir(parents=True)
+    (upper / "directory/file").touch()
+    os.mknod(upper / "whiteout", stat.S_IFCHR, 0)
+    (upper / "link").symlink_to("nowhere")
+    for harmless in ("origin", "impure", "nlink", "upper", "uuid"):
+        os.setxattr(upper / "directory/file", f"trusted.overlay.{harmless}", b"y")
+    os.setxattr(upper / "directory/file", "user.overlay.opaque", b"y")
+    overlay = Overlay((_layer(tmp_path),), str(upper), None, ())
+    monkeypatch.setattr(overlay_mount, "of_rootfs", lambda _: (overlay, ""))
+    chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
+    assert (chosen.name, chosen.live) == ("erofs", str(upper))
+    os.setxattr(upper / on, f"trusted.overlay.{name}", value)
+    with pytest.raises(HostError, match=f"changed while its VM started: .*overlay.{name}"):
+        rootfs_choice.check_live(chosen)
+    chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
+    assert (chosen.name, chosen.path, chosen.live) == ("9p", str(tmp_path / "rootfs"), "")
+    assert f"trusted.overlay.{name} on {upper / on}" in chosen.reason
+    with pytest.raises(ConfigError, match=rf"rootfs\.lower: erofs: .*trusted\.overlay\.{name}"):
+        _choose(_bundle(tmp_path / "rootfs", lower="erofs"), settings)
+    assert _choose(_bundle(tmp_path / "rootfs", lower="blk"), settings).image is None
+
+
+def test_an_upper_of_too_much_to_be_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlay_marks, "ENTRIES_MAX", 3)
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+    assert overlay_marks.unseen(str(tmp_path)) == ""
+    (tmp_path / "0/more").touch()
+    assert "more than 3 entries" in overlay_marks.unseen(str(tmp_path))
+
+
+@pytest.mark.parametrize(
     ("layer", "known"),
     [
         ("/var/lib/containers/storage/overlay/0a1b/diff", True),
@@ -239,15 +297,28 @@ def test_an_overlay_over_somebody_s_directory_may_change(
     assert "may change" in chosen.reason
 
 
-def test_an_open_image_counts_as_in_use(tmp_path: Path) -> None:
-    path = tmp_path / "image"
-    path.write_bytes(b"")
-    fd = lower.erofs(Image("key", str(path), 0), 128).open()
-    try:
-        with path.open("rb") as other, pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    finally:
-        os.close(fd)
+def test_an_image_is_in_use_from_the_choice_on(tmp_path: Path, settings: Settings) -> None:
+    """A template may be built before QEMU starts; who removes the image meanwhile takes nothing from this start."""
+    bundle = _bundle(tmp_path / "rootfs", lower="erofs", immutable="1")
+    with ExitStack() as undo:
+        chosen = rootfs_choice.choose(undo, bundle, settings, 128, lambda: ABLE)
+        assert [entry.in_use for entry in lower_image_store.entries(settings.home)] == [True]
+        lower_image_store.prune(settings.home, everything=True)
+        assert os.fstat(chosen.open(undo)).st_size == 64 * MIB
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(chosen.open(undo))
+
+
+def test_an_image_that_goes_while_it_is_found(
+    tmp_path: Path, settings: Settings, background: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = Image("key", str(tmp_path / "gone"), MIB)
+    monkeypatch.setattr(lower_images, "find", lambda *_: gone)
+    assert _choose(_bundle(tmp_path / "rootfs", immutable="1"), settings).name == "9p"
+    assert len(background) == 1
+    monkeypatch.setattr(lower_image_build, "build", lambda *_, **__: gone)
+    with pytest.raises(HostError, match="removed as soon as it was made"):
+        _choose(_bundle(tmp_path / "rootfs", lower="erofs", immutable="1"), settings)
 
 
 @pytest.fixture

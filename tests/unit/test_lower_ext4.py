@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from rundctl.host import files, loop, process
 from rundctl.host.mount_namespace import mount
 
 from . import lower_tree
-from .lower_rig import MIB, build, corrupt, eventually, names
+from .lower_rig import MIB, build, corrupt, eventually, names, vanish
 from .test_lower_image_builders import builder, children
 
 if TYPE_CHECKING:
@@ -231,11 +231,15 @@ def test_what_vanishes_while_it_is_looked_at_is_one_line(directory: Path, monkey
 
 
 def test_a_disk_of_an_image(home: str, directory: Path) -> None:
-    image = build(home, _content(directory))
-    made = disk.open_copy(lower.blk(image.path, image.size_bytes >> 20, image), "/nowhere", "/nowhere")
-    with open(image.path, "rb") as original:
-        assert files.content_digest(made) == files.content_digest(original.fileno())
-    os.close(made)
+    """Whatever becomes of the image once it is open."""
+    build(home, _content(directory))
+    with ExitStack() as undo:
+        image = lower_images.find_open(undo, home, _content(directory))
+        assert image is not None
+        vanish(Path(image.path).parent)
+        made = disk.open_copy(lower.blk(image.path, image.size_bytes >> 20, image), "/nowhere", "/nowhere")
+        assert files.content_digest(made) == files.content_digest(image.fd)
+        os.close(made)
 
 
 @pytest.mark.usefixtures("private")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,11 +63,10 @@ def test_a_build_makes_room_for_itself(home: str, tmp_path: Path) -> None:
 
 def test_what_a_vm_has_open_stays(home: str, tmp_path: Path) -> None:
     a, b = aged(home, tmp_path, 2)
-    image = lower_images.find(home, a)
-    assert image is not None
-    fd = lower_images.open_image(image)
-    holder = subprocess.Popen(["sleep", "60"], pass_fds=[fd])  # as QEMU inherits it
-    os.close(fd)
+    with ExitStack() as undo:
+        image = lower_images.find_open(undo, home, a)
+        assert image is not None
+        holder = subprocess.Popen(["sleep", "60"], pass_fds=[image.fd])  # as QEMU inherits it
     try:
         os.utime(f"{os.path.dirname(image.path)}/manifest.json", (1, 1))
         assert {entry.key: entry.in_use for entry in lower_image_store.entries(home)} == {a.key: True, b.key: False}
