@@ -18,6 +18,7 @@ class Combination:
 
     name        what annotation and setting call it
     device      that it comes by, `MachineShape.lower`
+    live        what an upper directory of the host comes by that is laid on it, "" without one; it is one more volume
     volumes     what bind mounts come by beside it
     memory      of a clone: "cow" is private over the template's, "copy" a copy that another process can map
     needs       what the guest's kernel must be able to
@@ -26,7 +27,7 @@ class Combination:
     cost        of a clone beside what every one costs
     """
 
-    __slots__ = ("cold", "cost", "device", "memory", "name", "needs", "read_only", "volumes")
+    __slots__ = ("cold", "cost", "device", "live", "memory", "name", "needs", "read_only", "volumes")
 
     def __init__(  # noqa: PLR0913  one argument a column, all by name
         self,
@@ -35,6 +36,7 @@ class Combination:
         *,
         cost: str,
         needs: tuple[str, ...] = (),
+        live: str = "",
         volumes: str = "9p",
         memory: str = "cow",
         read_only: str = "",
@@ -42,6 +44,7 @@ class Combination:
     ) -> None:
         self.name = name
         self.device = device
+        self.live = live
         self.volumes = volumes
         self.memory = memory
         self.needs = frozenset(needs)
@@ -79,6 +82,22 @@ TABLE = (
         cost="what is read is in the guest's cache too",
     ),
     Combination(
+        "erofs",
+        "pmem",
+        needs=("erofs", "pmem", "9p"),
+        live="9p",
+        read_only="is read-only",
+        cost="1/64 of the image's size of the guest's memory, and 1.4 MiB of QEMU's; of the image what is read is in the host's cache alone",
+    ),
+    Combination(
+        "erofs",
+        "blk",
+        needs=("erofs", "pmem", "9p"),
+        live="9p",
+        read_only="is read-only",
+        cost="1.4 MiB of QEMU's memory; what is read is in the guest's cache too",
+    ),
+    Combination(
         "blk",
         "disk",
         read_only="dies with the VM",
@@ -87,12 +106,12 @@ TABLE = (
 )
 
 
-def of(name: str, device: str = "") -> Combination:
-    """The row of a transport; of one that has several, the first, unless the device is named. KeyError if there is none."""
+def of(name: str, device: str = "", *, live: bool = False) -> Combination:
+    """The row of a transport, with an upper directory live on it or without; of several the first, unless the device is named. KeyError if there is none."""
     for row in TABLE:
-        if row.name == name and device in ("", row.device):
+        if row.name == name and device in ("", row.device) and bool(row.live) == live:
             return row
-    raise KeyError(name, device)
+    raise KeyError(name, device, live)
 
 
 def writable() -> list[str]:
@@ -112,8 +131,10 @@ def table() -> str:
 
 def _line(row: Combination, volumes: str) -> str:
     kernels = ", ".join(name for name, able in KERNELS.items() if not row.missing(able))
-    as_root = _AS_ROOT in (row.name, volumes)
-    cost = f"the same, and {_COST_OF_VOLUMES[volumes]}" if volumes in _COST_OF_VOLUMES else row.cost
+    as_root = _AS_ROOT in (row.name, row.live, volumes)
+    cost = row.cost
+    if volumes in _COST_OF_VOLUMES:
+        cost = "the same" if row.live else f"the same, and {_COST_OF_VOLUMES[volumes]}"
     cells = (
         _title(row),
         volumes,
@@ -129,7 +150,8 @@ def _line(row: Combination, volumes: str) -> str:
 
 def _title(row: Combination) -> str:
     several = sum(other.name == row.name for other in TABLE) > 1
-    return f"{row.name} ({row.device})" if several else row.name
+    title = f"{row.name} ({row.device})" if several else row.name
+    return f"{title}, on it an upper directory by {row.live}" if row.live else title
 
 
 def _yes(yes: bool) -> str:  # noqa: FBT001  a cell of the table

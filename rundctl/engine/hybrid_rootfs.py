@@ -77,7 +77,7 @@ def guest_ops(lower: Lower, *, volumes: bool = False, live: str = "") -> list[op
     made = [lower.mount]
     if volumes:
         # No cache but for mmap: the host, and other containers, write there too.
-        by = combinations.of(lower.name).volumes
+        by = combinations.of(lower.name, live=bool(live)).volumes
         made.append(ops.mount(qemu.VOLUMES_TAG, VOLUMES, by, 0, f"{lowers.NINE_P},cache=mmap" if by == "9p" else ""))
     if lower.persistent or lower.is_disk:
         return made

@@ -75,7 +75,7 @@ class _Choice:
 
     def auto(self) -> Lower:
         content, live, reason = _content(self._bundle)
-        reason = reason or self._lacking("erofs")
+        reason = reason or self._lacking("erofs", live)
         if content is None or reason:
             return self.nine_p(reason)
         image = lower_images.find_open(self._undo, self._settings.home, content)
@@ -96,7 +96,7 @@ class _Choice:
         if content is None:
             declare = f"auto has another transport for it; {options.IMMUTABLE} declares a rootfs that does not change"
             raise self._refused("erofs", reason, lower.MOUNTS_HINT if self._bundle.options.immutable else declare)
-        self._need_kernel("erofs")
+        self._need_kernel("erofs", live)
         return self._on_image(self._find_or_build(content), live)
 
     def blk(self) -> Lower:
@@ -144,12 +144,12 @@ class _Choice:
             raise HostError(f"image {content.key} of {content}: removed as soon as it was made", hint="try again")
         return found
 
-    def _lacking(self, name: str) -> str:
-        missing = combinations.of(name).missing(self._able())
+    def _lacking(self, name: str, live: str = "") -> str:
+        missing = combinations.of(name, live=bool(live)).missing(self._able())
         return f"the guest's kernel has no {' and no '.join(missing)}" if missing else ""
 
-    def _need_kernel(self, name: str) -> None:
-        reason = self._lacking(name)
+    def _need_kernel(self, name: str, live: str = "") -> None:
+        reason = self._lacking(name, live)
         if reason:
             raise self._refused(name, reason, "rundctl kernel build makes one that has")
 

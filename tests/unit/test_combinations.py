@@ -29,7 +29,7 @@ def test_a_document_without_a_place_for_it() -> None:
 
 def test_each_transport_that_can_be_asked_for_has_its_rows_and_no_other() -> None:
     assert {row.name for row in TABLE} == set(options.LOWERS) - {"auto"}
-    assert len({(row.name, row.device) for row in TABLE}) == len(TABLE)
+    assert len({_of(row) for row in TABLE}) == len(TABLE)
 
 
 def test_each_way_a_rootfs_can_come_is_a_row() -> None:
@@ -43,20 +43,29 @@ def test_each_way_a_rootfs_can_come_is_a_row() -> None:
         lower.erofs(image, 8192),
     ]
     made += [lower.blk("/", 64), lower.blk("/", 64, image)]
+    for memory_mib in (64, 8192):
+        made.append(lower.erofs(image, memory_mib))
+        made[-1].live = "/upper"
     for each in made:
-        assert not (each.persistent and combinations.of(each.name, each.device).read_only)
-    assert {(each.name, each.device) for each in made} == {(row.name, row.device) for row in TABLE}
+        assert not (each.persistent and combinations.of(each.name, each.device, live=bool(each.live)).read_only)
+    assert {(each.name, each.device, bool(each.live)) for each in made} == {_of(row) for row in TABLE}
+
+
+def _of(row: combinations.Combination) -> tuple[str, str, bool]:
+    return row.name, row.device, bool(row.live)
 
 
 def test_words_of_the_table_are_known() -> None:
     for row in TABLE:
         assert row.memory in ("cow", "copy")
         assert row.volumes in ("9p", "virtiofs")
+        assert row.live in ("", row.volumes), "an upper directory is one more volume"
+        assert row.live in ("", *row.needs)
         assert row.needs <= KERNELS["lean"], "the recommended kernel can do all"
     assert combinations.writable() == ["9p", "virtiofs"]
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.name}-{row.device}")
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.name}-{row.device}-{row.live}")
 def test_memory_is_what_a_machine_with_that_device_has(row: combinations.Combination) -> None:
     shape = MachineShape(
         qemu="", qemu_version=(7, 2), machine="", accelerator=Accelerator.TCG, memory_mib=128, vcpus=1, upper_mib=64,
@@ -69,7 +78,7 @@ def test_what_needs_9p_needs_root() -> None:
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in combinations.table().splitlines()[2:]]
     assert len(cells) == 2 * len(TABLE)
     for rootfs, volumes, *_, unprivileged, _, _ in cells:
-        assert (unprivileged == "no") == ("9p" in (rootfs, volumes))
+        assert (unprivileged == "no") == ("9p" in f"{rootfs} {volumes}")
 
 
 def test_no_such_transport() -> None:

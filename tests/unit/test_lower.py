@@ -164,6 +164,7 @@ def test_an_overlay_s_own_upper_is_stacked_on_the_image(
     assert (chosen.name, chosen.live) == ("erofs", "/containers/1/diff")
     *_, joined = hybrid_rootfs.guest_ops(chosen, volumes=True, live="/volumes/2")
     assert str(joined.arguments[4]).startswith("lowerdir=/volumes/2:/lower,")
+    assert "no 9p" in _choose(_bundle(tmp_path / "rootfs"), settings, ABLE - {"9p"}).reason
 
 
 def test_a_kernel_that_cannot_is_told(tmp_path: Path, settings: Settings, image: Image) -> None:
