@@ -24,6 +24,7 @@ LONGEST_NAME: Final = 254  # mkfs.erofs takes no more; test_rootfs_errors.py has
 GIB: Final = 1 << 30
 LOWER: Final = b"lower\n"
 _MTIME_NS: Final = 1_234_567_890_123_456_789
+_LARGEST: Final = "sparse/5GiB"
 _LARGE: Final = 64 << 20  # as in rootfs_manifest.c
 
 # linux/capability.h: a version 2 vfs_cap_data, effective, with CAP_CHOWN permitted
@@ -132,12 +133,16 @@ def _contents(make: _Maker) -> None:
     make.file("contents/pattern", pattern(PATTERN_SIZE))
     make.sparse("sparse/holes", 3 << 20, {1 << 20: b"data", (2 << 20) + 5: b"more"})
     make.sparse("sparse/only-a-hole", 1 << 20, {})
-    make.sparse("sparse/5GiB", 5 * GIB, {5 * GIB - 8: b"the end\n"})
+    _largest(make)
     for index in range(BIG_DIRECTORY):
         with open(make.root + b"/big/entry-%05d" % index if index else make.path("big/entry-00000"), "wb"):
             pass
     for name in "abcdefgh":
         make.file(f"concurrent/{name}")
+
+
+def _largest(make: _Maker) -> None:
+    make.sparse(_LARGEST, 5 * GIB, {5 * GIB - 8: b"the end\n"})
 
 
 def _links(make: _Maker, outside: Path) -> None:
@@ -279,6 +284,37 @@ def _for_changes(make: _Maker) -> None:
         "isolation/theirs-to-delete",
     ):
         make.file(name)
+    for name in ("deleted", "deleted-directory/inside", "changed", "appended", "kept", "renamed", "directory/inside"):
+        make.file(f"layers/{name}", pattern(PATTERN_SIZE), 0o640, (1001, 1002), user_old=b"old", trusted_old=b"old")
+
+
+def make_layer(root: Path, probe: Path, outside: Path) -> None:
+    """The same without its largest file, so that an image is made in a second."""
+    make(root, probe, outside)
+    (root / "t" / _LARGEST).unlink()
+
+
+def into_upper(merged: Path) -> None:
+    """Complete and change such a layer where it is mounted below an upper directory: by nothing of what needs overlayfs's marks."""
+    make = _Maker(merged / "t")
+    _largest(make)
+    layers = merged / "t/layers"
+    (layers / "deleted").unlink()
+    shutil.rmtree(layers / "deleted-directory")
+    make.file("layers/changed", b"changed\n", 0o4755, (70000, 70001), user_new=b"new", trusted_new=b"new")
+    with open(layers / "appended", "ab") as file:
+        file.write(b"more\n")
+    (layers / "renamed").rename(layers / "renamed-to")
+    make.directory("layers/directory", 0o2770, (3, 3000))
+    make.file("layers/new/capable", security_capability=_CAP_CHOWN)
+    make.file("layers/new/acl", LOWER, 0o600, system_posix_acl_access=_ACL_5000)
+    os.setxattr(make.directory("layers/new/deeper", 0o770), "system.posix_acl_default", _ACL_DEFAULT)
+    make.file(b"layers/new/deeper/\xff\n", b"odd\n")
+    make.symlink("../nowhere", "layers/new/link")
+    os.link(make.file("layers/new/one"), make.path("layers/new/another"))
+    os.mkfifo(make.path("layers/new/fifo"))
+    os.mknod(make.path("layers/new/device"), stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    os.utime(make.file("layers/new/times"), ns=(0, _MTIME_NS))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from .conftest import RUNDCTL, Cli, JsonDict, eventually
 
 RUNC = "runc"
 VOLUME_TRANSPORTS = ("9p", "virtiofs")
+LAYERS = "layers"  # an engine's overlay mount: by its image, and on that what its upper directory has
+RUNC_ON_LAYERS = "runc on layers"
 OF_IMAGES = ("erofs", "blk")  # transports of what is declared not to change
 ON_PMEM = " on pmem"
 MEMORY_FOR_PMEM = (
@@ -50,7 +52,7 @@ class Rundctl:
     def prepare(self, name: str, config: JsonDict, stack: ExitStack) -> None:
         """Give a container its root; ``stack`` takes it away."""
         config["root"] = {"path": str(self.rootfs), "readonly": False}
-        config["annotations"] = {options.LOWER: self.transport.removesuffix(ON_PMEM)}
+        config["annotations"] = {options.LOWER: self.transport.removesuffix(ON_PMEM).replace(LAYERS, "erofs")}
         if self.transport.endswith(ON_PMEM):
             config["linux"]["resources"] = {"memory": {"limit": MEMORY_FOR_PMEM}}
         if self.transport.removesuffix(ON_PMEM) in OF_IMAGES:
@@ -64,10 +66,10 @@ class Rundctl:
 
 
 class Runc:
-    """runc over an overlay mount a container, as podman makes it."""
+    """runc over an overlay mount a container, as podman makes it; ``layers``: what lies below, topmost first."""
 
-    def __init__(self, rootfs: Path, directory: Path) -> None:
-        self.rootfs = rootfs
+    def __init__(self, layers: Sequence[Path], directory: Path) -> None:
+        self.layers = layers
         self.directory = directory
 
     def prepare(self, name: str, config: JsonDict, stack: ExitStack) -> None:
@@ -75,7 +77,8 @@ class Runc:
         for part in ("upper", "work", "merged"):
             (place / part).mkdir()
         # The options are those of the guest's overlay.
-        directories = f"lowerdir={self.rootfs},upperdir={place}/upper,workdir={place}/work"
+        lowers = ":".join(map(str, self.layers))
+        directories = f"lowerdir={lowers},upperdir={place}/upper,workdir={place}/work"
         data = f"{directories},redirect_dir=on,index=off,metacopy=off"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", data, place / "merged"], check=True)
         stack.callback(subprocess.run, ["umount", place / "merged"], check=True)
@@ -96,9 +99,9 @@ class Runc:
 Runtime = Rundctl | Runc
 
 
-def runtime_of(container: str, rootfs: Path, directory: Path) -> Runtime:
-    """``container``: a transport, or RUNC."""
-    return Runc(rootfs, directory) if container == RUNC else Rundctl(container, rootfs, directory)
+def runtime_of(container: str, rootfs: Path, directory: Path, layers: Sequence[Path] = ()) -> Runtime:
+    """``container``: a transport, or runc; ``layers``: those that ``rootfs`` is mounted over, if it is an overlay."""
+    return Runc(layers or (rootfs,), directory) if container.startswith(RUNC) else Rundctl(container, rootfs, directory)
 
 
 def nothing_is_left(directory: Path) -> None:

@@ -19,17 +19,17 @@ import pytest
 from . import rootfs_data
 from .conftest import JsonDict
 from .rootfs_data import Entry
-from .runtimes import DEADLINE_S, RUNC, Runtime, nothing_is_left, running, runtime_of
+from .runtimes import DEADLINE_S, LAYERS, RUNC, RUNC_ON_LAYERS, Runtime, nothing_is_left, running, runtime_of
 
 pytestmark = pytest.mark.vm
-TRANSPORTS = ("9p", "virtiofs", "erofs", "erofs on pmem", "blk")
+TRANSPORTS = ("9p", "virtiofs", "erofs", "erofs on pmem", LAYERS, "blk")
 WITHOUT_OVERLAY = ("blk",)
 SOURCES = [Path(__file__).with_name(f"rootfs_{part}.c") for part in ("probe", "manifest", "lower", "overlay", "upper")]
 CHECKS = [name for source in SOURCES for name in re.findall(r'\{"(\w+)", \w+\}', source.read_text())]
 ATTRIBUTES = [field.name for field in fields(Entry) if field.name not in ("inode", "d_inode", "device")]
 OF_NO_MEANING_FOR_DIRECTORIES = ("links", "size")  # each file system counts them in its own way
 
-# Attributes a transport carries, by the start of their names; of all others, none may be seen.
+# Attributes a transport carries, by the start of their names; of all others, none may be seen. What an upper directory has comes by 9p.
 XATTRS = {"9p": ("user.", "system.posix_acl_"), "virtiofs": ("user.", "system.posix_acl_", "security.")}
 _9P_XATTRS = "QEMU's 9p server passes user.* and POSIX ACLs, and refuses all others (hw/9pfs/9p-xattr.c)"
 _NO_TRUSTED = (
@@ -71,10 +71,14 @@ DIFFERENCES: dict[tuple[str, str], Difference] = {
     ("9p", "chmod_keeps_a_capability"): Difference("size == 20", _9P_XATTRS),
     ("9p", "writing_drops_a_capability"): Difference("Operation not supported", _9P_XATTRS),
     **{
-        (name, "appended_after_a_hole"): Difference("st_blocks", _NO_HOLES) for name in ("9p", "erofs", "erofs on pmem")
+        (name, "appended_after_a_hole"): Difference("st_blocks", _NO_HOLES)
+        for name in ("9p", "erofs", "erofs on pmem", LAYERS)
     },
     ("virtiofs", "trusted_xattrs_are_copied_up"): Difference("No data available", _NO_TRUSTED),
     ("blk", "statfs_is_plausible"): Difference("f_type == OVERLAYFS_SUPER_MAGIC", "there is no overlay: it is ext4"),
+    (LAYERS, "one_device"): Difference(
+        "3 devices", f"image, upper directory and the container's own: {_2_FILE_SYSTEMS}"
+    ),
     (VMS, "one_device"): Difference("2 devices", _2_FILE_SYSTEMS),
     (VMS, "d_ino"): Difference("differ", _2_FILE_SYSTEMS),
 }
@@ -94,6 +98,27 @@ class View:
     checks: dict[str, str]
     exit_codes: tuple[int, int]
     changes_on_host: set[bytes]
+    tree: Tree
+
+    def of_upper(self, path: str) -> bool:
+        """Whether an entry comes of the upper directory, which is 9p's business."""
+        return self.container == LAYERS and path in self.tree.in_upper
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A rootfs on the host; with ``layers``, topmost first, it is an overlay mounted over them, and ``in_upper`` are the paths that the topmost has."""
+
+    rootfs: Path
+    layers: tuple[Path, ...] = ()
+    in_upper: frozenset[str] = frozenset()
+
+    def fingerprint(self) -> dict[bytes, tuple[object, ...]]:
+        """Of all that must not be changed."""
+        found: dict[bytes, tuple[object, ...]] = {}
+        for place in (self.rootfs, *self.layers):
+            found |= rootfs_data.fingerprint(place)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +130,32 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tree(probe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The rootfs of all containers here, and beside it a file that a link in it must not lead to."""
+def tree(probe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
+    """The rootfs of all containers here but those on layers, and beside it a file that a link in it must not lead to."""
     directory = tmp_path_factory.mktemp("contract")
     (directory / "outside").write_text("outside\n")
     rootfs_data.make(directory / "rootfs", probe, directory / "outside")
-    yield directory / "rootfs"
+    yield Tree(directory / "rootfs")
     shutil.rmtree(directory / "rootfs")  # 12,000 files are not worth keeping
+
+
+@pytest.fixture(scope="module")
+def layered(probe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
+    """The same as an engine's layer, and changes of it in an upper directory."""
+    directory = tmp_path_factory.mktemp("layers")
+    (directory / "outside").write_text("outside\n")
+    layer, upper, work, merged = (
+        directory / name for name in ("overlay/1/diff", "overlay/2/diff", "overlay/2/work", "merged")
+    )
+    rootfs_data.make_layer(layer, probe, directory / "outside")
+    for made in (upper, work, merged):
+        made.mkdir(parents=True)
+    data = f"lowerdir={layer},upperdir={upper},workdir={work}"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", data, merged], check=True)
+    rootfs_data.into_upper(merged)
+    yield Tree(merged, (upper, layer), frozenset(rootfs_data.read(upper)))
+    subprocess.run(["umount", merged], check=True)
+    shutil.rmtree(directory / "overlay")
 
 
 def _lines_until(run: subprocess.Popen[bytes], last: str) -> list[str]:
@@ -131,9 +175,9 @@ def _version(line: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", line)[:2]))
 
 
-def _look(runtime: Runtime, container: str, tree: Path) -> View:
+def _look(runtime: Runtime, container: str, tree: Tree) -> View:
     """Run both containers, and compare the host's tree before and after."""
-    host, before = rootfs_data.read(tree), rootfs_data.fingerprint(tree)
+    host, before = rootfs_data.read(tree.rootfs), tree.fingerprint()
     with running(runtime, "first", ["/probe", "contract"]) as run:
         told = _lines_until(run, "waiting")
         script = "/probe manifest /t && /probe spoil"
@@ -144,7 +188,7 @@ def _look(runtime: Runtime, container: str, tree: Path) -> View:
         run.stdin.close()
         told += _lines_until(run, "")
         code = run.wait(DEADLINE_S)
-    after = rootfs_data.fingerprint(tree)
+    after = tree.fingerprint()
     answers = [line.removeprefix("check ").partition(" ") for line in told if line.startswith("check ")]
     return View(
         container=container,
@@ -155,14 +199,16 @@ def _look(runtime: Runtime, container: str, tree: Path) -> View:
         checks={name: said for name, _, said in answers},
         exit_codes=(code, other_code),
         changes_on_host={path for path in before.keys() | after.keys() if before.get(path) != after.get(path)},
+        tree=tree,
     )
 
 
-@pytest.fixture(scope="module", params=(*TRANSPORTS, RUNC))
-def view(request: pytest.FixtureRequest, template: str, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> View:
+@pytest.fixture(scope="module", params=(*TRANSPORTS, RUNC, RUNC_ON_LAYERS))
+def view(request: pytest.FixtureRequest, template: str, tmp_path_factory: pytest.TempPathFactory) -> View:
     """What was seen with one transport, or by runc. Nothing of the containers is left."""
     directory = tmp_path_factory.mktemp(request.param)
-    runtime = runtime_of(request.param, tree, directory)
+    tree: Tree = request.getfixturevalue("layered" if LAYERS in request.param else "tree")
+    runtime = runtime_of(request.param, tree.rootfs, directory, tree.layers)
     seen = _look(runtime, request.param, tree)
     nothing_is_left(directory)
     return seen
@@ -185,7 +231,7 @@ def _expect(view: View, name: str, said: str) -> None:
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_check(view: View, name: str) -> None:
-    if view.container != RUNC or name not in NOT_BY_RUNC:
+    if view.container in TRANSPORTS or name not in NOT_BY_RUNC:
         _expect(view, name, view.checks.get(name, "was not made"))
 
 
@@ -200,24 +246,26 @@ def test_each_path_is_seen_and_no_other(view: View) -> None:
     assert view.first.keys() == view.host.keys()
 
 
-def _right(container: str, name: str, seen: Entry, host: Entry) -> bool:
+def _right(transport: str, name: str, seen: Entry, host: Entry) -> bool:
     """Whether an attribute is seen as it has to be."""
     if name == "xattrs":
-        return seen.xattrs == tuple(pair for pair in host.xattrs if pair.startswith(XATTRS.get(container, ("",))))
+        return seen.xattrs == tuple(pair for pair in host.xattrs if pair.startswith(XATTRS.get(transport, ("",))))
     if host.kind == "d" and name in OF_NO_MEANING_FOR_DIRECTORIES:
         return True
     return bool(getattr(seen, name) == getattr(host, name))
 
 
-def _differing(container: str, name: str, seen: dict[str, Entry], host: dict[str, Entry]) -> JsonDict:
-    wrong = [path for path in host if path not in seen or not _right(container, name, seen[path], host[path])]
+def _differing(view: View, name: str, seen: dict[str, Entry]) -> JsonDict:
+    host = view.host
+    by = {path: "9p" if view.of_upper(path) else view.container for path in host}
+    wrong = [path for path in host if path not in seen or not _right(by[path], name, seen[path], host[path])]
     return {path: (getattr(seen.get(path), name, "not seen"), getattr(host[path], name)) for path in wrong}
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
 def test_attribute(view: View, name: str) -> None:
     assert len({getattr(entry, name) for entry in view.host.values()}) > 2  # there is something to see
-    assert _differing(view.container, name, view.first, view.host) == {}
+    assert _differing(view, name, view.first) == {}
 
 
 def test_hard_links_are_one_inode(view: View) -> None:
@@ -241,9 +289,9 @@ def test_readdir_and_stat_tell_the_same_inode(view: View) -> None:
 def test_another_container_sees_the_tree_as_it_was(view: View, name: str) -> None:
     """While the first has changed it."""
     assert view.second.keys() == view.host.keys()
-    assert _differing(view.container, name, view.second, view.host) == {}
+    assert _differing(view, name, view.second) == {}
 
 
-def test_the_lower_is_never_changed(view: View, tree: Path) -> None:
+def test_the_lower_is_never_changed(view: View) -> None:
     assert view.changes_on_host == set()
-    assert rootfs_data.read(tree) == view.host
+    assert rootfs_data.read(view.tree.rootfs) == view.host
