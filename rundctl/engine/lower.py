@@ -34,11 +34,12 @@ _PAGE_STRUCTS_MAX_PERCENT = 4
 class Lower:
     """A shared layer: its transport's name, the host path behind it, what the template must have for it, the guest's operations.
 
-    ``device`` and ``mib`` are those of `MachineShape`. ``live``: a host directory that is stacked upon an image, "" without.
+    ``device`` and ``mib`` are those of `MachineShape`. ``live``: a host directory that is stacked upon an image, "" without; ``below``: those the
+    image was made of.
     ``persistent``: it is the whole root file system, and is written to.
     """
 
-    __slots__ = ("device", "image", "live", "mib", "mount", "name", "path", "persistent", "reason")
+    __slots__ = ("below", "device", "image", "live", "mib", "mount", "name", "path", "persistent", "reason")
 
     def __init__(self, name: str, path: str, device: str, mib: int, mount: ops.Op) -> None:
         self.name = name
@@ -47,6 +48,7 @@ class Lower:
         self.mib = mib
         self.mount = mount
         self.live = ""
+        self.below: tuple[str, ...] = ()
         self.image: Image | None = None
         self.persistent = False
         self.reason = ""

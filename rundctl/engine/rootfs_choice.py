@@ -52,7 +52,7 @@ def check_live(chosen: Lower) -> None:
 
     HostError if the guest would now misread the directory that is live.
     """
-    unseen = overlay_marks.unseen(chosen.live) if chosen.live else ""
+    unseen = overlay_marks.unseen(chosen.live, chosen.below) if chosen.live else ""
     if unseen:
         raise HostError(
             f"the rootfs was changed while its VM started: {unseen}", hint="the next start takes that into account"
@@ -81,7 +81,7 @@ class _Choice:
         image = lower_images.find_open(self._undo, self._settings.home, content)
         if image is None:
             return self.nine_p(lower_images.start_background(self._settings, content))
-        return self._on_image(image, live)
+        return self._on_image(image, content, live)
 
     def nine_p(self, reason: str = "asked for") -> Lower:
         return _because(lower.nine_p(self._bundle.rootfs), reason)
@@ -97,7 +97,7 @@ class _Choice:
             declare = f"auto has another transport for it; {options.IMMUTABLE} declares a rootfs that does not change"
             raise self._refused("erofs", reason, lower.MOUNTS_HINT if self._bundle.options.immutable else declare)
         self._need_kernel("erofs", live)
-        return self._on_image(self._find_or_build(content), live)
+        return self._on_image(self._find_or_build(content), content, live)
 
     def blk(self) -> Lower:
         """A disk of the container's own: of the content's image, for which it waits; of what may change, a copy as it is now."""
@@ -127,9 +127,9 @@ class _Choice:
             self._need_virtiofs()
         return _because(lower.persistent(self._bundle.rootfs, asked), "persistent")
 
-    def _on_image(self, image: Image, live: str) -> Lower:
+    def _on_image(self, image: Image, content: Content, live: str) -> Lower:
         chosen = _because(lower.erofs(image, self._memory_mib), f"image {image.key}")
-        chosen.live = live
+        chosen.live, chosen.below = live, content.directories
         return chosen
 
     def _find_or_build(self, content: Content) -> Image:
@@ -189,7 +189,7 @@ def _unfit(overlay: Overlay) -> str:
     unread = [option for option in overlay.merging if option.partition("=")[0] in _NOT_IN_THE_GUEST]
     if unread:
         return f"its upper directory is read by {', '.join(unread)}, which the guest's overlay is not"
-    return overlay_marks.unseen(overlay.upper)
+    return overlay_marks.unseen(overlay.upper, overlay.lowers)
 
 
 def _because(chosen: Lower, reason: str) -> Lower:

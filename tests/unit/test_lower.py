@@ -252,6 +252,7 @@ def test_an_upper_with_marks_stays_live(
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
     assert (chosen.name, chosen.live) == ("erofs", str(upper))
     os.setxattr(upper / on, f"trusted.overlay.{name}", value)
+    os.mkdir(f"{overlay.lowers[0]}/directory")
     with pytest.raises(HostError, match=f"changed while its VM started: .*overlay.{name}"):
         rootfs_choice.check_live(chosen)
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
@@ -264,11 +265,28 @@ def test_an_upper_with_marks_stays_live(
 
 def test_an_upper_of_too_much_to_be_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlay_marks, "ENTRIES_MAX", 3)
-    for number in range(3):
+    for number in range(2):
         (tmp_path / str(number)).mkdir()
-    assert overlay_marks.unseen(str(tmp_path)) == ""
+    assert overlay_marks.unseen(str(tmp_path), ()) == ""
     (tmp_path / "0/more").touch()
-    assert "more than 3 entries" in overlay_marks.unseen(str(tmp_path))
+    assert "too many entries" in overlay_marks.unseen(str(tmp_path), ())
+
+
+@pytest.mark.usefixtures("private")
+def test_a_directory_that_is_only_new_has_no_mark_that_matters(tmp_path: Path) -> None:
+    """As the host's overlayfs marks it; and one that was there before."""
+    layer, upper, work, merged = (tmp_path / name for name in ("layer", "upper", "work", "merged"))
+    for made in (layer / "old", upper, work, merged):
+        made.mkdir(parents=True)
+    mount("overlay", str(merged), "overlay", 0, f"lowerdir={layer},upperdir={upper},workdir={work},redirect_dir=on")
+    (merged / "new/deeper").mkdir(parents=True)
+    assert os.getxattr(upper / "new", "trusted.overlay.opaque") == b"y"
+    assert overlay_marks.unseen(str(upper), (str(layer),)) == ""
+    (merged / "new").rename(merged / "renamed")
+    assert overlay_marks.unseen(str(upper), (str(layer),)) == ""
+    (merged / "old").rmdir()
+    (merged / "old").mkdir()
+    assert f"trusted.overlay.opaque on {upper}/old" in overlay_marks.unseen(str(upper), (str(layer),))
 
 
 @pytest.mark.parametrize(
