@@ -20,6 +20,7 @@ from rundctl.engine import (
     vm,
     volumes,
 )
+from rundctl.engine.lower import DIRECTORY as LOWER_DIRECTORY
 from rundctl.engine.shim_command import ShimCommand
 from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError, words
 from rundctl.guest import wire
@@ -383,7 +384,9 @@ def _check(result: wire.Result, sent: Plan, what: str) -> None:
             f"unable to start container process: {op.describe()}: {_find_words(str(op.arguments[0]), result.error)}"
         )
     detail = f" ({result.detail})" if result.detail else ""
-    raise ConfigError(f"{what}: {op.describe()}: {words}{detail}")
+    is_image = op.opcode is Opcode.MOUNT and op.arguments[1:3] == (LOWER_DIRECTORY, "erofs")
+    hint = "rundctl image verify removes damaged images" if is_image else ""
+    raise ConfigError(f"{what}: {op.describe()}: {words}{detail}", hint=hint)
 
 
 def _find_words(argv0: str, error: int) -> str:

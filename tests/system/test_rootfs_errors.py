@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import stat
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from rundctl.engine import lower_images, settings, template_store
 from rundctl.oci import options
 
 from . import rootfs_data
@@ -199,6 +201,42 @@ def test_a_mount_inside_later_than_the_image(cli: Cli, bundle, image: Path, lowe
         assert done.stdout == b"file\n"
         assert f"rootfs by 9p (9p): something is mounted inside of it, at {inside}" in done.stderr.decode()
     assert cli("run", "--bundle", on(lower), "e").stdout == b""
+
+
+@pytest.mark.parametrize("lower", ["erofs"], indirect=True)
+@pytest.mark.parametrize(
+    "damage", [lambda path: os.truncate(path, 8192), Path.unlink, lambda path: path.write_bytes(b"")]
+)
+def test_a_damaged_image_is_made_anew(cli: Cli, on, image: Path, lower: str, damage: Callable[[Path], None]) -> None:
+    """Before a guest has it; of blk: test_blk.py."""
+    where = on(image, "/bin/cat", "/etc/group")
+    expected = cli("run", "--bundle", str(where), "e").stdout
+    found = lower_images.find(settings.load().home, lower_images.Content.of_directory(str(image), str(image)))
+    assert found
+    damage(Path(found.path))
+    assert cli("run", "--bundle", str(where), "e").stdout == expected
+    assert os.stat(found.path).st_size == found.size_bytes
+
+
+@pytest.mark.parametrize("lower", ["erofs"], indirect=True)
+def test_an_image_whose_disk_has_rotted(cli: Cli, on, image: Path, lower: str) -> None:
+    """What a start does not look for: the guest cannot mount it, and one line says what finds and mends it."""
+    where = on(image, "/bin/true")
+    cli("run", "--bundle", str(where), "e")
+    found = lower_images.find(settings.load().home, lower_images.Content.of_directory(str(image), str(image)))
+    assert found
+    with open(found.path, "r+b") as file:
+        file.write(bytes(4096))
+    manifest = Path(found.path).with_name(template_store.MANIFEST)
+    facts = json.loads(manifest.read_text())
+    facts["files"]["image"]["identity"] = template_store.file_identity(found.path)
+    manifest.write_text(json.dumps(facts))
+    done = cli("run", "--bundle", str(where), "e", code=1)
+    assert done.stderr.decode().count("\n") == 1
+    assert b"mount erofs on /lower: invalid argument" in done.stderr
+    assert b"rundctl image verify" in done.stderr
+    assert found.key in cli("image", "verify", code=1).stdout.decode().split()
+    cli("run", "--bundle", str(where), "e")
 
 
 def test_a_root_that_disappears_before_start(cli: Cli, on, image: Path) -> None:
