@@ -72,6 +72,17 @@ static void describe_end(char *detail, size_t size, const char *name, int status
 		(void)snprintf(detail, size, "%s exited with status %d", name, WEXITSTATUS(status));
 }
 
+/* What QEMU maps are files of the host's. */
+static void describe_end_of_qemu(char *detail, size_t size, int status)
+{
+	describe_end(detail, size, "qemu", status);
+	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS)
+		(void)snprintf(detail, size,
+			       "qemu was killed by signal %d: a file that it maps, the rootfs' image or the template's memory, was cut short or "
+			       "could not be read; see rundctl image verify",
+			       SIGBUS);
+}
+
 static bool ran_out_of_memory(const struct shim *shim)
 {
 	return oom_kills(shim->options->oom_events) > shim->oom_kills;
@@ -106,12 +117,12 @@ static void helper_ended(struct shim *shim, struct helper *helper, int status)
 static void qemu_ended(struct shim *shim, int status)
 {
 	bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-	char detail[64];
+	char detail[sizeof(shim->ending.detail)];
 
 	shim->qemu = 0;
 	while (shim->agent.fd >= 0 && read_agent(shim, READS_PER_TURN) == CONN_READ)
 		;
-	describe_end(detail, sizeof(detail), "qemu", status);
+	describe_end_of_qemu(detail, sizeof(detail), status);
 	if (killed && ran_out_of_memory(shim))
 		end_by_oom(shim, status);
 	else

@@ -82,7 +82,7 @@ struct ending {
 	const char *reason; /* container, qemu, a helper's name, oom, agent, creator, stopped, internal */
 	int status;	    /* wait status behind it */
 	bool oom;	    /* memory ran out: the container's in its guest, or (reason oom) the VM's on the host */
-	char detail[128];
+	char detail[192];
 };
 void record_write(int state, const struct ending *ending);
 void record_started(int state);

@@ -127,6 +127,16 @@ def test_killed_qemu_is_137(launch):
     assert (shim.record()["reason"], shim.record()["detail"]) == ("qemu", "qemu was killed by signal 9")
 
 
+def test_qemu_killed_by_what_it_maps_is_explained(launch):
+    shim = launch().running()
+    os.kill(shim.qemu_pid(), signal.SIGBUS)
+    assert shim.wait() == 255
+    record = shim.record()
+    assert record["reason"] == "qemu"
+    assert record["detail"].startswith("qemu was killed by signal 7: a file that it maps")
+    assert record["detail"].endswith("; see rundctl image verify")
+
+
 def test_qemu_that_ends_before_commit_is_told_to_the_creator(launch):
     shim = launch(qemu=("/bin/sh", "-c", "exit 3"))
     with pytest.raises(GuestError, match="qemu exited with status 3"):
