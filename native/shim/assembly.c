@@ -59,13 +59,15 @@ static int open_assembly(int state)
 	return directory < 0 ? -errno : directory;
 }
 
-/* Copies of the sources' mounts, taken while this process is still in the host's namespace: later it may not. */
+/* Copies of the sources' mounts, taken while this process is still in the host's namespace: later it may not. Each in the place of its source's
+ * descriptor, so that as many fit as could be opened. */
 static int copy_volumes(const struct options *options, int *trees)
 {
 	for (size_t i = 0; i < options->volume_count; i++) {
 		trees[i] = mount_copy(options->volumes[i].fd, options->volumes[i].recursive, options->volumes[i].read_only);
 		if (trees[i] < 0)
 			return trees[i];
+		close(options->volumes[i].fd);
 	}
 	return 0;
 }

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -56,6 +57,18 @@ static void fill_standard_descriptors(void)
 	while (fd >= 0 && fd <= STDERR_FILENO);
 	if (fd >= 0)
 		close(fd);
+}
+
+/* For QEMU and its helpers, who inherit it: they hold a descriptor for each file of the guest's that is open, virtiofsd for each inode it knows. A
+ * login shell's 1024 is no limit of the container's, which has its own in its guest. */
+static void raise_descriptor_limit(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur == limit.rlim_max)
+		return;
+	limit.rlim_cur = limit.rlim_max;
+	(void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 static uint64_t now_us(void)
@@ -217,6 +230,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	options_close_others(&options);
+	raise_descriptor_limit();
 	fill_standard_descriptors();
 	began = now_us();
 	error = join_cgroups(&options);

@@ -57,7 +57,10 @@ static int give_volumes(const struct options *options)
 
 	if (directory < 0)
 		return directory;
-	return dup2(directory, options->volumes_fd) < 0 ? -errno : 0;
+	if (directory != options->volumes_fd)
+		return dup2(directory, options->volumes_fd) < 0 ? -errno : 0;
+	(void)take_fd(&directory);
+	return 0;
 }
 
 static void run_qemu(const struct options *options) __attribute__((noreturn));

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from rundctl.engine.volumes import Volumes
     from rundctl.oci.bundle import Bundle
 
-_VOLUMES_FD = 1000  # a number no descriptor of a start reaches; QEMU finds the assembled volumes under it
 _HOST_NAME_MAX = 64
 _CLOCK_LATE_S = 0.04  # how much later than it was read a clock may be set; an idle host's guest answers in half of that
 _CLOCK_TRIES = 10
@@ -63,13 +62,13 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
     path = _cgroups(ctx).path_of(bundle.spec["linux"].get("cgroupsPath", ""), container_id, store.root_name(root))
     store.check_free(root, container_id)
     stages.mark("bundle")
-    with ExitStack() as undo, ExitStack() as opened:
-        shared = volumes.open_all(opened, bundle)
+    with ExitStack() as undo, ExitStack() as sources:
+        shared = volumes.open_all(sources, bundle)
         asked = resources.parse(bundle.spec["linux"].get("resources", {}))
         request = shapes.request_for(asked, ctx.settings)
-        lower = _lower(opened, ctx, bundle, request)
+        lower = _lower(sources, ctx, bundle, request)
         if lower.live:
-            shared.add_lower(opened, lower.live)
+            shared.add_lower(sources, lower.live)
         request.volumes = bool(shared.descriptors) and lower.device != "virtiofs"
         template = kernel_template.find(ctx.settings, request) or kernel_template.ensure(
             ctx.settings, ctx.progress, request
@@ -92,7 +91,7 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
         launch = Launch(
             ctx, options, stages, container=container, bundle=bundle, template=template, lower=lower, shared=shared
         )
-        pid = launch.run(undo, lease)
+        pid = launch.run(undo, sources, lease)
         undo.pop_all()
         os.close(lock)
     return pid
@@ -185,11 +184,12 @@ class Launch:
             return not self.options.template
         return not self.bundle.options.template or self.ctx.settings.template == "off"
 
-    def run(self, undo: ExitStack, lease: cgroup_pool.Lease) -> int:
-        """Spawn, and compile the plan while QEMU starts; then wake the guest, set up the container, commit."""
+    def run(self, undo: ExitStack, sources: ExitStack, lease: cgroup_pool.Lease) -> int:
+        """Spawn, and compile the plan while QEMU starts; then wake the guest, set up the container, commit. ``sources`` are closed when the shim has them."""
         with ExitStack() as opened:
             machine = self._spawn(opened, lease)
             undo.callback(machine.end)
+            sources.close()
             try:
                 compiled = self._compile()
                 self.stages.mark("compile")
@@ -247,7 +247,7 @@ class Launch:
         wiring = qemu.Wiring(
             agent=sockets.agent[1].fileno(), qmp=sockets.qmp[1].fileno(), upper=shim.held(hybrid_rootfs.open_private(self.lower, self.template)),
             rootfs=-1 if self.lower.mib or served else lower, lower=lower if self.lower.mib else -1,
-            persistent=self.lower.persistent, volumes=_VOLUMES_FD if self.shared.descriptors and not served else -1, empty=self.template.empty,
+            persistent=self.lower.persistent, volumes=-1 if served else self.shared.number, empty=self.template.empty,
             memory_path=self.template.memory, name=self.container.id, translations_mib=self.ctx.settings.translations_mib,
         )  # fmt: skip
         if self.template.shape.memory_mode is MemoryMode.COPY:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
 from rundctl.engine import plan_mounts
 from rundctl.engine.plan_mounts import Volume
 from rundctl.errors import ConfigError, HostError, words
-from rundctl.host import mountinfo
+from rundctl.host import limits, mountinfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _TMPFS = "tmpfs"
 _GUEST_DIRECTORY = "/volumes"
+_OTHERS = 200  # descriptors of a start that are not sources of binds, at most
 
 
 class Volumes:
@@ -37,6 +39,11 @@ class Volumes:
         self.lower = ""
         self._devices: set[int] = set()
         self._trees: list[str] = []
+
+    @property
+    def number(self) -> int:
+        """Under which QEMU finds them, assembled; -1 if there are none. It is a source's own: who assembles them needs that no longer."""
+        return self.descriptors[0] if self.descriptors else -1
 
     def span_file_systems(self) -> bool:
         """Whether their directories are on more than one file system, so that inode numbers are not enough to tell files apart."""
@@ -66,9 +73,11 @@ class Volumes:
 
 
 def open_all(undo: ExitStack, bundle: Bundle) -> Volumes:
-    """Open every bind's source. ConfigError names the one that cannot be."""
+    """Open every bind's source. ConfigError names the one that cannot be, HostError tells that they are more than descriptors may be open."""
     volumes = Volumes()
-    for mount in plan_mounts.binds(bundle):
+    mounts = plan_mounts.binds(bundle)
+    _make_room(undo, len(mounts))
+    for mount in mounts:
         fd = _open(mount)
         undo.callback(os.close, fd)
         if mount.destination == "/dev/shm" and _is_tmpfs(fd):  # noqa: S108 (a destination, not a temporary file)
@@ -81,11 +90,26 @@ def open_all(undo: ExitStack, bundle: Bundle) -> Volumes:
     return volumes
 
 
+def _make_room(undo: ExitStack, count: int) -> None:
+    """Until the shim has them, which raises its own limit, and QEMU's."""
+    if not count:
+        return
+    hard = limits.inherited()[limits.NOFILE][1]
+    if count + _OTHERS > hard:
+        message = (
+            f"{count} bind mounts: each takes a descriptor, and a start {_OTHERS} others, but only {hard} may be open"
+        )
+        raise HostError(message, hint="a higher hard limit of open files for the caller: ulimit -H -n, LimitNOFILE=")
+    undo.enter_context(limits.room_for(count + _OTHERS))
+
+
 def _open(mount: Mount) -> int:
     try:
         return os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         message = f"config.json: mounts[{mount.index}].source: {mount.source}: {words(error)}"
+        if error.errno == errno.ENFILE:
+            raise HostError(message, hint="fs.file-max of the host") from error
         raise ConfigError(message, hint="a bind mount's source must exist on the host") from error
 
 

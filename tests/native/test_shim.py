@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import signal
 import socket
 import struct
@@ -135,6 +136,16 @@ def test_qemu_killed_by_what_it_maps_is_explained(launch):
     assert record["reason"] == "qemu"
     assert record["detail"].startswith("qemu was killed by signal 7: a file that it maps")
     assert record["detail"].endswith("; see rundctl image verify")
+
+
+def test_qemu_may_open_as_much_as_the_hard_limit_lets(launch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        shim = launch()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(shim.qemu_pid(), resource.RLIMIT_NOFILE) == (hard, hard)
 
 
 def test_qemu_that_ends_before_commit_is_told_to_the_creator(launch):

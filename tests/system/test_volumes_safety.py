@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from contextlib import ExitStack
@@ -18,7 +19,6 @@ from .conftest import Cli, JsonDict, eventually
 from .runtimes import VOLUME_TRANSPORTS, Change, bind, mountinfo
 
 pytestmark = pytest.mark.vm
-VOLUMES_FD = "1000"  # launch._VOLUMES_FD
 
 
 @pytest.fixture(params=VOLUME_TRANSPORTS)
@@ -84,8 +84,7 @@ def test_a_hostile_guest_reaches_what_it_was_given(cli: Cli, bundle, tmp_path: P
     cli("start", "v")
     eventually(lambda: (tmp_path / "out").read_bytes().endswith(b"done\n"), "the guest has tried")
     assert (tmp_path / "out").read_text() == "0\ndone\n"
-    qemu = Path("/proc", str(_qemu_of(cli.state("v")["pid"])))
-    exported = next(fd for fd in (qemu / "fd").iterdir() if fd.name == VOLUMES_FD)
+    (exported,) = _exported(cli.state("v")["pid"], lower)
     assert sorted(path.name for path in exported.iterdir()) == ["0", "1"]
     assert (exported / "0").samefile(tmp_path / "given")
     assert (exported / "1").samefile(tmp_path / "read-only")
@@ -98,7 +97,10 @@ def test_a_hostile_guest_reaches_what_it_was_given(cli: Cli, bundle, tmp_path: P
 def _exported(shim: int, lower: str) -> list[Path]:
     """What those who serve volumes have and could give away, in their own mount namespaces: of virtiofsd's processes it is the root."""
     if lower == "9p":
-        return [Path("/proc", str(_qemu_of(shim)), "fd", VOLUMES_FD)]
+        qemu = Path("/proc", str(_qemu_of(shim)))
+        found = re.search(r"id=volumes,[^\0]*path=/proc/self/fd/(\d+)", (qemu / "cmdline").read_text())
+        assert found, "the export of volumes on QEMU's command line"
+        return [qemu / "fd" / found[1]]
     daemons = [child for child in psutil.Process(shim).children(recursive=True) if "virtiofsd" in child.name()]
     roots = [Path("/proc", str(daemon.pid), "root") for daemon in daemons]
     return [root for root in roots if not (root / "bin").exists()]  # the others serve the rootfs

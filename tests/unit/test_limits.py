@@ -25,3 +25,17 @@ def test_named_ones_win_and_nofile_fits_the_guest() -> None:
     compiled = plan_process.compile_process(process, None, [], inherited)
     found = [op.arguments for op in compiled if op.opcode is ops.Opcode.RLIMIT]
     assert sorted(found) == [(4, 1, 2), (6, 96365, 96365), (7, 1024, 1 << 20)]
+
+
+def test_room_for_descriptors_is_made_and_given_back() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = before[1]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
+        with limits.room_for(500):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (500, hard)
+        with limits.room_for(501):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (500, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
