@@ -83,10 +83,42 @@ int namespace_enter(void)
 	return 0;
 }
 
+/* No procfs can come in later: the copies are private, so nothing that the host mounts from now on appears in them. */
+static int hide_processes(int state)
+{
+	char path[PATH_MAX];
+	int error = find_place(state, path);
+
+	return error ? error : procfs_hide(path);
+}
+
+static int place_volumes(const struct options *options, const int *trees)
+{
+	cleanup_close int directory = open_assembly(options->state);
+	int error = directory < 0 ? directory : 0;
+
+	for (size_t i = 0; i < options->volume_count && !error; i++)
+		error = place_volume(directory, i, &options->volumes[i], trees[i]);
+	if (!error)
+		error = hide_processes(options->state);
+	return error ? error : take_fd(&directory);
+}
+
+static int place_directory(const struct options *options, int tree)
+{
+	char path[PATH_MAX];
+	int error = find_place(options->state, path);
+
+	if (error)
+		return error;
+	if (syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
+		return -errno;
+	return procfs_hide(path);
+}
+
 int volumes_assemble(const struct options *options)
 {
 	cleanup_free int *trees = calloc(options->volume_count, sizeof(*trees));
-	cleanup_close int directory = -1;
 	int error;
 
 	if (!trees)
@@ -94,25 +126,66 @@ int volumes_assemble(const struct options *options)
 	error = copy_volumes(options, trees);
 	if (!error)
 		error = namespace_enter();
-	if (error)
-		return error;
-	directory = open_assembly(options->state);
-	if (directory < 0)
-		return directory;
-	for (size_t i = 0; i < options->volume_count && !error; i++)
-		error = place_volume(directory, i, &options->volumes[i], trees[i]);
-	return error ? error : take_fd(&directory);
+	return error ? error : place_volumes(options, trees);
 }
 
 int directory_show(const struct options *options, int fd, bool read_only)
 {
-	char path[PATH_MAX];
 	cleanup_close int tree = mount_copy(fd, true, read_only);
 	int error = tree < 0 ? tree : namespace_enter();
+
+	return error ? error : place_directory(options, tree);
+}
+
+/* Leaves the descriptor open under that number alone. It may have it already: a source's, which is free by now. */
+static int renumber(int *fd, int number)
+{
+	if (*fd < 0)
+		return *fd;
+	if (*fd != number)
+		return dup2(*fd, number) < 0 ? -errno : 0;
+	(void)take_fd(fd);
+	return 0;
+}
+
+static int export_volumes(const struct options *options, const int *trees)
+{
+	cleanup_close int directory = place_volumes(options, trees);
+
+	return renumber(&directory, options->volumes_fd);
+}
+
+static int export_directory(const struct options *options, int tree)
+{
+	cleanup_close int directory = -1;
+	char path[PATH_MAX];
+	int error = place_directory(options, tree);
 
 	if (!error)
 		error = find_place(options->state, path);
 	if (error)
 		return error;
-	return syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH) < 0 ? -errno : 0;
+	directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return directory < 0 ? -errno : renumber(&directory, options->exported);
+}
+
+int exports_assemble(const struct options *options)
+{
+	bool volumes = options->volumes_fd >= 0;
+	cleanup_free int *trees = calloc(options->volume_count + 1, sizeof(*trees));
+	cleanup_close int tree = -1;
+	int error = trees ? 0 : -ENOMEM;
+
+	/* Before the volumes', which free their sources' numbers: one of these is QEMU's for them all. */
+	if (!error && options->exported >= 0)
+		error = (tree = mount_copy(options->exported, true, options->exported_read_only)) < 0 ? tree : 0;
+	if (!error && volumes)
+		error = copy_volumes(options, trees);
+	if (!error)
+		error = namespace_enter();
+	if (!error && volumes)
+		error = export_volumes(options, trees);
+	if (!error && tree >= 0)
+		error = export_directory(options, tree);
+	return error;
 }

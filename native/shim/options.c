@@ -25,6 +25,7 @@ enum key {
 	KEY_KEEP,
 	KEY_VOLUME,
 	KEY_VOLUMES_FD,
+	KEY_EXPORT,
 	KEY_OOM_SCORE_ADJ,
 	KEY_SMALL_PAGES,
 	KEY_HELPER,
@@ -47,6 +48,7 @@ static const struct option long_options[] = {
 	{"keep", required_argument, NULL, KEY_KEEP},
 	{"volume", required_argument, NULL, KEY_VOLUME},
 	{"volumes-fd", required_argument, NULL, KEY_VOLUMES_FD},
+	{"export", required_argument, NULL, KEY_EXPORT},
 	{"oom-score-adj", required_argument, NULL, KEY_OOM_SCORE_ADJ},
 	{"small-pages", no_argument, NULL, KEY_SMALL_PAGES},
 	{"helper", required_argument, NULL, KEY_HELPER},
@@ -105,6 +107,17 @@ static bool append_volume(struct options *options, const char *text)
 		return false;
 	options->volume_count++;
 	return true;
+}
+
+/* FD,ro|rw */
+static bool take_export(struct options *options, const char *text)
+{
+	const char *words;
+
+	if (!parse_descriptor(text, ',', &options->exported, &words))
+		return false;
+	options->exported_read_only = strcmp(words, "ro") == 0;
+	return options->exported_read_only || strcmp(words, "rw") == 0;
 }
 
 /* NAME,KEEP,volumes or NAME,KEEP,ro|rw,DIRECTORY */
@@ -183,6 +196,8 @@ static bool take(struct options *options, int key, char *value)
 		return parse_descriptor(value, '\0', &options->oom_events, NULL);
 	case KEY_VOLUMES_FD:
 		return parse_descriptor(value, '\0', &options->volumes_fd, NULL);
+	case KEY_EXPORT:
+		return take_export(options, value);
 	case KEY_ROOTFS_RW:
 		return options->rootfs_writable = true;
 	case KEY_SMALL_PAGES:
@@ -210,7 +225,8 @@ bool options_parse(struct options *options, int argc, char **argv, const char **
 	int key;
 
 	*options = (struct options){.creator = -1, .agent = -1, .qmp = -1, .control = -1, .state = -1, .rootfs = -1,
-				    .log = -1, .cgroup2 = -1, .oom_events = -1, .volumes_fd = -1, .copy_from = -1, .copy_to = -1};
+				    .log = -1, .cgroup2 = -1, .oom_events = -1, .volumes_fd = -1, .exported = -1, .copy_from = -1,
+				    .copy_to = -1};
 	opterr = 0;
 	while ((key = getopt_long(argc, argv, "+", long_options, NULL)) != -1) {
 		if (!take(options, key, optarg)) {
@@ -235,7 +251,7 @@ void options_close_others(const struct options *options)
 {
 	const int single[] = {2, options->creator, options->agent, options->qmp, options->control, options->state,
 			      options->rootfs, options->log, options->cgroup2, options->oom_events, options->copy_from,
-			      options->copy_to};
+			      options->copy_to, options->exported};
 	size_t count = 0, most = sizeof(single) / sizeof(*single) + options->cgroup_count + options->keep_count +
 				 options->volume_count + 2 * options->helper_count;
 	int *named = calloc(most, sizeof(*named));

@@ -38,6 +38,8 @@ struct options {
 	size_t keep_count;
 	struct volume *volumes;
 	size_t volume_count;
+	int exported; /* the directory that QEMU serves as the root file system: under this number it finds a copy of the mount; -1: none */
+	bool exported_read_only;
 	int volumes_fd; /* the number under which QEMU finds the assembled volumes; -1: it does not serve them */
 	struct helper *helpers;
 	size_t helper_count;
@@ -64,6 +66,14 @@ int namespace_enter(void);
 int volumes_assemble(const struct options *options);
 /* Shows a copy of the mount that `fd` lies on there. */
 int directory_show(const struct options *options, int fd, bool read_only);
+/* Both of them for QEMU: the volumes, then the exported directory over them, each under the number that QEMU was told. */
+int exports_assemble(const struct options *options);
+
+/* procfs.c: covers each procfs at the path or below it, in this process's own mount namespace, by one that shows no processes; -errno. */
+int procfs_hide(const char *path);
+
+/* capabilities.c: what a program that this process becomes may have of them: to serve files, and as a helper to sandbox itself; -errno. */
+int capabilities_limit(bool helper);
 
 /* root.c: makes the container's rootfs, as the host can see it, the shim's root; -errno. */
 int root_enter(const struct options *options);

@@ -50,19 +50,6 @@ static void become(char **argv, int error)
 	_exit(127);
 }
 
-/* In the child: the volumes under the number that QEMU was told. */
-static int give_volumes(const struct options *options)
-{
-	cleanup_close int directory = volumes_assemble(options);
-
-	if (directory < 0)
-		return directory;
-	if (directory != options->volumes_fd)
-		return dup2(directory, options->volumes_fd) < 0 ? -errno : 0;
-	(void)take_fd(&directory);
-	return 0;
-}
-
 static void run_qemu(const struct options *options) __attribute__((noreturn));
 static void run_qemu(const struct options *options)
 {
@@ -70,11 +57,13 @@ static void run_qemu(const struct options *options)
 	int error = quiet_stdio(options->log);
 
 	if (!error)
-		error = volumes ? give_volumes(options) : namespace_enter();
+		error = exports_assemble(options);
 	if (!error)
 		error = inherit(options->keep, options->keep_count);
 	if (!error && volumes && fcntl(options->volumes_fd, F_SETFD, 0) < 0)
 		error = -errno;
+	if (!error)
+		error = capabilities_limit(false);
 	/* QEMU asks for huge pages for tables and buffers of which a clone uses a part. Inherited over exec; without it
 	 * memory is lost, nothing else. */
 	if (options->small_pages)
@@ -94,6 +83,8 @@ static void run_helper(const struct options *options, const struct helper *helpe
 		error = (directory = volumes_assemble(options)) < 0 ? directory : 0;
 	if (!error)
 		error = inherit(&helper->keep, 1);
+	if (!error)
+		error = capabilities_limit(true);
 	become(helper->argv, error);
 }
 

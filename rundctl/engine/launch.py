@@ -224,6 +224,8 @@ class Launch:
         shim.inherited += self.shared.descriptors
         if wiring.volumes >= 0:
             shim.options += ["--volumes-fd", str(wiring.volumes)]
+        if wiring.rootfs >= 0:
+            shim.options += ["--export", f"{wiring.rootfs},{'rw' if wiring.persistent else 'ro'}"]
         argv, keep = self._qemu(wiring, shim.held)
         for fd in keep:
             shim.give("keep", fd)

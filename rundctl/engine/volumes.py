@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
 
 from rundctl.engine import plan_mounts
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from rundctl.engine.plan_mounts import Mount
     from rundctl.oci.bundle import Bundle
 
-_TMPFS = "tmpfs"
 _GUEST_DIRECTORY = "/volumes"
 _OTHERS = 200  # descriptors of a start that are not sources of binds, at most
 
@@ -73,17 +73,25 @@ class Volumes:
 
 
 def open_all(undo: ExitStack, bundle: Bundle) -> Volumes:
-    """Open every bind's source. ConfigError names the one that cannot be, HostError tells that they are more than descriptors may be open."""
+    """Open every bind's source.
+
+    ConfigError names the one, or the rootfs, that cannot be shown to a VM, HostError tells that they are more than descriptors may be open.
+    """
     volumes = Volumes()
     mounts = plan_mounts.binds(bundle)
     _make_room(undo, len(mounts))
+    table = mountinfo.read()
+    _check_rootfs(bundle.rootfs, table)
     for mount in mounts:
         fd = _open(mount)
         undo.callback(os.close, fd)
-        if mount.destination == "/dev/shm" and _is_tmpfs(fd):  # noqa: S108 (a destination, not a temporary file)
+        under = mountinfo.of(fd, table)
+        if mount.destination == "/dev/shm" and _is_tmpfs(fd, under):  # noqa: S108 (a destination, not a temporary file)
             space = os.statvfs(mount.source)
             volumes.shm[mount.index] = space.f_blocks * space.f_frsize
             continue
+        if under is not None:
+            _check_source(f"config.json: mounts[{mount.index}].source: {mount.source}", fd, under)
         is_file = not stat.S_ISDIR(os.fstat(fd).st_mode)
         path = volumes.add(fd, read_only=mount.is_read_only, is_file=is_file, recursive=mount.is_recursive)
         volumes.guest[mount.index] = Volume(path, is_file=is_file)
@@ -113,7 +121,49 @@ def _open(mount: Mount) -> int:
         raise ConfigError(message, hint="a bind mount's source must exist on the host") from error
 
 
-def _is_tmpfs(fd: int) -> bool:
+def _is_tmpfs(fd: int, under: mountinfo.Mount | None) -> bool:
     """Whether a tmpfs is mounted exactly there."""
-    mount = mountinfo.at(f"/proc/self/fd/{fd}", mountinfo.read())
-    return mount is not None and mount.type == _TMPFS
+    return under is not None and under.type == "tmpfs" and under.target == _path(fd)
+
+
+def _path(fd: int) -> str:
+    return os.readlink(f"/proc/self/fd/{fd}")
+
+
+def _check_rootfs(path: str, table: list[bytes]) -> None:
+    where = f"config.json: root.path: {path}"
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"{where}: {words(error)}") from error
+    try:
+        under = mountinfo.of(fd, table)
+    finally:
+        os.close(fd)
+    if under is None:
+        return
+    if under.type == "proc":
+        raise ConfigError(f"{where}: a procfs is no root file system")
+    _check_bindable(where, under)
+
+
+def _check_source(where: str, fd: int, under: mountinfo.Mount) -> None:
+    """The shim sees to all else that concerns a procfs: one that is whole is shown without processes (native/shim/procfs.c)."""
+    if under.type == "proc":
+        inside = (
+            posixpath.normpath(f"{under.root}/{posixpath.relpath(_path(fd), under.target)}").strip("/").split("/")[0]
+        )
+        if inside.isdigit() or inside in ("self", "thread-self"):
+            message = (
+                f"{where}: shows a process of the host, and QEMU, which serves it, may read what the container may not"
+            )
+            raise ConfigError(
+                message, hint="bind /proc itself, which is shown without processes, or files such as /proc/stat"
+            )
+    _check_bindable(where, under)
+
+
+def _check_bindable(where: str, under: mountinfo.Mount) -> None:
+    if under.unbindable:
+        message = f"{where}: is on the unbindable mount {under.target}, of which there can be no copy for the VM"
+        raise ConfigError(message, hint=f"mount --make-private {under.target}")

@@ -12,16 +12,29 @@ _QUOTED = ("context=", "fscontext=", "defcontext=", "rootcontext=")
 
 
 class Mount:
-    """One line: ``root`` is the directory of the file system that is mounted at ``target``; ``options`` are those of the file system."""
+    """One line: ``root`` is the directory of the file system that is mounted at ``target``; ``options`` are those of the file system.
 
-    __slots__ = ("id", "options", "root", "target", "type")
+    ``unbindable``: of it there can be no copy.
+    """
 
-    def __init__(self, number: int, root: str, target: str, kind: str, options: list[tuple[str, str]]) -> None:
+    __slots__ = ("id", "options", "root", "target", "type", "unbindable")
+
+    def __init__(
+        self,
+        number: int,
+        root: str,
+        target: str,
+        kind: str,
+        options: list[tuple[str, str]],
+        *,
+        unbindable: bool = False,
+    ) -> None:
         self.id = number
         self.root = root
         self.target = target
         self.type = kind
         self.options = options
+        self.unbindable = unbindable
 
     def __repr__(self) -> str:
         return f"Mount({self.id}, {self.root!r}, {self.target!r}, {self.type!r}, {self.options!r})"
@@ -41,19 +54,24 @@ def parse(line: bytes) -> Mount:
     if len(fields) < 6 or len(rest) != 3 or not fields[0].isdigit():
         raise HostError(f"{_PATH}: not understood: {os.fsdecode(line)!r}")
     options = [_option(text) for text in _split_options(os.fsdecode(rest[2]))]
-    return Mount(int(fields[0]), unescape(fields[3]), unescape(fields[4]), os.fsdecode(rest[0]), options)
+    kind, unbindable = os.fsdecode(rest[0]), b"unbindable" in fields[6:]
+    return Mount(int(fields[0]), unescape(fields[3]), unescape(fields[4]), kind, options, unbindable=unbindable)
+
+
+def of(fd: int, lines: list[bytes]) -> Mount | None:
+    """The mount that an open file lies on, if it is one of this mount namespace; OSError as of open(2)."""
+    start = b"%d " % _mount_id(fd)
+    return next((parse(line) for line in lines if line.startswith(start)), None)
 
 
 def at(path: str, lines: list[bytes]) -> Mount | None:
     """The mount that one sees at ``path``, if exactly that is where it is mounted; OSError if there is no such path."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        number = _mount_id(fd)
+        found = of(fd, lines)  # mounts can be stacked on one path: this is the one on top
         real = os.readlink(f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)
-    start = b"%d " % number  # mounts can be stacked on one path: the number says which is on top
-    found = next((parse(line) for line in lines if line.startswith(start)), None)
     return found if found is not None and found.target == real else None
 
 

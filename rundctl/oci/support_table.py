@@ -69,11 +69,21 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
         "honoured",
         "`cgroup` mounts cgroup v2; `overlay` and host block devices are refused; others are passed to the guest's kernel",
     ),
-    ("mounts[].source", "honoured", "of a bind mount: a path of the host, relative to the bundle, shared with the VM"),
+    (
+        "mounts[].source",
+        "honoured",
+        (
+            "of a bind mount: a path of the host, relative to the bundle, shared with the VM; "
+            "a procfs is shown without processes, a source below a process is refused (docs/security.md)"
+        ),
+    ),
     (
         "mounts[].options",
         "honoured",
-        "all names that runc knows; `idmap`, `ridmap` and shared propagation with the host are refused; `ro` is `rro`, unlike runc's",
+        (
+            "all names that runc knows; `idmap`, `ridmap` and shared propagation with the host are refused; "
+            "`ro` is `rro`, unlike runc's; `slave` and `rslave` bring no mount that the host makes after the start"
+        ),
     ),
     ("mounts[].uidMappings", "refused", _IDMAP),
     ("mounts[].gidMappings", "refused", _IDMAP),

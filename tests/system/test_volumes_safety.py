@@ -6,7 +6,8 @@ import os
 import re
 import signal
 import subprocess
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -183,3 +184,45 @@ def _kill_creators(cli: Cli, where: Path) -> None:
     eventually(
         lambda: cli.status("v") in ("stopped", "created") if cli("list", "-q").stdout else True, "it has settled"
     )
+
+
+@contextmanager
+def _tmpfs(target: Path, *options: str) -> Iterator[None]:
+    target.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", *options, "volume", target], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+@pytest.mark.parametrize("lower", ["9p"], indirect=True)
+def test_the_size_of_shm_is_that_of_a_tmpfs_of_any_name(cli: Cli, bundle, tmp_path: Path, lower: str) -> None:
+    def change(config: JsonDict) -> None:
+        config["mounts"] = [mount for mount in config["mounts"] if mount["destination"] != "/dev/shm"]
+        _with(lower, bind(tmp_path / "a b", "/dev/shm", "bind"))(config)
+
+    with _tmpfs(tmp_path / "a b", "-o", "size=3m"):
+        script = "grep ' /dev/shm ' /proc/mounts"
+        done = cli("run", "--bundle", str(bundle("/bin/sh", "-c", script, change=change)), "v")
+    assert done.stdout.startswith(b"shm /dev/shm tmpfs "), done.stdout
+    assert b"size=3072k" in done.stdout
+
+
+@pytest.mark.parametrize("what", ["source", "rootfs"])
+def test_of_an_unbindable_mount_is_told(cli: Cli, bundle, tmp_path: Path, what: str) -> None:
+    place = tmp_path / "unbindable"
+
+    def change(config: JsonDict) -> None:
+        if what == "rootfs":
+            config["root"]["path"] = str(place)
+        else:
+            _with("9p", bind(place, "/v", "bind"))(config)
+
+    with _tmpfs(place):
+        subprocess.run(["mount", "--make-unbindable", place], check=True)
+        where = bundle("/bin/true", change=change)
+        lines = cli("create", "--bundle", str(where), "v", code=1).stderr.decode().splitlines()
+    assert len(lines) == 1, lines
+    assert f"{place}: is on the unbindable mount {place}" in lines[0]
+    assert f"mount --make-private {place}" in lines[0]

@@ -37,6 +37,8 @@ def test_what_the_kernel_escapes_comes_back(
     )
     found = mountinfo.parse(line)
     assert (found.id, found.type) == (45, "overlay")
+    assert not found.unbindable
+    assert mountinfo.parse(line.replace(b" - ", b" unbindable - ", 1)).unbindable
     assert (os.fsencode(found.root), os.fsencode(found.target)) == (root, target)
     assert [(name, os.fsencode(value)) for name, value in found.options] == [
         ("rw", b""),
