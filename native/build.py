@@ -20,8 +20,11 @@ LANGUAGE = ("-std=gnu11", "-D_GNU_SOURCE", f"-I{NATIVE / 'include'}", f"-I{NATIV
 # Small and static: the agent is in every template's memory, the shim in the host's for every container.
 # Sections let the linker drop what is not called.
 RELEASE = ("-Os", "-static", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", "-s")
-# Not static: the sanitizers' libraries do not link so.
-SANITIZE = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+# Not static: the sanitizers' libraries do not link so. Bound at once: the resolver of a first call leaves vector registers on the stack, with what was wiped.
+SANITIZE = (
+    *("-O1", "-g", "-fno-omit-frame-pointer", "-Wl,-z,now"),
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+)
 HINT = "on Debian: apt-get install gcc libc6-dev linux-libc-dev"
 
 

@@ -88,6 +88,8 @@ static bool input_reserve(struct conn *conn)
 
 	if (conn->input_start) {
 		memmove(conn->input, conn->input + conn->input_start, conn->input_size);
+		/* what was moved may be a secret, which its receiver wipes where it finds it */
+		explicit_bzero(conn->input + conn->input_size, conn->input_start);
 		conn->input_start = 0;
 	}
 	if (conn->input_capacity >= target)

@@ -7,6 +7,7 @@ import os
 import signal
 import struct
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -298,7 +299,6 @@ def test_machine_plan(rig, tmp_path):
 
 def test_identity_and_settle(sanitized, tmp_path):
     """In namespaces of its own, with the present time, and a file in the place of drop_caches."""
-    import time
 
     drop = tmp_path / "drop_caches"
     drop.write_text("")
@@ -319,6 +319,22 @@ def test_identity_and_settle(sanitized, tmp_path):
         assert drop.read_text() == "3"
         rig.channel.hello(wire.ROLE_SHIM)  # a clone's first words
         assert rig.signal(signal.SIGTERM).error == errno.ESRCH
+
+
+def test_entropy_that_comes_in_two_pieces_is_wiped(sanitized):
+    """Behind another frame: its first piece is moved to the start of the buffer when the second is read."""
+    with Rig(sanitized["agent"], ALONE) as rig:
+        secret, tag = os.urandom(wire.ENTROPY_SIZE), 1000
+        payload = struct.pack("<Q", time.time_ns()) + secret
+        refused = wire.HEADER.pack(0, wire.SETTLE, 0, 1, 0, tag - 1)
+        sent = refused + wire.HEADER.pack(len(payload), wire.IDENTITY, 0, 0, 0, tag) + payload
+        for piece in (sent[:-8], sent[-8:]):
+            rig.socket.sendall(piece)
+            time.sleep(0.2)
+        assert rig.channel.wait(tag, 10).error == 0
+        (inner,) = rig.children()
+        moved_by = wire.HEADER.size  # of the frame before: as much of the first piece's end is not overwritten
+        assert _memory_holds(int(inner), secret[-8 - moved_by : -8]) is False
 
 
 def _memory_holds(pid, needle):
