@@ -1,4 +1,5 @@
-/* A procfs shows processes by the rights of whoever opens its files, and who serves a guest's files is root. So none that a guest sees has processes. */
+/* A procfs shows processes by the rights of whoever opens its files, and who serves a guest's files is root. So none that a guest sees has processes.
+ * What lies over one must not show more than it did: what was mounted inside, which may be there to hide or to protect, is laid on it again. */
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -20,16 +21,30 @@
 
 enum { CHUNK = 4096 };
 
-/* One line of mountinfo, of a procfs: its number, what of the file system is mounted, and where. */
-struct procfs {
+/* One line of mountinfo: its number, what of the file system is mounted, and where. */
+struct mounted {
 	unsigned long long number;
 	char *root, *target;
+	bool has_processes; /* of a procfs: the whole of it, or a process of it; not /sys, or a single file as lxcfs replaces them */
+	bool is_whole;	    /* with all that a procfs has beside them */
 };
 
-/* In a child: an open, detached mount. */
-static int mount_proc(unsigned int attributes)
+struct table {
+	char *text;
+	struct mounted *mounts;
+	size_t count;
+};
+
+static void table_free(struct table *table)
 {
-	cleanup_close int context = (int)syscall(SYS_fsopen, "proc", FSOPEN_CLOEXEC);
+	free(table->mounts);
+	free(table->text);
+}
+
+/* An open, detached mount of a new file system. */
+static int mount_new(const char *type, unsigned int attributes)
+{
+	cleanup_close int context = (int)syscall(SYS_fsopen, type, FSOPEN_CLOEXEC);
 	int mount;
 
 	if (context < 0 || syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0)
@@ -53,7 +68,7 @@ static int proc_without_processes(unsigned int attributes)
 	if (pid < 0)
 		return -errno;
 	if (pid == 0) {
-		mount = mount_proc(attributes);
+		mount = mount_new("proc", attributes);
 		if (mount < 0)
 			_exit(-mount);
 		_exit(dup3(mount, slot, O_CLOEXEC) < 0 || close(mount) < 0 ? errno : 0);
@@ -81,7 +96,15 @@ static int nothing(void)
 	return tree;
 }
 
-static int cover(int directory)
+/* Nothing can be laid on the directory of a process that has ended, and nothing is seen in it. */
+static int lay(int mount, int directory)
+{
+	if (syscall(SYS_move_mount, mount, "", directory, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0)
+		return errno == ENOENT ? 0 : -errno;
+	return 0;
+}
+
+static int cover(int directory, bool is_whole)
 {
 	unsigned int attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
 	cleanup_close int lid = -1;
@@ -92,35 +115,45 @@ static int cover(int directory)
 		return -errno;
 	if (flags.f_flag & ST_RDONLY)
 		attributes |= MOUNT_ATTR_RDONLY;
-	lid = S_ISDIR(status.st_mode) ? proc_without_processes(attributes) : nothing();
-	if (lid < 0)
-		return lid;
-	if (syscall(SYS_move_mount, lid, "", directory, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0)
-		return -errno;
-	return 0;
+	if (!S_ISDIR(status.st_mode))
+		lid = nothing();
+	else if (is_whole)
+		lid = proc_without_processes(attributes);
+	else
+		lid = mount_new("tmpfs", attributes | MOUNT_ATTR_RDONLY);
+	return lid < 0 ? lid : lay(lid, directory);
 }
 
-/* The whole of it, or a process of it; not /sys, or a single file as lxcfs replaces them. */
 static bool shows_processes(const char *root)
 {
 	return strcmp(root, "/") == 0 || isdigit((unsigned char)root[1]) || strncmp(root, "/self", 5) == 0 ||
 	       strncmp(root, "/thread-self", 12) == 0;
 }
 
-/* -ENOENT if one does not get there: something else is mounted over it, or over a directory above it. */
-static int open_mount(const struct procfs *found)
+/* -ENOENT if there is nothing, or no mount may be there: a link, or something that is no directory above it. */
+static int open_place(const char *target)
 {
 	struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC, .resolve = RESOLVE_NO_SYMLINKS};
-	cleanup_close int fd = (int)syscall(SYS_openat2, AT_FDCWD, found->target, &how, sizeof(how));
-	struct statx status;
+	int fd = (int)syscall(SYS_openat2, AT_FDCWD, target, &how, sizeof(how));
 
 	if (fd < 0)
 		return errno == ENOTDIR || errno == ELOOP ? -ENOENT : -errno;
+	return fd;
+}
+
+/* -ENOENT if one does not get there: something else is mounted over it, or over a directory above it. */
+static int open_mount(const struct mounted *mounted)
+{
+	cleanup_close int fd = open_place(mounted->target);
+	struct statx status;
+
+	if (fd < 0)
+		return fd;
 	if (statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &status) < 0)
 		return -errno;
 	if (!(status.stx_mask & STATX_MNT_ID))
 		return -ENOSYS;
-	return status.stx_mnt_id == found->number ? take_fd(&fd) : -ENOENT;
+	return status.stx_mnt_id == mounted->number ? take_fd(&fd) : -ENOENT;
 }
 
 /* Octal escapes undone, in place. */
@@ -139,22 +172,27 @@ static void unescape(char *text)
 	*to = '\0';
 }
 
-/* NUMBER PARENT DEVICE ROOT TARGET OPTIONS [TAGS] - TYPE ... (proc_pid_mountinfo(5)) */
-static bool parse(char *line, struct procfs *found)
+/* NUMBER PARENT DEVICE ROOT TARGET OPTIONS [TAGS] - TYPE SOURCE OPTIONS (proc_pid_mountinfo(5)) */
+static bool parse(char *line, struct mounted *mounted)
 {
-	const char *type = strstr(line, " - ");
+	char *type = strstr(line, " - ");
+	bool is_proc;
 
-	if (!type || strncmp(type, " - proc ", 8) != 0)
+	if (!type)
 		return false;
-	found->number = strtoull(line, NULL, 10);
+	is_proc = strncmp(type, " - proc ", 8) == 0;
+	mounted->is_whole = is_proc && !strstr(type, "subset=");
+	mounted->number = strtoull(line, NULL, 10);
 	for (int field = 0; field < 3; field++)
 		(void)strsep(&line, " ");
-	found->root = strsep(&line, " ");
-	found->target = strsep(&line, " ");
-	if (!found->root || !found->target)
+	mounted->root = strsep(&line, " ");
+	mounted->target = strsep(&line, " ");
+	if (!mounted->root || !mounted->target)
 		return false;
-	unescape(found->root);
-	unescape(found->target);
+	unescape(mounted->root);
+	unescape(mounted->target);
+	mounted->has_processes = is_proc && shows_processes(mounted->root);
+	mounted->is_whole = mounted->is_whole && strcmp(mounted->root, "/") == 0;
 	return true;
 }
 
@@ -165,17 +203,8 @@ static bool is_below(const char *path, const char *directory)
 	return strncmp(path, directory, length) == 0 && (path[length] == '/' || path[length] == '\0');
 }
 
-static int hide(const struct procfs *found)
-{
-	cleanup_close int directory = open_mount(found);
-
-	if (directory == -ENOENT)
-		return 0;
-	return directory < 0 ? directory : cover(directory);
-}
-
 /* Whole, before anything is mounted: our own would be found in it. */
-static int read_table(char **table)
+static int read_text(char **text)
 {
 	cleanup_close int fd = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
 	size_t size = 0, room = 0;
@@ -185,30 +214,109 @@ static int read_table(char **table)
 		return -errno;
 	do {
 		if (room - size < CHUNK) {
-			char *grown = realloc(*table, room += 4 * CHUNK);
+			char *grown = realloc(*text, room += 4 * CHUNK);
 
 			if (!grown)
 				return -ENOMEM;
-			*table = grown;
+			*text = grown;
 		}
-		got = read(fd, *table + size, CHUNK - 1);
+		got = read(fd, *text + size, CHUNK - 1);
 		if (got < 0)
 			return -errno;
 		size += (size_t)got;
 	} while (got > 0);
-	(*table)[size] = '\0';
+	(*text)[size] = '\0';
 	return 0;
+}
+
+/* What is mounted at a path or below. */
+static int read_table(struct table *table, const char *path)
+{
+	int error = read_text(&table->text);
+	char *rest = table->text, *line;
+	struct mounted mounted;
+
+	while (!error && (line = strsep(&rest, "\n"))) {
+		if (!parse(line, &mounted) || !is_below(mounted.target, path))
+			continue;
+		if (table->count % CHUNK == 0) {
+			struct mounted *grown = realloc(table->mounts, (table->count + CHUNK) * sizeof(*grown));
+
+			if (!grown)
+				return -ENOMEM;
+			table->mounts = grown;
+		}
+		table->mounts[table->count++] = mounted;
+	}
+	return error;
+}
+
+/* A mount without those inside of it, to be laid elsewhere; -1 for what one does not get to, or has processes. */
+static int copy(const struct mounted *mounted, int *mount)
+{
+	cleanup_close int place = mounted->has_processes ? -ENOENT : open_mount(mounted);
+
+	*mount = -1;
+	if (place < 0)
+		return place == -ENOENT ? 0 : place;
+	*mount = (int)syscall(SYS_open_tree, place, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	return *mount < 0 ? -errno : 0;
+}
+
+static int lay_again(int mount, const char *target)
+{
+	cleanup_close int place = open_place(target);
+
+	if (place < 0)
+		return place == -ENOENT ? 0 : place;
+	return lay(mount, place);
+}
+
+/* The table has parents before what is mounted inside of them. */
+static int hide_whole(const struct table *table, const struct mounted *found, int directory)
+{
+	size_t inside = strlen(found->target);
+	int *copies = calloc(table->count, sizeof(*copies));
+	int error = copies ? 0 : -ENOMEM;
+	size_t copied = 0;
+
+	for (; !error && copied < table->count; copied++) {
+		const struct mounted *other = &table->mounts[copied];
+
+		copies[copied] = -1;
+		if (is_below(other->target, found->target) && other->target[inside])
+			error = copy(other, &copies[copied]);
+	}
+	if (!error)
+		error = cover(directory, true);
+	for (size_t i = 0; i < copied; i++) {
+		if (copies[i] < 0)
+			continue;
+		if (!error)
+			error = lay_again(copies[i], table->mounts[i].target);
+		close(copies[i]);
+	}
+	free(copies);
+	return error;
+}
+
+static int hide(const struct table *table, const struct mounted *found)
+{
+	cleanup_close int directory = open_mount(found);
+
+	if (directory < 0)
+		return directory == -ENOENT ? 0 : directory;
+	return found->is_whole ? hide_whole(table, found, directory) : cover(directory, false);
 }
 
 int procfs_hide(const char *path)
 {
-	cleanup_free char *table = NULL;
-	struct procfs found;
-	int error = read_table(&table);
-	char *rest = table, *line;
+	struct table table = {0};
+	int error = read_table(&table, path);
 
-	while (!error && (line = strsep(&rest, "\n")))
-		if (parse(line, &found) && is_below(found.target, path) && shows_processes(found.root))
-			error = hide(&found);
+	for (size_t i = 0; !error && i < table.count; i++)
+		if (table.mounts[i].has_processes)
+			error = hide(&table, &table.mounts[i]);
+	table_free(&table);
 	return error;
 }

@@ -32,6 +32,14 @@ static int inherit(const int *promised, size_t count)
 	return 0;
 }
 
+/* In a child: says in the log what could not be done. */
+static void give_up(const char *what, const char *of, int error) __attribute__((noreturn));
+static void give_up(const char *what, const char *of, int error)
+{
+	dprintf(2, "%s %s: %s\n", what, of, strerror(-error));
+	_exit(127);
+}
+
 /* Runs the program, unless what came before failed; says why it could not. */
 static void become(char **argv, int error) __attribute__((noreturn));
 static void become(char **argv, int error)
@@ -46,9 +54,10 @@ static void become(char **argv, int error)
 		execv(argv[0], argv);
 		error = -errno;
 	}
-	dprintf(2, "start %s: %s\n", argv[0], strerror(-error));
-	_exit(127);
+	give_up("start", argv[0], error);
 }
+
+static const char assembling[] = "mount the volumes and the rootfs for";
 
 static void run_qemu(const struct options *options) __attribute__((noreturn));
 static void run_qemu(const struct options *options)
@@ -56,8 +65,8 @@ static void run_qemu(const struct options *options)
 	bool volumes = options->volumes_fd >= 0;
 	int error = quiet_stdio(options->log);
 
-	if (!error)
-		error = exports_assemble(options);
+	if (!error && (error = exports_assemble(options)))
+		give_up(assembling, options->qemu[0], error);
 	if (!error)
 		error = inherit(options->keep, options->keep_count);
 	if (!error && volumes && fcntl(options->volumes_fd, F_SETFD, 0) < 0)
@@ -81,6 +90,8 @@ static void run_helper(const struct options *options, const struct helper *helpe
 		error = directory_show(options, helper->directory, helper->read_only);
 	else if (!error)
 		error = (directory = volumes_assemble(options)) < 0 ? directory : 0;
+	if (error)
+		give_up(assembling, helper->argv[0], error);
 	if (!error)
 		error = inherit(&helper->keep, 1);
 	if (!error)

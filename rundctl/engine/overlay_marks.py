@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "trusted.overlay."
 _OPAQUE = f"{_PREFIX}opaque"
+_REDIRECT = f"{_PREFIX}redirect"
 # Where something was copied from, how inodes and links are numbered: nothing that changes what is seen. What is not known here counts as a mark.
 _HARMLESS = frozenset(f"{_PREFIX}{name}" for name in ("origin", "impure", "nlink", "upper", "uuid"))
 ENTRIES_MAX = 4000  # 5 µs each (measured on ext4), at two moments of a start
@@ -71,7 +72,21 @@ def _is_of_a_new_directory(mark: str, path: str, upper: str, lowers: tuple[str, 
     if mark != _OPAQUE or os.getxattr(path, mark) != b"y":
         return False
     inside = os.path.relpath(path, upper)
-    return not any(_exists(f"{lower}/{inside}") for lower in lowers)
+    return not any(_may_have(lower, inside) for lower in lowers)
+
+
+def _may_have(lower: str, inside: str) -> bool:
+    """By this name, or in a layer further down by one that is not looked for."""
+    parents = (inside[:end] for end, letter in enumerate(inside) if letter == "/")
+    return _exists(f"{lower}/{inside}") or any(_is_redirected(f"{lower}/{parent}") for parent in parents)
+
+
+def _is_redirected(path: str) -> bool:
+    """Whether what overlayfs shows of a directory in the layers below this one has another name there."""
+    try:
+        return _REDIRECT in os.listxattr(path, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _exists(path: str) -> bool:

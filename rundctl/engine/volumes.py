@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from rundctl.oci.bundle import Bundle
 
 _GUEST_DIRECTORY = "/volumes"
-_OTHERS = 200  # descriptors of a start that are not sources of binds, at most
+_MORE_FILES = (
+    "each bind mount takes a descriptor: a higher hard limit of open files for the caller, ulimit -H -n, LimitNOFILE="
+)
+_OTHERS = 200  # descriptors of a start that are not sources of binds, more than it needs
 
 
 class Volumes:
@@ -82,33 +85,35 @@ def open_all(undo: ExitStack, bundle: Bundle) -> Volumes:
     _make_room(undo, len(mounts))
     table = mountinfo.read()
     _check_rootfs(bundle.rootfs, table)
-    for mount in mounts:
-        fd = _open(mount)
-        undo.callback(os.close, fd)
-        under = mountinfo.of(fd, table)
-        if mount.destination == "/dev/shm" and _is_tmpfs(fd, under):  # noqa: S108 (a destination, not a temporary file)
-            space = os.statvfs(mount.source)
-            volumes.shm[mount.index] = space.f_blocks * space.f_frsize
-            continue
-        if under is not None:
-            _check_source(f"config.json: mounts[{mount.index}].source: {mount.source}", fd, under)
-        is_file = not stat.S_ISDIR(os.fstat(fd).st_mode)
-        path = volumes.add(fd, read_only=mount.is_read_only, is_file=is_file, recursive=mount.is_recursive)
-        volumes.guest[mount.index] = Volume(path, is_file=is_file)
+    try:
+        for mount in mounts:
+            _take(undo, volumes, mount, table)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        raise HostError(f"{len(mounts)} bind mounts: {words(error)}", hint=_MORE_FILES) from error
     return volumes
+
+
+def _take(undo: ExitStack, volumes: Volumes, mount: Mount, table: list[bytes]) -> None:
+    fd = _open(mount)
+    undo.callback(os.close, fd)
+    under = mountinfo.of(fd, table)
+    if mount.destination == "/dev/shm" and _is_tmpfs(fd, under):  # noqa: S108 (a destination, not a temporary file)
+        space = os.statvfs(mount.source)
+        volumes.shm[mount.index] = space.f_blocks * space.f_frsize
+        return
+    if under is not None:
+        _check_source(f"config.json: mounts[{mount.index}].source: {mount.source}", fd, under)
+    is_file = not stat.S_ISDIR(os.fstat(fd).st_mode)
+    path = volumes.add(fd, read_only=mount.is_read_only, is_file=is_file, recursive=mount.is_recursive)
+    volumes.guest[mount.index] = Volume(path, is_file=is_file)
 
 
 def _make_room(undo: ExitStack, count: int) -> None:
     """Until the shim has them, which raises its own limit, and QEMU's."""
-    if not count:
-        return
-    hard = limits.inherited()[limits.NOFILE][1]
-    if count + _OTHERS > hard:
-        message = (
-            f"{count} bind mounts: each takes a descriptor, and a start {_OTHERS} others, but only {hard} may be open"
-        )
-        raise HostError(message, hint="a higher hard limit of open files for the caller: ulimit -H -n, LimitNOFILE=")
-    undo.enter_context(limits.room_for(count + _OTHERS))
+    if count:
+        undo.enter_context(limits.room_for(count + _OTHERS))
 
 
 def _open(mount: Mount) -> int:
@@ -116,6 +121,8 @@ def _open(mount: Mount) -> int:
         return os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         message = f"config.json: mounts[{mount.index}].source: {mount.source}: {words(error)}"
+        if error.errno == errno.EMFILE:
+            raise
         if error.errno == errno.ENFILE:
             raise HostError(message, hint="fs.file-max of the host") from error
         raise ConfigError(message, hint="a bind mount's source must exist on the host") from error

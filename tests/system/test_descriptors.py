@@ -114,5 +114,5 @@ def test_more_binds_than_the_hard_limit(cli: Cli, bundle: Callable[..., Path], t
     done = _run(cli, bundle("/bin/true", change=_changed(*mounts)), f"--nofile={FEWER}:{FEWER}")
     assert done.returncode == 1
     (line,) = done.stderr.decode().splitlines()
-    assert f"{BINDS} bind mounts: each takes a descriptor" in line
-    assert f"only {FEWER} may be open" in line
+    assert f"{BINDS} bind mounts: " in line
+    assert "too many open files (each bind mount takes a descriptor: a higher hard limit" in line

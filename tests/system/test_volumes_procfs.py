@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -73,6 +73,45 @@ def test_no_process_is_seen_in_any(cli: Cli, bundle, tmp_path: Path, lower: str)
         f"{place}/{name}" for place in places for name in ("meminfo", "sys/kernel/ostype")
     ]
     assert sum(line.startswith("cpu ") for line in lines) == (4 if _reads_files(lower) else 0)
+
+
+@contextmanager
+def _mounts(*commands: str) -> Iterator[None]:
+    """Of mount(8); unmounted in reverse, each from where it was mounted to."""
+    with ExitStack() as undo:
+        for command in commands:
+            subprocess.run(["mount", *command.split()], check=True)
+            if "remount" not in command:
+                undo.callback(subprocess.run, ["umount", "--lazy", command.split()[-1]], check=True)
+        yield
+
+
+def test_nothing_is_shown_or_writable_that_the_host_hides(cli: Cli, bundle, tmp_path: Path, lower: str) -> None:
+    """By what is mounted inside of a procfs, as a runtime does it for its containers; by ``subset``; or because it is but a process's directory."""
+    source = tmp_path / "source"
+    for name in ("masked", "subset", "process", "ended"):
+        (source / name).mkdir(parents=True)
+    with subprocess.Popen(["sleep", "1000"]) as ended, _mounts(
+        f"-t proc proc {source}/masked",
+        f"--bind {source}/masked/sys {source}/masked/sys",
+        f"-o remount,bind,ro {source}/masked/sys",
+        f"--bind /dev/null {source}/masked/kallsyms",
+        f"-t proc -o subset=pid proc {source}/subset",
+        f"--bind /proc/{os.getpid()}/task {source}/process",
+        f"--bind /proc/{ended.pid} {source}/ended",
+    ):  # fmt: skip
+        ended.kill()
+        ended.wait()
+        script = (
+            "cd /v/masked; ls sys/kernel/ostype; cat kallsyms 2>/dev/null | wc -c; echo x >sys/kernel/domainname; "
+            "cd ..; ls -A subset process ended; echo x >subset/sys/kernel/domainname; echo x >process/sys/kernel/domainname"
+        )
+        where = bundle("/bin/sh", "-c", script, change=_with(lower, bind(source, "/v", "rbind", "rw")))
+        done = cli("run", "--bundle", str(where), "v", code=1)
+    lines = [line for line in done.stdout.decode().split("\n") if line]
+    assert lines == ["sys/kernel/ostype", "0", "ended:", "process:", "subset:"]
+    assert b"sys/kernel/domainname: Read-only file system" in done.stderr
+    assert done.stderr.count(b"domainname: nonexistent directory") == 2, done.stderr
 
 
 def test_read_only_it_stays(cli: Cli, bundle, lower: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -287,6 +288,23 @@ def test_a_directory_that_is_only_new_has_no_mark_that_matters(tmp_path: Path) -
     (merged / "old").rmdir()
     (merged / "old").mkdir()
     assert f"trusted.overlay.opaque on {upper}/old" in overlay_marks.unseen(str(upper), (str(layer),))
+
+
+@pytest.mark.usefixtures("private")
+def test_a_directory_below_one_that_a_layer_renamed_is_not_only_new(tmp_path: Path) -> None:
+    """What it hides has another name in the layers below."""
+    bottom, middle, upper, merged = (tmp_path / name for name in ("bottom", "middle", "upper", "merged"))
+    for made in (bottom / "first/inside", middle, upper, merged, tmp_path / "work1", tmp_path / "work2"):
+        made.mkdir(parents=True)
+    options = f"lowerdir={bottom},upperdir={middle},workdir={tmp_path}/work1,redirect_dir=on"
+    mount("overlay", str(merged), "overlay", 0, options)
+    (merged / "first").rename(merged / "second")
+    subprocess.run(["umount", merged], check=True)
+    options = f"lowerdir={middle}:{bottom},upperdir={upper},workdir={tmp_path}/work2,redirect_dir=on"
+    mount("overlay", str(merged), "overlay", 0, options)
+    (merged / "second/inside").rmdir()
+    (merged / "second/inside").mkdir()
+    assert "trusted.overlay.opaque on " in overlay_marks.unseen(str(upper), (str(middle), str(bottom)))
 
 
 @pytest.mark.parametrize(
