@@ -19,27 +19,24 @@
 #include "cleanup.h"
 #include "shim.h"
 
-enum { CHUNK = 4096 };
+enum { CHUNK = 4096, ROUNDS = 32 };
 
-/* One line of mountinfo: its number, what of the file system is mounted, and where. */
+/* One line of mountinfo: its number, what it is mounted in, what of the file system is mounted, and where. */
 struct mounted {
-	unsigned long long number;
+	unsigned long long number, parent;
 	char *root, *target;
 	bool has_processes; /* of a procfs: the whole of it, or a process of it; not /sys, or a single file as lxcfs replaces them */
 	bool is_whole;	    /* with all that a procfs has beside them */
 };
 
+/* What is mounted at a path or below, and which of it is our own. */
 struct table {
 	char *text;
 	struct mounted *mounts;
 	size_t count;
+	unsigned long long *lids;
+	size_t lid_count;
 };
-
-static void table_free(struct table *table)
-{
-	free(table->mounts);
-	free(table->text);
-}
 
 /* An open, detached mount of a new file system. */
 static int mount_new(const char *type, unsigned int attributes)
@@ -96,22 +93,33 @@ static int nothing(void)
 	return tree;
 }
 
-/* Nothing can be laid on the directory of a process that has ended, and nothing is seen in it. */
-static int lay(int mount, int directory)
+static int lay(int mount, int place)
 {
-	if (syscall(SYS_move_mount, mount, "", directory, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0)
-		return errno == ENOENT ? 0 : -errno;
+	if (syscall(SYS_move_mount, mount, "", place, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0)
+		return -errno;
 	return 0;
 }
 
-static int cover(int directory, bool is_whole)
+/* A mount's number, 0 if it cannot be told. */
+static unsigned long long number_of(int fd)
+{
+	struct statx status;
+
+	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID, &status) < 0)
+		return 0;
+	return status.stx_mask & STATX_MNT_ID ? status.stx_mnt_id : 0;
+}
+
+/* Lays something on the root of a procfs, or on a process's directory or file: the mount of that. */
+static int cover(int place, bool is_whole)
 {
 	unsigned int attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
 	cleanup_close int lid = -1;
 	struct statvfs flags;
 	struct stat status;
+	int error;
 
-	if (fstatvfs(directory, &flags) < 0 || fstat(directory, &status) < 0)
+	if (fstatvfs(place, &flags) < 0 || fstat(place, &status) < 0)
 		return -errno;
 	if (flags.f_flag & ST_RDONLY)
 		attributes |= MOUNT_ATTR_RDONLY;
@@ -121,7 +129,10 @@ static int cover(int directory, bool is_whole)
 		lid = proc_without_processes(attributes);
 	else
 		lid = mount_new("tmpfs", attributes | MOUNT_ATTR_RDONLY);
-	return lid < 0 ? lid : lay(lid, directory);
+	if (lid < 0)
+		return lid;
+	error = lay(lid, place);
+	return error ? error : take_fd(&lid);
 }
 
 static bool shows_processes(const char *root)
@@ -131,29 +142,24 @@ static bool shows_processes(const char *root)
 }
 
 /* -ENOENT if there is nothing, or no mount may be there: a link, or something that is no directory above it. */
-static int open_place(const char *target)
+static int open_place(int directory, const char *path)
 {
 	struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC, .resolve = RESOLVE_NO_SYMLINKS};
-	int fd = (int)syscall(SYS_openat2, AT_FDCWD, target, &how, sizeof(how));
+	int fd = (int)syscall(SYS_openat2, directory, path, &how, sizeof(how));
 
 	if (fd < 0)
 		return errno == ENOTDIR || errno == ELOOP ? -ENOENT : -errno;
 	return fd;
 }
 
-/* -ENOENT if one does not get there: something else is mounted over it, or over a directory above it. */
+/* -ENOENT if one does not get there: something is mounted over a directory above it, or one was renamed since the table was read. */
 static int open_mount(const struct mounted *mounted)
 {
-	cleanup_close int fd = open_place(mounted->target);
-	struct statx status;
+	cleanup_close int fd = open_place(AT_FDCWD, mounted->target);
 
 	if (fd < 0)
 		return fd;
-	if (statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &status) < 0)
-		return -errno;
-	if (!(status.stx_mask & STATX_MNT_ID))
-		return -ENOSYS;
-	return status.stx_mnt_id == mounted->number ? take_fd(&fd) : -ENOENT;
+	return number_of(fd) == mounted->number ? take_fd(&fd) : -ENOENT;
 }
 
 /* Octal escapes undone, in place. */
@@ -182,8 +188,9 @@ static bool parse(char *line, struct mounted *mounted)
 		return false;
 	is_proc = strncmp(type, " - proc ", 8) == 0;
 	mounted->is_whole = is_proc && !strstr(type, "subset=");
-	mounted->number = strtoull(line, NULL, 10);
-	for (int field = 0; field < 3; field++)
+	mounted->number = strtoull(strsep(&line, " "), NULL, 10);
+	mounted->parent = line ? strtoull(line, NULL, 10) : 0;
+	for (int field = 0; field < 2; field++)
 		(void)strsep(&line, " ");
 	mounted->root = strsep(&line, " ");
 	mounted->target = strsep(&line, " ");
@@ -191,7 +198,8 @@ static bool parse(char *line, struct mounted *mounted)
 		return false;
 	unescape(mounted->root);
 	unescape(mounted->target);
-	mounted->has_processes = is_proc && shows_processes(mounted->root);
+	/* That of a process that has ended is "//deleted", and shows nothing. */
+	mounted->has_processes = is_proc && shows_processes(mounted->root) && !strstr(mounted->root, "//deleted");
 	mounted->is_whole = mounted->is_whole && strcmp(mounted->root, "/") == 0;
 	return true;
 }
@@ -203,7 +211,6 @@ static bool is_below(const char *path, const char *directory)
 	return strncmp(path, directory, length) == 0 && (path[length] == '/' || path[length] == '\0');
 }
 
-/* Whole, before anything is mounted: our own would be found in it. */
 static int read_text(char **text)
 {
 	cleanup_close int fd = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
@@ -229,13 +236,17 @@ static int read_text(char **text)
 	return 0;
 }
 
-/* What is mounted at a path or below. */
 static int read_table(struct table *table, const char *path)
 {
-	int error = read_text(&table->text);
-	char *rest = table->text, *line;
 	struct mounted mounted;
+	char *rest, *line;
+	int error;
 
+	free(table->text);
+	table->text = NULL;
+	table->count = 0;
+	error = read_text(&table->text);
+	rest = table->text;
 	while (!error && (line = strsep(&rest, "\n"))) {
 		if (!parse(line, &mounted) || !is_below(mounted.target, path))
 			continue;
@@ -251,72 +262,142 @@ static int read_table(struct table *table, const char *path)
 	return error;
 }
 
-/* A mount without those inside of it, to be laid elsewhere; -1 for what one does not get to, or has processes. */
-static int copy(const struct mounted *mounted, int *mount)
+static const struct mounted *find(const struct table *table, unsigned long long number)
 {
-	cleanup_close int place = mounted->has_processes ? -ENOENT : open_mount(mounted);
-
-	*mount = -1;
-	if (place < 0)
-		return place == -ENOENT ? 0 : place;
-	*mount = (int)syscall(SYS_open_tree, place, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
-	return *mount < 0 ? -errno : 0;
+	for (size_t i = 0; i < table->count; i++)
+		if (table->mounts[i].number == number)
+			return &table->mounts[i];
+	return NULL;
 }
 
-static int lay_again(int mount, const char *target)
+/* What lies over its root, which nobody can rename: ours, or what was mounted there already. */
+static const struct mounted *cover_of(const struct table *table, const struct mounted *mounted)
 {
-	cleanup_close int place = open_place(target);
+	for (size_t i = 0; i < table->count; i++)
+		if (table->mounts[i].parent == mounted->number && strcmp(table->mounts[i].target, mounted->target) == 0)
+			return &table->mounts[i];
+	return NULL;
+}
+
+static bool is_lid(const struct table *table, const struct mounted *mounted)
+{
+	for (size_t i = 0; i < table->lid_count; i++)
+		if (table->lids[i] == mounted->number)
+			return true;
+	return false;
+}
+
+/* For good: its own root is covered, or that of one that it is mounted in. */
+static bool is_out_of_reach(const struct table *table, const struct mounted *mounted)
+{
+	const struct mounted *parent, *cover;
+
+	if (cover_of(table, mounted))
+		return true;
+	for (; (parent = find(table, mounted->parent)); mounted = parent) {
+		cover = cover_of(table, parent);
+		if (cover && cover != mounted)
+			return true;
+	}
+	return false;
+}
+
+static int remember(struct table *table, int lid)
+{
+	unsigned long long *grown = realloc(table->lids, (table->lid_count + 1) * sizeof(*grown));
+
+	if (!grown)
+		return -ENOMEM;
+	table->lids = grown;
+	table->lids[table->lid_count] = number_of(lid);
+	return table->lids[table->lid_count++] ? 0 : -ENOSYS;
+}
+
+/* The path of a mount from the root of the procfs that it is mounted in; NULL if it is not, or a directory above was renamed between two lines. */
+static const char *inside(const struct mounted *mounted, const struct mounted *procfs)
+{
+	size_t length = strlen(procfs->target);
+
+	if (mounted->parent != procfs->number || !is_below(mounted->target, procfs->target) || !mounted->target[length])
+		return NULL;
+	return mounted->target + length + 1;
+}
+
+/* With what is mounted inside of it. A procfs among that is covered in the next round. */
+static int lay_again(int from, int to, const char *path)
+{
+	cleanup_close int mount = open_place(from, path), place = -1, copy = -1;
+
+	if (mount < 0)
+		return mount == -ENOENT ? 0 : mount;
+	place = open_place(to, path);
+	if (place < 0)
+		return place == -ENOENT ? 0 : place; /* nothing is there that could be seen */
+	copy = (int)syscall(SYS_open_tree, mount, "",
+			    AT_EMPTY_PATH | AT_RECURSIVE | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	return copy < 0 ? -errno : lay(copy, place);
+}
+
+static bool is_readable(const struct table *table, const struct mounted *procfs)
+{
+	for (size_t i = 0; i < table->count; i++)
+		if (table->mounts[i].parent == procfs->number && !inside(&table->mounts[i], procfs))
+			return false;
+	return true;
+}
+
+/* 0 also if it could not be reached, which the next round sees. */
+static int hide(struct table *table, const struct mounted *procfs)
+{
+	cleanup_close int place = is_readable(table, procfs) ? open_mount(procfs) : -ENOENT, lid = -1;
+	int error;
 
 	if (place < 0)
 		return place == -ENOENT ? 0 : place;
-	return lay(mount, place);
-}
+	lid = cover(place, procfs->is_whole);
+	if (lid < 0)
+		return lid == -ENOENT ? 0 : lid; /* the process has ended */
+	error = remember(table, lid);
+	for (size_t i = 0; i < table->count && !error && procfs->is_whole; i++) {
+		const char *path = inside(&table->mounts[i], procfs);
 
-/* The table has parents before what is mounted inside of them. */
-static int hide_whole(const struct table *table, const struct mounted *found, int directory)
-{
-	size_t inside = strlen(found->target);
-	int *copies = calloc(table->count, sizeof(*copies));
-	int error = copies ? 0 : -ENOMEM;
-	size_t copied = 0;
-
-	for (; !error && copied < table->count; copied++) {
-		const struct mounted *other = &table->mounts[copied];
-
-		copies[copied] = -1;
-		if (is_below(other->target, found->target) && other->target[inside])
-			error = copy(other, &copies[copied]);
+		if (path)
+			error = lay_again(place, lid, path);
 	}
-	if (!error)
-		error = cover(directory, true);
-	for (size_t i = 0; i < copied; i++) {
-		if (copies[i] < 0)
-			continue;
-		if (!error)
-			error = lay_again(copies[i], table->mounts[i].target);
-		close(copies[i]);
-	}
-	free(copies);
 	return error;
 }
 
-static int hide(const struct table *table, const struct mounted *found)
+static int hide_all(struct table *table, size_t *left)
 {
-	cleanup_close int directory = open_mount(found);
+	int error = 0;
 
-	if (directory < 0)
-		return directory == -ENOENT ? 0 : directory;
-	return found->is_whole ? hide_whole(table, found, directory) : cover(directory, false);
+	*left = 0;
+	for (size_t i = 0; !error && i < table->count; i++) {
+		const struct mounted *mounted = &table->mounts[i];
+
+		if (!mounted->has_processes || is_lid(table, mounted) || is_out_of_reach(table, mounted))
+			continue;
+		(*left)++;
+		error = hide(table, mounted);
+	}
+	return error;
 }
 
+/* Round by round, until one has nothing to do. One that is hidden by a mount over a directory above it is no exception: who can rename that
+ * directory, by another way to the same file system, would bring it to light. */
 int procfs_hide(const char *path)
 {
 	struct table table = {0};
-	int error = read_table(&table, path);
+	size_t left = 1;
+	int error = 0;
 
-	for (size_t i = 0; !error && i < table.count; i++)
-		if (table.mounts[i].has_processes)
-			error = hide(&table, &table.mounts[i]);
-	table_free(&table);
-	return error;
+	for (int round = 0; round < ROUNDS && left && !error; round++) {
+		error = read_table(&table, path);
+		if (!error)
+			error = hide_all(&table, &left);
+	}
+	free(table.lids);
+	free(table.mounts);
+	free(table.text);
+	return !error && left ? -EBUSY : error;
 }

@@ -36,7 +36,9 @@ static int inherit(const int *promised, size_t count)
 static void give_up(const char *what, const char *of, int error) __attribute__((noreturn));
 static void give_up(const char *what, const char *of, int error)
 {
-	dprintf(2, "%s %s: %s\n", what, of, strerror(-error));
+	const char *reason = error == -EBUSY ? "a procfs is below another mount, or is moved again and again" : strerror(-error);
+
+	dprintf(2, "%s %s: %s\n", what, of, reason);
 	_exit(127);
 }
 

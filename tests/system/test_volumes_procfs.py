@@ -114,6 +114,36 @@ def test_nothing_is_shown_or_writable_that_the_host_hides(cli: Cli, bundle, tmp_
     assert done.stderr.count(b"domainname: nonexistent directory") == 2, done.stderr
 
 
+def test_what_lies_over_a_procfs_and_in_it_is_kept(cli: Cli, bundle, tmp_path: Path, lower: str) -> None:
+    """One over another; one with less in place of a directory; one below something else; and where nothing can be covered for good, no start."""
+    source = tmp_path / "source"
+    for name in ("stacked", "less", "deep", "hidden/proc"):
+        (source / name).mkdir(parents=True)
+    with _mounts(
+        f"-t proc proc {source}/stacked",
+        f"-t proc proc {source}/stacked",
+        f"-t proc proc {source}/less",
+        f"-t proc -o subset=pid,ro proc {source}/less/sys",
+        f"-t proc proc {source}/deep",
+        f"-t tmpfs -o mode=755 tmpfs {source}/deep/tty",
+    ):
+        (source / "deep/tty/proc").mkdir()
+        (source / "deep/tty/proc/under").touch()
+        with _procfs(source / "deep/tty/proc"):
+            places = " ".join(f"/v/{name}" for name in ("stacked", "less", "deep", "deep/tty/proc"))
+            script = f"for d in {places}; do ls -d $d/[0-9]* $d/self/* 2>/dev/null | wc -l; done; ls -d /v/*/meminfo; ls -A /v/less/sys /v/deep/tty; "
+            script += "ls -d /v/deep/tty/proc/under /v/deep/tty/proc/meminfo 2>/dev/null"
+            where = bundle("/bin/sh", "-c", script, change=_with(lower, bind(source, "/v", "rbind", "rw")))
+            done = cli("run", "--bundle", str(where), "v", code=None)
+            with _procfs(source / "hidden/proc"), _mounts(f"-t tmpfs tmpfs {source}/hidden"):
+                refused = cli("run", "--bundle", str(where), "v", code=1)
+    assert done.stdout.decode().split() == [
+        *"0000", "/v/deep/meminfo", "/v/less/meminfo", "/v/stacked/meminfo", "/v/deep/tty:", "proc", "/v/less/sys:", "/v/deep/tty/proc/meminfo"
+    ], done  # fmt: skip
+    (line,) = refused.stderr.decode().splitlines()
+    assert "a procfs is below another mount" in line
+
+
 def test_read_only_it_stays(cli: Cli, bundle, lower: str) -> None:
     mounts = bind(Path("/proc"), "/p", "bind", "ro"), bind(Path("/"), "/host", "rbind", "ro")
     script = "for f in /p /host/proc; do echo x >$f/sys/kernel/domainname; done"
