@@ -104,4 +104,7 @@ def tree(
     for hierarchy in found:
         os.makedirs(hierarchy.directory)
         hierarchy.populate("")
+        if "cpuset" in hierarchy.controllers:
+            hierarchy.write("", "cpuset.cpus", "0-1\n")
+            hierarchy.write("", "cpuset.mems", "0\n")
     return found

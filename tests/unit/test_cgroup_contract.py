@@ -32,6 +32,28 @@ def test_a_new_cpuset_can_be_joined(hierarchies: list[Hierarchy]) -> None:
             assert hierarchy.read(PARENT, "cpuset.cpus") == hierarchy.read("", "cpuset.cpus")
 
 
+def test_a_cpuset_below_one_that_is_only_half_made_can_be_joined(hierarchies: list[Hierarchy]) -> None:
+    """Between its mkdir and its settings another may use it already, and whoever makes it may be killed."""
+    for hierarchy in hierarchies:
+        if "cpuset" in hierarchy.controllers:
+            hierarchy.mkdir(f"{PARENT}/half")
+            assert hierarchy.is_v2 or hierarchy.read(f"{PARENT}/half", "cpuset.cpus") == ""
+            cgroupfs.make(hierarchy, f"{PARENT}/half/a")
+            for path in (f"{PARENT}/half", f"{PARENT}/half/a"):
+                for name in cgroupfs.CPUSET_INHERITED:
+                    assert hierarchy.read(path, name) == hierarchy.read("", name)
+
+
+def test_a_cpuset_that_somebody_has_set_stays_as_it_is(hierarchies: list[Hierarchy]) -> None:
+    for hierarchy in of_v1(hierarchies):
+        if "cpuset" in hierarchy.controllers:
+            cgroupfs.make(hierarchy, f"{PARENT}/pinned")
+            hierarchy.write(f"{PARENT}/pinned", "cpuset.cpus", "0")
+            cgroupfs.make(hierarchy, f"{PARENT}/pinned/a")
+            assert hierarchy.read(f"{PARENT}/pinned", "cpuset.cpus") == "0"
+            assert hierarchy.read(f"{PARENT}/pinned/a", "cpuset.cpus") == "0"
+
+
 def test_rename_keeps_settings_and_mark(hierarchies: list[Hierarchy]) -> None:
     for hierarchy in of_v1(hierarchies):
         hierarchy.mkdir(f"{PARENT}/a")
