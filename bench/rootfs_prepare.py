@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import upper
 
-from rundctl.engine import kernel_template, lower_image_build, settings
+from rundctl.engine import kernel_template, lower_image_build, settings, template_store
 from rundctl.engine.lower_images import Content
 
 if TYPE_CHECKING:
@@ -27,16 +27,17 @@ PRIVATE = {"9p": UPPER, "virtiofs": UPPER, "erofs-pmem": UPPER, "erofs-blk": UPP
 
 def measure(scratch: Path, sizes: Sizes) -> dict[str, Any]:
     """By what is private, kind of file system, and how many at once ("in a row": in one process): milliseconds."""
-    sources = {UPPER: kernel_template.ensure(settings.load(), print).upper, DISK: _image(scratch)}
+    sources = {UPPER: kernel_template.ensure(settings.load(), print).upper(0), DISK: _image(scratch)}
+    places = {UPPER: template_store.UPPERS, DISK: ("disk/image",)}
     result: dict[str, Any] = {name: {} for name in sources}
     for kind in upper.KINDS:
         with upper.disk(kind, scratch) as point:
             for name, source in sources.items():
-                made = upper.put(source, point / name)
-                taken = upper.in_a_row(made, point, sizes.in_a_row)
+                made = upper.put(source, point, places[name])
+                taken = upper.in_a_row(made, sizes.in_a_row)
                 rows = {"in a row": upper.row([sum(taken)], taken, len(taken))}
                 for count in sizes.uppers:
-                    rounds = [upper.at_once(made, point, count) for _ in range(sizes.rounds)]
+                    rounds = [upper.at_once(made, count) for _ in range(sizes.rounds)]
                     times = [time_ms for _, each in rounds for time_ms in each]
                     rows[str(count)] = upper.row([wall for wall, _ in rounds], times, count)
                 result[name][kind] = rows

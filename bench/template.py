@@ -247,7 +247,7 @@ def _measure(fleet: Fleet, host: settings.Settings, lower: Lower, counts: list[i
         "template": {
             "build_s": template.manifest["build_s"],
             "mib_on_disk": round(
-                sum(os.stat(p).st_blocks for p in (template.memory, template.state, template.upper)) / 2048, 1
+                sum(os.stat(p).st_blocks for p in (template.memory, template.state, template.upper(0))) / 2048, 1
             ),
         },
         "memory": {},

@@ -22,11 +22,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rundctl.engine import kernel_template, settings, upper
+from rundctl.engine import kernel_template, settings, template_store, upper
 from rundctl.host import files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 COUNTS = (1, 10, 50, 200)
 ROUNDS = 5
@@ -38,17 +38,18 @@ _IN_A_ROW = 300
 _DISK = 4 << 30  # bytes
 _SETTLE_S = 0.05  # until those who wait sleep, and what a round left is gone
 _TIMES = struct.Struct("=QQ")
-# Arguments: image, directory; descriptors to say "ready" on, to wait on, to write the times to, to wait on before the end
+# Arguments: descriptors to say "ready" on, to wait on, to write the times to, to wait on before the end; images, of which each takes one by its pid
 _START = """
 import os, struct, sys, time
 sys.path[:0] = {path!r}
 from rundctl.engine import upper
-image, directory = sys.argv[1:3]
-ready, go, result, end = map(int, sys.argv[3:])
+ready, go, result, end = map(int, sys.argv[1:5])
+images = sys.argv[5:]
 os.write(ready, b"r")
 os.read(go, 1)
 begun = time.monotonic_ns()
-made = upper.clone(image, directory)
+image = images[os.getpid() % len(images)]
+made = upper.clone(image, os.path.dirname(image))
 done = time.monotonic_ns()
 os.write(result, struct.pack("=QQ", begun, done))
 os.read(end, 1)
@@ -72,26 +73,29 @@ def disk(kind: str, directory: Path) -> Iterator[Path]:
         image.unlink()
 
 
-def put(source: str, target: Path) -> Path:
-    """Copy an image's data."""
-    with open(source, "rb") as old, target.open("xb+") as new:
-        files.copy_sparse(old.fileno(), new.fileno())
-        os.fsync(new.fileno())
-    return target
+def put(source: str, directory: Path, names: Iterable[str] = template_store.UPPERS) -> list[Path]:
+    """Copy an image's data, as often as templates hold it and where they have it."""
+    images = [directory / name for name in names]
+    for image in images:
+        image.parent.mkdir(exist_ok=True)
+        with open(source, "rb") as old, image.open("xb+") as new:
+            files.copy_sparse(old.fileno(), new.fileno(), may_share=False)
+            os.fsync(new.fileno())
+    return images
 
 
-def in_a_row(image: Path, directory: Path, count: int = _IN_A_ROW) -> list[float]:
-    """Milliseconds of each preparation, one after the other in this process."""
+def in_a_row(images: list[Path], count: int = _IN_A_ROW) -> list[float]:
+    """Milliseconds of each preparation, one after the other in this process, which always has the same image."""
     taken = []
     for _ in range(count):
         begun = time.perf_counter()
-        made = upper.clone(str(image), str(directory))
+        made = upper.clone(str(images[0]), str(images[0].parent))
         taken.append((time.perf_counter() - begun) * 1e3)
         os.close(made)
     return taken
 
 
-def at_once(image: Path, directory: Path, count: int) -> tuple[float, list[float]]:
+def at_once(images: list[Path], count: int) -> tuple[float, list[float]]:
     """Let ``count`` processes go together: milliseconds until the last is done, and of each."""
     with contextlib.ExitStack() as opened:
         ready, ready_far, go_far, go, result, result_far, end_far, end = (fd for _ in range(4) for fd in os.pipe())
@@ -99,7 +103,7 @@ def at_once(image: Path, directory: Path, count: int) -> tuple[float, list[float
             opened.callback(os.close, fd)
         program = _START.format(path=sys.path)
         inherited = (ready_far, go_far, result_far, end_far)
-        argv = [sys.executable, "-I", "-S", "-c", program, str(image), str(directory), *map(str, inherited)]
+        argv = [sys.executable, "-I", "-S", "-c", program, *map(str, inherited), *map(str, images)]
         starts = [subprocess.Popen(argv, pass_fds=inherited) for _ in range(count)]
         _read(ready, count)
         time.sleep(_SETTLE_S)
@@ -137,23 +141,23 @@ def measure(rounds: int = ROUNDS) -> dict[str, Any]:
         "machine": f"{os.cpu_count()} x {platform.machine()}, Linux {platform.release()}",
         "load_before": os.getloadavg()[0],
         "upper_mib": template.shape.upper_mib,
-        "data_kib": os.stat(template.upper).st_blocks // 2,
+        "data_kib": os.stat(template.upper(0)).st_blocks // 2,
         "processes": "one for each start",
         "in_a_row": {},
         "at_once": {kind: {} for kind in KINDS},
     }
     with tempfile.TemporaryDirectory(dir="/var/tmp") as scratch, contextlib.ExitStack() as mounted:
         points = {kind: mounted.enter_context(disk(kind, Path(scratch))) for kind in KINDS}
-        images = {kind: put(template.upper, point / "upper") for kind, point in points.items()}
-        for kind, point in points.items():
-            taken = in_a_row(images[kind], point)
+        images = {kind: put(template.upper(0), point) for kind, point in points.items()}
+        for kind in KINDS:
+            taken = in_a_row(images[kind])
             result["in_a_row"][kind] = row([sum(taken)], taken, len(taken))
         for count in COUNTS:
             walls: dict[str, list[float]] = {kind: [] for kind in KINDS}
             each: dict[str, list[float]] = {kind: [] for kind in KINDS}
             for _ in range(_SINGLE_ROUNDS if count == 1 else rounds):
-                for kind, point in points.items():
-                    wall, times = at_once(images[kind], point, count)
+                for kind in KINDS:
+                    wall, times = at_once(images[kind], count)
                     walls[kind].append(wall)
                     each[kind] += times
             for kind in KINDS:

@@ -207,7 +207,7 @@ def _reflinks(chosen: Settings) -> Iterator[Finding]:
 
 def _upper_kib(directory: str) -> int:
     try:
-        return os.stat(f"{directory}/upper").st_blocks // 2
+        return os.stat(f"{directory}/{template_store.UPPERS[0]}").st_blocks // 2
     except FileNotFoundError:
         return 0
 

@@ -30,6 +30,8 @@ Measured by
 
 from __future__ import annotations
 
+import os
+
 from rundctl.engine import combinations, upper
 from rundctl.engine import lower as lowers
 from rundctl.guest import ops
@@ -66,7 +68,8 @@ def open_private(lower: Lower, template: Template) -> int:
         from rundctl.engine import disk
 
         return disk.open_copy(lower, template.directory, template.empty)
-    return upper.clone(template.upper, template.directory)
+    image = template.upper(os.getpid())
+    return upper.clone(image, os.path.dirname(image))
 
 
 def guest_ops(lower: Lower, *, volumes: bool = False, live: str = "") -> list[ops.Op]:

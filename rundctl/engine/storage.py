@@ -253,8 +253,7 @@ def _copy(source: str, target: str, progress: Progress) -> bool:
     progress(f"moving template {manifest['key']}")
     temporary = f"{target}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    os.makedirs(f"{temporary}/empty")
-    os.chmod(temporary, 0o700)
+    template_store.make_directories(temporary)
     try:
         for name in template_store.FILES:
             described = manifest["files"][name]

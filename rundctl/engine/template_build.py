@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Progress = Callable[[str], None]
 
 _CONSOLE_LINES = 8  # of a guest's last words in an error message
+_DISK = template_store.UPPERS[0]
 _CGROUP = "/sys/fs/cgroup"
 # linux/mount.h
 _MS_NOSUID = 2
@@ -54,8 +55,7 @@ def build(home: str, key: TemplateKey, recipe: Recipe, progress: Progress) -> No
     root = template_store.root(home)
     template_store.sweep(home)
     directory = f"{root}/.{key}.tmp"
-    os.makedirs(f"{directory}/empty")
-    os.chmod(directory, 0o700)
+    template_store.make_directories(directory)
     try:
         started = time.monotonic()
         _boot_and_save(directory, recipe, progress)
@@ -94,7 +94,7 @@ def setup_plan(kernel: Kernel, shape: MachineShape) -> ops.Plan:
 
 
 def _boot_and_save(directory: str, recipe: Recipe, progress: Progress) -> None:
-    _make_disk(f"{directory}/upper", recipe.shape, progress)
+    _make_disk(f"{directory}/{_DISK}", recipe.shape, progress)
     progress(f"booting the guest ({recipe.shape.accelerator.value})")
     with _Guest(directory, recipe) as guest:
         try:
@@ -176,7 +176,7 @@ class _Guest:
         return qemu.Wiring(
             agent=agent,
             qmp=monitor,
-            upper=self._open("upper", os.O_RDWR),
+            upper=self._open(_DISK, os.O_RDWR),
             empty=f"{self._directory}/empty",
             memory_path=memory,
             kernel=self._keep(os.open(self._recipe.kernel.vmlinux, os.O_RDONLY | os.O_CLOEXEC)),
@@ -218,6 +218,8 @@ class _Guest:
 
 def _finish(directory: str, key: TemplateKey, recipe: Recipe, seconds: float) -> None:
     """Make the files durable and read-only, and describe them."""
+    for name in template_store.UPPERS[1:]:
+        _copy_disk(f"{directory}/{_DISK}", f"{directory}/{name}")
     for name in ("console.log", "qemu.log"):
         files.unlink(f"{directory}/{name}")
     described = {name: _describe(f"{directory}/{name}", _mode(name, recipe.shape)) for name in template_store.FILES}
@@ -233,6 +235,12 @@ def _finish(directory: str, key: TemplateKey, recipe: Recipe, seconds: float) ->
     }
     files.replace(f"{directory}/{template_store.MANIFEST}", json.dumps(manifest, indent=1).encode())
     files.sync_directory(directory)
+
+
+def _copy_disk(source: str, target: str) -> None:
+    """Copy an image's data to blocks of its own: shared ones would be counted in one place for all copies."""
+    with open(source, "rb") as old, open(target, "xb") as new:
+        files.copy_sparse(old.fileno(), new.fileno(), may_share=False)
 
 
 def _mode(name: str, shape: MachineShape) -> int:

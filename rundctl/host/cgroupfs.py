@@ -58,7 +58,8 @@ class Hierarchy:
 
     def read(self, path: str, name: str) -> str:
         """A control file, without the newline at its end."""
-        fd = os.open(f"{self.directory}{path}/{name}", os.O_RDONLY | os.O_CLOEXEC)  # half of what open() costs, and starts do this often
+        # Half of what open() costs, and starts do this often.
+        fd = os.open(f"{self.directory}{path}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             data = b"".join(iter(lambda: os.read(fd, _BUFFER), b""))
         finally:

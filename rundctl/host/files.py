@@ -13,7 +13,7 @@ _CHUNK = 1 << 16
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Self
 
 
@@ -144,11 +144,15 @@ def nameless(directory: str, mode: int = 0o600) -> int:
     return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
 
 
-def copy_sparse(source: int, target: int) -> int:
-    """Copy the data extents of ``source`` into the empty file ``target`` and give it the same size. Bytes copied."""
+def copy_sparse(source: int, target: int, *, may_share: bool = True) -> int:
+    """Copy the data extents of ``source`` into the empty file ``target`` and give it the same size. Bytes copied.
+
+    Where the file system can, both share their extents, unless they may not.
+    """
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
-    return sum(_copy_range(source, target, start, end) for start, end in data_extents(source, size))
+    copy_some = _share_some if may_share else _write_some
+    return sum(_copy_range(copy_some, source, target, start, end) for start, end in data_extents(source, size))
 
 
 def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
@@ -191,16 +195,24 @@ def _is_at(fd: int, path: str) -> bool:
         return False
 
 
-def _copy_range(source: int, target: int, start: int, end: int) -> int:
+def _copy_range(copy_some: Callable[[int, int, int, int], int], source: int, target: int, start: int, end: int) -> int:
     at = start
     while at < end:
-        try:
-            copied = os.copy_file_range(source, target, end - at, at, at)
-        except OSError as error:
-            if error.errno != errno.EXDEV:  # another kind of file system
-                raise
-            copied = os.pwrite(target, os.pread(source, min(_CHUNK, end - at), at), at)
+        copied = copy_some(source, target, at, end)
         if copied == 0:
             raise HostError(f"copy of {end - start} bytes: the source became shorter")
         at += copied
     return end - start
+
+
+def _share_some(source: int, target: int, at: int, end: int) -> int:
+    try:
+        return os.copy_file_range(source, target, end - at, at, at)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # another kind of file system
+            raise
+    return _write_some(source, target, at, end)
+
+
+def _write_some(source: int, target: int, at: int, end: int) -> int:
+    return os.pwrite(target, os.pread(source, min(_CHUNK, end - at), at), at)

@@ -205,7 +205,7 @@ def own_home(tmp_path: Path, template: str) -> Path:
     return home
 
 
-@pytest.mark.parametrize("damage", ["memory", "state", "upper", "manifest", "all"])
+@pytest.mark.parametrize("damage", ["memory", "state", "upper3/image", "manifest", "all"])
 def test_a_damaged_template_is_rebuilt(cli: Cli, bundle, own_home: Path, damage: str) -> None:
     for template in (own_home / "templates").iterdir():
         if damage == "all":

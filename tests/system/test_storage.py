@@ -68,7 +68,7 @@ def _status() -> dict:
 def _make_up(home: Path, key: str = _KEY) -> Path:
     """A template of which only the store need believe that it is one."""
     directory = home / "templates" / key
-    (directory / "empty").mkdir(parents=True)
+    template_store.make_directories(str(directory))
     described = {}
     for name in template_store.FILES:
         path = directory / name

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import hybrid_rootfs, kernel_template, lower, settings
+from rundctl.engine import hybrid_rootfs, kernel_template, lower, settings, template_store
 from rundctl.engine.template_inputs import Request
 from rundctl.guest import kernel_fetch, ops, wire
 from rundctl.host import files, process
@@ -101,14 +101,14 @@ class Clone:
 
 def _digests(template: Template) -> list[str]:
     result = []
-    for path in (template.memory, template.state, template.upper):
+    for path in (f"{template.directory}/{name}" for name in template_store.FILES):
         with open(path, "rb") as file:
             result.append(files.content_digest(file.fileno()))
     return result
 
 
 def test_two_clones_at_once(ready: Template, rootfs: Path, tmp_path: Path) -> None:
-    before = [ready.manifest["files"][name]["digest"] for name in ("memory", "state", "upper")]
+    before = [ready.manifest["files"][name]["digest"] for name in template_store.FILES]
     (tmp_path / "seen").write_text("from the host\n")
     script = (
         "cat /mnt/seen; echo {0} >/mnt/by{0}; cat /proc/sys/kernel/random/boot_id; echo {0} >/etc/hosts; mv /home /moved; "

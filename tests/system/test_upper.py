@@ -193,6 +193,27 @@ def test_copies(tmp_path: Path) -> None:
                     os.close(fd)
 
 
+def test_the_template_has_its_image_in_each_allocation_group(home: Path) -> None:
+    """So that clones made at once meet at no lock of XFS: each copy has blocks of its own, and in a store those of another group."""
+    (template,) = (home / "templates").glob("*/" + template_store.MANIFEST)
+    images = [template.parent / name for name in template_store.UPPERS]
+    described = json.loads(template.read_text())["files"]
+    assert len({described[name]["digest"] for name in template_store.UPPERS}) == 1
+    assert not any("shared" in _tool("filefrag", "-v", str(image)) for image in images)
+    if (home / "storage.img").exists():
+        assert sorted(map(_groups, images)) == [["0"], ["1"], ["2"], ["3"]]
+
+
+def _groups(file: Path) -> list[str]:
+    """XFS's allocation groups that a file's blocks are in."""
+    rows = [line.split() for line in _tool("xfs_bmap", "-v", str(file)).splitlines()[2:]]
+    return sorted({row[3] for row in rows if row[2] != "hole"})
+
+
+def _tool(*argv: str) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
 def test_read_only_and_full(tmp_path: Path) -> None:
     """Each is one clear error, and no descriptor stays."""
     with disk(tmp_path, "ext4", 64) as point:

@@ -8,7 +8,7 @@ import pytest
 
 from rundctl.commands import doctor as command
 from rundctl.commands.declare import Options
-from rundctl.engine import doctor
+from rundctl.engine import doctor, template_store
 from rundctl.engine.doctor import Finding, Level
 from rundctl.engine.settings import Settings
 from rundctl.errors import HostError
@@ -178,8 +178,8 @@ def test_reflink_store_pays_from_a_size_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kib: int, level: Level
 ) -> None:
     monkeypatch.setattr(doctor.ficlone, "works_in", lambda _: False)
-    (tmp_path / "templates/key").mkdir(parents=True)
-    (tmp_path / "templates/key/upper").write_bytes(b"u" * 1024 * kib)
+    template_store.make_directories(str(tmp_path / "templates/key"))
+    (tmp_path / "templates/key" / template_store.UPPERS[0]).write_bytes(b"u" * 1024 * kib)
     (found,) = _of(doctor._reflinks, tmp_path)
     assert found.level is level
     assert found.hint == "rundctl storage init makes one"

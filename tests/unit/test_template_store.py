@@ -27,12 +27,12 @@ SHAPE = MachineShape(
 def directory(tmp_path: Path) -> Path:
     """A template's directory with made-up contents."""
     directory = tmp_path / "templates" / KEY
-    directory.mkdir(parents=True)
+    template_store.make_directories(str(directory))
     described = {}
     for name in template_store.FILES:
         (directory / name).write_bytes(name.encode())
         described[name] = {"identity": template_store.file_identity(str(directory / name))}
-    (directory / "manifest.json").write_text(json.dumps({"format": 1, "files": described}))
+    (directory / "manifest.json").write_text(json.dumps({"format": template_store.FORMAT, "files": described}))
     return directory
 
 
@@ -55,12 +55,12 @@ def _touch(directory: Path) -> None:
 
 
 def _remove(directory: Path) -> None:
-    (directory / "upper").unlink()
+    (directory / "upper0/image").unlink()
 
 
 def _replace(directory: Path) -> None:
     _remove(directory)
-    (directory / "upper").write_bytes(b"upper")
+    (directory / "upper0/image").write_bytes(b"upper0/image")
 
 
 def _damage_manifest(directory: Path) -> None:
