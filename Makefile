@@ -1,5 +1,5 @@
 # rundctl: `make demo` and `make test` are all that is needed; both need root and set up what is missing (tools/setup).
-# The first `make test` of a machine builds the guest kernel and QEMU that it tests; `make demo` takes Debian's.
+# The first `make test` of a machine builds the guest kernel and QEMU that it tests; `make demo` takes Debian's where there are none.
 
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
@@ -57,7 +57,7 @@ test-stress: setup-system ## 1000 containers, 20 at once, everything killed at r
 test-rebuild: setup-system ## Build lean kernel and QEMU once more: the same bytes? (some 15 minutes)
 	$(PYTEST) tests/rebuild
 
-bench: setup-system ## Measure start-up and memory
+bench: setup-system ## Measure start-up
 	$(PYTHON) bench/start.py
 
 bench-template: setup-system ## Measure what a clone costs: memory by part, idle CPU, time to its first answer

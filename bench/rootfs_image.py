@@ -37,7 +37,7 @@ class Sizes:
     files: tuple[int, ...]  # of the trees that are scanned
     data_mib: int  # that each of `readers` containers reads
     readers: int
-    many: int  # containers on erofs-pmem, for issue "one page cache"
+    many: int  # containers on erofs-pmem, for "one page cache for all"
     divisor: int  # of fio's bytes
     uppers: tuple[int, ...]  # prepared at once
     rounds: int

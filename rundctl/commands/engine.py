@@ -27,7 +27,7 @@ CREATE_FLAGS = (
     Flag("--preserve-fds", "Only 0: descriptors of the host cannot enter a VM.", value="N", default="0"),
     Flag(
         "--template",
-        "Clone the template, or boot cold (default: as annotated, else on).",
+        "Clone the template, or boot cold (default: as annotated, else as the settings say).",
         value="WHEN",
         choices=("on", "off"),
     ),

@@ -70,7 +70,11 @@ VERB = Verb(
             build,
             flags=(_SOURCE, _KEEP, _CHECK),
         ),
-        Verb("kernel fetch", "Download and unpack Debian's kernel package, and print where the kernel is.", fetch),
+        Verb(
+            "kernel fetch",
+            "Download and unpack Debian's kernel package, make it the default, and print where it is.",
+            fetch,
+        ),
         Verb(
             "kernel use",
             "Make a kernel the default.",

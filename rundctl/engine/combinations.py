@@ -72,7 +72,7 @@ TABLE = (
         "pmem",
         needs=("erofs", "pmem"),
         read_only="is read-only",
-        cost="1/64 of the image's size of the guest's memory; what is read is in the host's cache alone, once for all",
+        cost="1/64 of the device's size of the guest's memory; what is read is in the host's cache alone, once for all",
     ),
     Combination(
         "erofs",
@@ -87,7 +87,7 @@ TABLE = (
         needs=("erofs", "pmem", "9p"),
         live="9p",
         read_only="is read-only",
-        cost="1/64 of the image's size of the guest's memory, and 1.4 MiB of QEMU's; of the image what is read is in the host's cache alone",
+        cost="1/64 of the device's size of the guest's memory, and 1.4 MiB of QEMU's; of the image what is read is in the host's cache alone",
     ),
     Combination(
         "erofs",

@@ -19,7 +19,7 @@ Parts
     mounts.
 Cost
     Upper: one ioctl where the file system has reflinks (XFS, btrfs), else as long as its data extents take to copy (52 KiB).
-    Guest: two mounts, about 15 ms under emulation, 1 ms with KVM; by 9p 1.2 MiB of QEMU's memory, on pmem 1/64 of the image's size of the guest's.
+    Guest: two mounts, about 15 ms under emulation; by 9p 1.2 MiB of QEMU's memory, on pmem 1/64 of the device's size of the guest's.
 Invariants
     The lower is never written, unless it is persistent. The upper is gone with the last descriptor to it. The template's image is never opened for writing.
     The image and the template's memory are of the same moment: one is never used without the other.

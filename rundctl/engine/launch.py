@@ -180,9 +180,10 @@ class Launch:
     @property
     def _cold(self) -> bool:
         """Whether to boot instead of cloning: the flag, else the annotation, else the setting."""
-        if self.options.template is not None:
-            return not self.options.template
-        return not self.bundle.options.template or self.ctx.settings.template == "off"
+        for asked in (self.options.template, self.bundle.options.template):
+            if asked is not None:
+                return not asked
+        return self.ctx.settings.template == "off"
 
     def run(self, undo: ExitStack, sources: ExitStack, lease: cgroup_pool.Lease) -> int:
         """Spawn, and compile the plan while QEMU starts; then wake the guest, set up the container, commit. ``sources`` are closed when the shim has them."""

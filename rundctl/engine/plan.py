@@ -143,7 +143,7 @@ def _namespaces(linux: dict[str, Any]) -> int:
             raise support.invalid(f"linux.namespaces[{index}]", f"{kind} is given twice, at [{asked[kind]}] too")
         asked[kind] = index
         if kind == "user":
-            raise support.refused(f"linux.namespaces[{index}]", "user namespaces come with their own issue")
+            raise support.refused(f"linux.namespaces[{index}]", "user namespaces are not supported yet")
         if kind not in REQUIRED_NAMESPACES and kind not in OPTIONAL_NAMESPACES:
             raise support.invalid(f"linux.namespaces[{index}].type", f"unknown namespace {kind!r}")
     for kind in REQUIRED_NAMESPACES:

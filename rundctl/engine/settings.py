@@ -40,7 +40,7 @@ class Settings:
     """Every setting with its default.
 
     home            kernels, templates and caches             memory_mib, vcpus, upper_mib   size of a VM
-    kernel          name of a fetched kernel, or path of a vmlinux or bzImage; "": the newest fetched
+    kernel          name of a fetched kernel, or path of a vmlinux or bzImage; "": the default, which `kernel fetch`, `build` and `use` set
     kernel_modules  directory (lib/modules/VERSION) of a kernel given as a path; "": all it needs is built in
     qemu            path of the program, name of a lean one, or "system"; "": the lean one once built, else the host's
     accelerator     auto, kvm, tcg

@@ -118,9 +118,18 @@ def claim(root: str, container_id: str, facts: dict[str, Any]) -> tuple[Containe
     """Take an id: a directory with a first record, locked by the descriptor that is returned too.
 
     The directory is filled under a temporary name and renamed: rename(2) fails if the id's directory exists and is not empty,
-    so nobody ever sees one without a record. StateError if the id is in use.
+    so nobody ever sees one without a record. StateError if the id is in use, HostError if the host refuses.
     """
     final = f"{root}/{container_id}"
+    try:
+        return _claim(root, container_id, final, facts)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise _in_use(container_id) from error
+        raise HostError(f"make container directory {final}: {words(error)}") from error
+
+
+def _claim(root: str, container_id: str, final: str, facts: dict[str, Any]) -> tuple[Container, int]:
     temporary = f"{root}/{_NEW}{os.getpid()}"
     _remove_tree(temporary)  # an earlier process of our pid may have been killed
     os.makedirs(temporary, mode=0o700)
@@ -140,11 +149,9 @@ def claim(root: str, container_id: str, facts: dict[str, Any]) -> tuple[Containe
         os.rename(temporary, final)
         container.directory = final
         _link_elsewhere(root, container_id)
-    except BaseException as error:
+    except BaseException:
         _remove_tree(container.directory)
         os.close(lock)
-        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise _in_use(container_id) from error
         raise
     return container, lock
 

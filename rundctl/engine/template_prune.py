@@ -1,4 +1,4 @@
-"""Which templates go: those nothing can use, and on request those unused for long, or the least recently used beyond a size."""
+"""Which templates go: those that nothing can use, and on request those unused for long, or the least recently used beyond a size."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 
 from rundctl.engine import template_inputs, template_store
 from rundctl.host import files
+from rundctl.vmm import qemu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from rundctl.engine.template_store import Entry
 
 _DAY_S = 86400
-# What containers' limits choose: templates that differ in nothing else are all current.
-_BY_CONTAINER = ("memory_mib", "vcpus")
+# What containers choose, by limits, volumes and where their root comes from: templates that differ in nothing else are all current.
+_BY_CONTAINER = ("memory_mib", "vcpus", "lower", "lower_mib", "volumes")
 
 
 class Limits:
@@ -63,7 +64,12 @@ def _doomed(entries: list[Entry], family: dict[str, Any] | None, limits: Limits)
 
 
 def _is_usable(entry: Entry, family: dict[str, Any] | None) -> bool:
-    return entry.intact and _family(entry.manifest["shape"]) == family
+    if not entry.intact or family is None:
+        return False
+    shape = entry.manifest["shape"]
+    if shape["lower"] == qemu.DISK:  # has no upper layer, whatever the settings say of one
+        shape = {**shape, "upper_mib": family["upper_mib"]}
+    return _family(shape) == family
 
 
 def _fitting(entries: list[Entry], max_size_mib: int) -> list[Entry]:

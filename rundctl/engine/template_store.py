@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 # The storage image is there more than once so that clones made at once meet at no lock: XFS puts each new directory into the next of its allocation
-# groups (four, unless it is made with more), and files into their directory's. One for all costs 200 at once twice the time (docs/rootfs.md).
+# groups (four, unless it is made with more), and files into their directory's. With one for all 200 at once sleep (docs/rootfs.md).
 UPPERS = tuple(f"upper{number}/image" for number in range(4))
 FILES = ("memory", "state", *UPPERS)
 DIRECTORIES = ("empty", *(os.path.dirname(name) for name in UPPERS))

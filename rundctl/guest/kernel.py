@@ -1,7 +1,7 @@
 """Guest kernels of this host: ``HOME/kernels/NAME/{vmlinux,modules/NNN-name.ko,config,manifest.json}``.
 
-A kernel is made once, by `kernel_fetch` from Debian's package or by `adopt` from files the user names, and never changes: its digest is that of its
-manifest, which lists the digests of all its files. `find` is on the path of every start and opens nothing.
+A kernel is made once, by `kernel_fetch` from Debian's package, by `kernel_build` from its source, or by `adopt` from files the user names, and never
+changes: its digest is that of its manifest, which lists the digests of all its files. `find` is on the path of every start and opens nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-CURRENT = "current"  # symlink to the newest fetched kernel
+CURRENT = "current"  # symlink to the default: the last one fetched or built, or chosen with `kernel use`
 MANIFEST = "manifest.json"
 _CUSTOM_PREFIX = "custom-"
 _ALWAYS = ("cpu", "memory", "pids")
@@ -84,7 +84,7 @@ class Kernel:
 
 
 class Choice:
-    """Which kernel is wanted: ``kernel`` is "" (the newest fetched), a name, or the path of a vmlinux or bzImage with its modules' directory."""
+    """Which kernel is wanted: ``kernel`` is "" (the default), a name, or the path of a vmlinux or bzImage with its modules' directory."""
 
     __slots__ = ("home", "kernel", "modules")
 

@@ -15,9 +15,10 @@ LOWER = "io.rundctl.rootfs.lower"
 IMMUTABLE = "io.rundctl.rootfs.immutable"
 ROOTFS_MODES = ("volatile", "persistent")
 LOWERS = ("auto", "virtiofs", "erofs", "9p", "blk")
+_ON_OFF = {"on": True, "off": False}
 # annotation: what it may say; nothing: any text
 KNOWN: dict[str, tuple[str, ...]] = {
-    TEMPLATE: ("on", "off"),
+    TEMPLATE: tuple(_ON_OFF),
     ROOTFS: ROOTFS_MODES,
     LOWER: LOWERS,
     IMMUTABLE: (),
@@ -27,7 +28,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
 class Options:
     """What the annotations ask for.
 
-    template   start as a clone of the template (True) or boot cold (False)
+    template   start as a clone of the template (True) or boot cold (False); None = what the settings say
     rootfs     volatile or persistent: where writes to the root file system go; "" = what the settings say
     lower      transport of the shared layer, "" = what the settings say
     immutable  the user's word that the rootfs does not change as long as this text does not; "" = it may
@@ -35,7 +36,7 @@ class Options:
 
     __slots__ = ("immutable", "lower", "rootfs", "template")
 
-    def __init__(self, *, template: bool = True, rootfs: str = "", lower: str = "", immutable: str = "") -> None:
+    def __init__(self, *, template: bool | None = None, rootfs: str = "", lower: str = "", immutable: str = "") -> None:
         self.template = template
         self.rootfs = rootfs
         self.lower = lower
@@ -48,7 +49,7 @@ def parse(annotations: Mapping[str, str]) -> Options:
         if name.startswith(PREFIX):
             _check(name, value)
     return Options(
-        template=annotations.get(TEMPLATE, "on") == "on",
+        template=_ON_OFF[annotations[TEMPLATE]] if TEMPLATE in annotations else None,
         rootfs=annotations.get(ROOTFS, ""),
         lower=annotations.get(LOWER, ""),
         immutable=annotations.get(IMMUTABLE, ""),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from rundctl.errors import ConfigError, UsageError
+from rundctl.errors import ConfigError, words
 from rundctl.oci.state import OCI_VERSION
 
 TYPE_CHECKING = False
@@ -57,18 +57,16 @@ def example() -> dict[str, Any]:
     }
 
 
-def write(bundle: str, *, rootless: bool = False) -> None:
-    """Write config.json into a bundle, never over one that is there; ConfigError or UsageError say why not."""
-    if rootless:
-        raise UsageError("spec --rootless is not supported: user namespaces come with their own issue")
+def write(bundle: str) -> None:
+    """Write config.json into a bundle, never over one that is there; ConfigError says why not."""
     path = os.path.join(bundle, "config.json")
     try:
         with open(path, "x", encoding="utf-8") as file:
             file.write(json.dumps(example(), indent="\t") + "\n")
     except FileExistsError:
-        raise ConfigError(f"file {path} exists. Remove it first") from None
+        raise ConfigError(f"{path} exists", hint="remove it first") from None
     except OSError as error:
-        raise ConfigError(f"write {path}: {error.strerror}") from error
+        raise ConfigError(f"write {path}: {words(error)}") from error
 
 
 def _mount(destination: str, fstype: str, options: list[str], source: str = "") -> dict[str, Any]:

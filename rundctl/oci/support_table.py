@@ -13,7 +13,7 @@ MEANINGLESS = "meaningless"
 _OTHER_SYSTEM = "a section for another operating system; the specification wants it ignored"
 _VM = "kernel and hypervisor are chosen by rundctl's own settings for now"
 _HOOK = "hooks that run in the container's namespaces would have to run inside the VM"
-_IDMAP = "idmapped mounts come with user namespaces"
+_IDMAP = "idmapped mounts are not supported yet"
 _LABEL = "the guest's kernel is the container's own, without this security module; the VM's boundary takes its place"
 
 ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...] = (
@@ -30,7 +30,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("process.consoleSize", "meaningless", "without a terminal there is no console"),
     ("process.cwd", "honoured", "absolute; made if missing"),
     ("process.env", "honoured", "HOME is set from the container's /etc/passwd if missing"),
-    ("process.terminal", "refused", "terminals come with the next issues; leave out -t"),
+    ("process.terminal", "refused", "terminals are not supported yet; leave out -t"),
     ("process.user", "honoured", ""),
     ("process.user.uid", "honoured", ""),
     ("process.user.gid", "honoured", ""),
@@ -59,9 +59,9 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("process.rlimits[].type", "honoured", "each at most once"),
     ("process.rlimits[].soft", "honoured", ""),
     ("process.rlimits[].hard", "honoured", ""),
-    ("process.ioPriority", "refused", "I/O priorities inside the VM come with resource support"),
-    ("process.scheduler", "refused", "scheduling policies inside the VM come with resource support"),
-    ("process.execCPUAffinity", "refused", "CPU affinity comes with resource support and `exec`"),
+    ("process.ioPriority", "refused", "I/O priorities inside the VM are not supported yet"),
+    ("process.scheduler", "refused", "scheduling policies inside the VM are not supported yet"),
+    ("process.execCPUAffinity", "refused", "CPU affinity inside the VM is not supported yet"),
     ("mounts", "honoured", "in their order"),
     ("mounts[].destination", "honoured", "a relative one counts from /; into / and into /proc are refused, as in runc"),
     (
@@ -109,15 +109,15 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "linux.namespaces[].type",
         "honoured",
-        "cgroup is always made, time when asked for; user is refused until its issue comes",
+        "cgroup is always made, time when asked for; user is refused",
     ),
     (
         "linux.namespaces[].path",
         "refused",
         "an existing namespace belongs to the host's kernel, and the container runs on another",
     ),
-    ("linux.uidMappings", "refused", "user namespaces come with their own issue"),
-    ("linux.gidMappings", "refused", "user namespaces come with their own issue"),
+    ("linux.uidMappings", "refused", "user namespaces are not supported yet"),
+    ("linux.gidMappings", "refused", "user namespaces are not supported yet"),
     ("linux.timeOffsets", "honoured", "with a time namespace"),
     ("linux.timeOffsets.boottime", "honoured", ""),
     ("linux.timeOffsets.boottime.secs", "honoured", ""),
@@ -275,9 +275,9 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("linux.maskedPaths", "honoured", ""),
     ("linux.readonlyPaths", "honoured", ""),
     ("linux.mountLabel", "meaningless", _LABEL),
-    ("linux.intelRdt", "refused", "cache and bandwidth allocation of the host come with resource support"),
+    ("linux.intelRdt", "refused", "cache and bandwidth allocation of the host is not supported yet"),
     ("linux.personality", "honoured", "LINUX, which is the default"),
-    ("linux.personality.domain", "refused", "execution domains other than LINUX come later", ("LINUX",)),
+    ("linux.personality.domain", "refused", "execution domains other than LINUX are not supported yet", ("LINUX",)),
     ("linux.personality.flags", "refused", "the specification defines none"),
     ("vm", "honoured", "as far as its fields are"),
     ("vm.hypervisor", "refused", _VM),
@@ -290,7 +290,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
 
 # Fields of specification 1.3, which the vendored schemas do not have yet.
 NEWER: tuple[tuple[str, str, str], ...] = (
-    ("linux.netDevices", "refused", "network devices of the host come with network support"),
-    ("linux.memoryPolicy", "refused", "NUMA policies come with resource support"),
+    ("linux.netDevices", "refused", "network devices of the host are not supported yet"),
+    ("linux.memoryPolicy", "refused", "NUMA policies are not supported yet"),
     ("vm.hwConfig", "refused", _VM),
 )

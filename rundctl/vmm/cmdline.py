@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 WORDS: tuple[Word, ...] = (
     (
         "console=ttyS0",
-        "the kernel's words reach the builder's log and --debug's console.log",
+        "the kernel's words reach the template builder, which quotes the last ones if it fails",
         "a guest that panics while booting is silent",
     ),
     (

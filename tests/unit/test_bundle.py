@@ -41,7 +41,7 @@ def test_good(path: Path) -> None:
     loaded = bundle.load(str(path))
     assert (loaded.path, loaded.rootfs) == (str(path), str(path / "rootfs"))
     assert loaded.spec == spec.example()
-    assert loaded.options.template
+    assert loaded.options.template is None
 
 
 def test_relative_paths(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,8 @@ def test_bad_ids(text: str) -> None:
 
 
 def test_annotations() -> None:
-    assert not options.parse({"io.rundctl.template": "off", "other": "x"}).template
+    assert options.parse({"io.rundctl.template": "off", "other": "x"}).template is False
+    assert options.parse({"io.rundctl.template": "on"}).template is True
     for wrong in ({"io.rundctl.template": "of"}, {"io.rundctl.templat": "off"}):
         with pytest.raises(ConfigError, match=r"io\.rundctl\.templat"):
             options.parse(wrong)

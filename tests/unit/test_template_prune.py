@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import time
 
-from rundctl.engine.template_prune import Limits, _doomed
+from rundctl.engine.template_prune import Limits, _doomed, _family
 from rundctl.engine.template_store import Entry
+from rundctl.types import Accelerator
+from rundctl.vmm.shape import MachineShape
 
-FAMILY = {"kernel": "k"}
+SHAPE = MachineShape(
+    qemu="q", qemu_version=(7, 2), machine="m", accelerator=Accelerator.TCG, memory_mib=1, vcpus=1, upper_mib=1, digests={}, host="k"
+)  # fmt: skip
+FAMILY = _family(SHAPE.facts())
 DAY_S = 86400
 
 
 def entry(
-    key: str, *, days: float = 0, size_mib: int = 10, memory_mib: int = 128, kernel: str = "k", intact: bool = True
+    key: str, *, days: float = 0, size_mib: int = 10, kernel: str = "k", intact: bool = True, **chosen: object
 ) -> Entry:
-    shape = {"kernel": kernel, "memory_mib": memory_mib, "vcpus": 1}
+    """``chosen``: what its containers chose."""
+    shape = {**SHAPE.facts(), "host": kernel, **chosen}
     return Entry(key, {"shape": shape}, size_mib, time.time() - days * DAY_S, intact=intact)
 
 
@@ -23,6 +29,22 @@ def test_what_nothing_can_use_goes() -> None:
     assert _doomed(entries, FAMILY, Limits()) == ["b", "d"]
     assert _doomed(entries, None, Limits()) == ["a", "b", "c", "d"]
     assert _doomed(entries, FAMILY, Limits(everything=True)) == ["a", "b", "c", "d"]
+
+
+def test_what_a_container_can_choose_stays() -> None:
+    """All that podman uses differ from the settings' own template: they have volumes."""
+    chosen = [
+        {"volumes": True},
+        {"lower": "pmem", "lower_mib": 64},
+        {"lower": "blk", "lower_mib": 512},
+        {"lower": "virtiofs"},
+        {"lower": "disk", "lower_mib": 4096, "upper_mib": 0},
+        {"memory_mib": 512, "vcpus": 2},
+    ]
+    entries = [entry(str(number), **shape) for number, shape in enumerate(chosen)]
+    assert _doomed(entries, FAMILY, Limits()) == []
+    other = [entry("a", upper_mib=2), entry("b", lower="disk", upper_mib=0, kernel="old")]
+    assert _doomed(other, FAMILY, Limits()) == ["a", "b"]
 
 
 def test_by_age() -> None:
