@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
 def entry() -> NoReturn:
     """Run the installed command. Nothing is left to clean up when `main` returns, and ending the interpreter in order costs 1 ms."""
     stdio.fill()
+    # Whoever could write where kernels and templates are would choose what runs as root.
+    os.umask(os.umask(0o077) | 0o022)
     code = main()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None: the caller closed the descriptor

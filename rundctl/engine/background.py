@@ -19,6 +19,16 @@ sys.path[:] = job["path"]
 """
 
 
+def keep_only(job: Mapping[str, object]) -> int:
+    """To be called first by the program: let go of all that its starter let it inherit but the lock, which is returned."""
+    lock = int(str(job["lock"]))
+    os.set_inheritable(lock, False)
+    os.closerange(3, lock)  # the caller's callers may have let theirs be inherited: podman waits for them to close
+    os.closerange(lock + 1, os.sysconf("SC_OPEN_MAX"))
+    os.chdir("/")
+    return lock
+
+
 def start(program: str, job: Mapping[str, object], lock: int, log_path: str) -> None:
     """Run a Python program that finds ``job`` (JSON) under that name. HostError or OSError if it cannot be started.
 

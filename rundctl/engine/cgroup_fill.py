@@ -10,7 +10,7 @@ import sys
 import time
 from contextlib import suppress
 
-from rundctl.engine import cgroup_lease, cgroup_pool, cgroup_slot
+from rundctl.engine import background, cgroup_lease, cgroup_pool, cgroup_slot
 from rundctl.engine.cgroup_lease import Pool
 from rundctl.engine.cgroup_slot import Slot
 from rundctl.errors import ConfigError, HostError, StateError, words
@@ -213,6 +213,7 @@ def run_in_background(job: dict[str, object]) -> None:
     """What `cgroup_refill` starts: fill a pool up. The job's lock is inherited, so that there is one at a time."""
     from rundctl.host import cgroupfs
 
+    background.keep_only(job)
     pool = Pool(str(job["pool"]))
     try:
         Upkeep(cgroupfs.hierarchies(), pool, _log).refill()

@@ -27,7 +27,7 @@ from contextlib import suppress
 from rundctl.engine import cgroup_lease, cgroup_slot
 from rundctl.engine.cgroup_lease import Pool
 from rundctl.engine.cgroup_slot import PREFIX, Slot
-from rundctl.errors import ConfigError
+from rundctl.errors import ConfigError, words
 from rundctl.host import cgroupfs
 from rundctl.host.cgroupfs import Hierarchy, Place
 
@@ -147,6 +147,11 @@ def path_of(cgroups_path: str, container_id: str, root_name: str = "") -> str:
     is what all containers are in, or a slot, which is somebody's already, or will be.
     """
     if not cgroups_path:
+        if container_id.startswith(PREFIX):
+            raise ConfigError(
+                f"container id {container_id}: {PREFIX}N are the slots of pools",
+                hint="another id, or linux.cgroupsPath",
+            )
         return f"{DEFAULT_PARENT}/{container_id}{'.' if root_name else ''}{root_name}"
     path = cgroups_path if cgroups_path.startswith("/") else f"{DEFAULT_PARENT}/{cgroups_path}"
     parts = [part for part in path.split("/") if part not in ("", ".")]
@@ -258,9 +263,12 @@ def finish(pool: Pool, slot: Slot) -> str:
     spoilt = slot.scrub(counters)
     if not spoilt:
         slot.put_back()
-        pool.set_baseline(slot.number, counters)
-        if pool.offer(slot.number):
-            return ""
+        try:
+            pool.set_baseline(slot.number, counters)
+            if pool.offer(slot.number):
+                return ""
+        except OSError as error:  # a full /run
+            spoilt = f"{pool.directory}: {words(error)}"
     pool.unhint(slot.number)
     slot.remove()
     pool.set_baseline(slot.number, {})

@@ -27,11 +27,10 @@ def after(facts: Facts, state: str = STATE) -> str:
     if facts["kind"] not in ("plain", "pool") or not facts["places"]:
         return ""
     pool = Pool.of(os.path.dirname(facts["places"][0][2]), state)
-    size = pool.size()
-    free = len(pool.free())
-    if free >= size:
-        return ""
     try:
+        size, free = pool.size(), len(pool.free())
+        if free >= size:
+            return ""
         lock = files.try_lock(f"{pool.directory}/filler")
         if lock is None:
             return f"the pool of {pool.parent} is being filled already"

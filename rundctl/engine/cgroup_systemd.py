@@ -67,7 +67,7 @@ def expand(slice_: str) -> str:
 
 
 def lease(hierarchies: Sequence[Hierarchy], path: str, container_directory: str = "") -> Scope:
-    """Name a container's scope, so that the record can hold it before it exists. HostError where no hierarchy could show it."""
+    """Name a container's scope. HostError where no hierarchy could show it."""
     del container_directory
     if not hierarchies:
         raise HostError("--systemd-cgroup: no writable cgroup hierarchy is mounted", hint="rundctl doctor")
@@ -77,12 +77,20 @@ def lease(hierarchies: Sequence[Hierarchy], path: str, container_directory: str 
 class Scope(Lease):
     """A transient scope of systemd, and the same path in hierarchies that systemd does not keep (v1)."""
 
-    __slots__ = ("_placeholder",)
+    __slots__ = ("_is_ours", "_placeholder")
     kind = "systemd"
 
     def __init__(self, where: list[Place]) -> None:
         super().__init__(where)
+        self._is_ours = False
         self._placeholder: tuple[int, int] | None = None
+
+    def facts(self) -> Facts:
+        """As `Lease.facts`; without places until systemd has made it: a unit of that name may be another container's, which nobody must stop for ours.
+
+        Who is killed in between leaves an empty scope, which systemd removes.
+        """
+        return super().facts() if self._is_ours else {"kind": self.kind, "places": []}
 
     @property
     def _path(self) -> str:
@@ -90,11 +98,12 @@ class Scope(Lease):
 
     def make(self, record: Callable[[Facts], None]) -> None:
         """Have systemd make it. HostError if there is no systemd, in its words if it refuses, or if it has another view of the tree."""
-        del record
         with systemd.Manager() as manager:
             pid = self._start_placeholder()
             try:
                 manager.start_scope(os.path.basename(self._path), self._properties(pid))
+                self._is_ours = True
+                record(self.facts())
                 self._check(pid)
                 for place in self.places:
                     cgroupfs.make(place.hierarchy, place.path)

@@ -322,6 +322,8 @@ class Launch:
             machine.restore(qemu.state_uri(self.template.shape, self._state), self._devices)
             self.stages.mark("restore")
         self._identify(machine, timeout_s)
+        if not self.template.is_still_there():  # else one's state may have met another's memory, or upper
+            raise HostError(f"template {self.template.key} was removed while the container was made", hint="try again")
         if self._cold:
             self.stages.mark("boot")
             setup = kernel_template.guest_setup(self.template)

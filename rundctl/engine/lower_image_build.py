@@ -14,7 +14,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rundctl.engine import lower_image_store, lower_images, template_store
+from rundctl.engine import background, lower_image_store, lower_images, template_store
 from rundctl.engine.lower_formats import SPACE_HINT, Erofs, Ext4
 from rundctl.engine.lower_images import IMAGE, Content
 from rundctl.engine.lower_scan import Tree
@@ -52,11 +52,7 @@ def build(home: str, content: Content, progress: Progress, *, max_mib: int, lock
 
 def run_in_background(job: dict[str, Any]) -> None:
     """What `lower_images.start_background` starts, with the log as stderr: build, say what came of it, remember a failure."""
-    lock: int = job["lock"]
-    os.set_inheritable(lock, False)
-    os.closerange(3, lock)  # the caller's callers may have let theirs be inherited: podman waits for them to close
-    os.closerange(lock + 1, os.sysconf("SC_OPEN_MAX"))
-    os.chdir("/")
+    lock = background.keep_only(job)
     os.umask(0o077)
     started = time.monotonic()
     try:

@@ -194,8 +194,8 @@ def workspace(home: str, key: str) -> str:
 def _failed_lately(home: str, content: Content) -> str:
     try:
         with open(failure_path(home, content.key), encoding="utf-8", errors="surrogateescape") as file:
-            is_old = time.time() - os.fstat(file.fileno()).st_mtime > RETRY_S
-            return "" if is_old else file.read().strip()
+            is_late = abs(time.time() - os.fstat(file.fileno()).st_mtime) <= RETRY_S  # the clock may have been set back
+            return file.read().strip() if is_late else ""
     except FileNotFoundError:
         return ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from _blake2 import blake2b  # the C module itself: hashlib loads OpenSSL, for 5 ms
+from contextlib import suppress
 
 from rundctl.errors import HostError
 from rundctl.host import files
@@ -76,11 +77,9 @@ def _read(path: str) -> bytes | None:
 
 
 def _write(path: str, bpf: bytes) -> None:
-    try:
+    with suppress(OSError):  # a full or read-only home costs the next start the time, and nothing else
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         files.replace(path, bpf)
-    except OSError as error:
-        raise HostError(f"write {path}: {error.strerror}") from error
 
 
 def _check(profile: dict[str, Any]) -> None:

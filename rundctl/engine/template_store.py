@@ -58,6 +58,10 @@ class Template:
         """Path of the device state. Each clone opens it anew: the offset is part of the open file description."""
         return f"{self.directory}/state"
 
+    def is_still_there(self) -> bool:
+        """Whether what was opened by name since it was found is this template's: one that was replaced meanwhile never comes back. One stat."""
+        return is_intact(self.directory, self.manifest, ("memory",))
+
     @property
     def kernel_directory(self) -> str:
         """Where the kernel is that was booted."""
@@ -79,7 +83,8 @@ def make_root(home: str) -> None:
     """Make it, for root alone: a template holds what all its clones begin with. HostError if it cannot be."""
     try:
         os.makedirs(root(home), exist_ok=True)
-        os.chmod(root(home), 0o700)
+        if os.stat(root(home)).st_mode & 0o777 != 0o700:
+            os.chmod(root(home), 0o700)
     except OSError as error:
         raise HostError(f"make {root(home)}: {words(error)}") from error
 

@@ -114,7 +114,11 @@ def names(home: str) -> list[str]:
     except FileNotFoundError:
         return []
     return sorted(
-        (name for name in found if name != CURRENT and os.path.exists(f"{home}/kernels/{name}/{MANIFEST}")),
+        (
+            name
+            for name in found
+            if name != CURRENT and name[0] != "." and os.path.exists(f"{home}/kernels/{name}/{MANIFEST}")
+        ),
         key=version_key,
     )
 
@@ -183,16 +187,21 @@ def install(home: str, name: str, parts: Parts) -> Kernel:
     os.makedirs(root, exist_ok=True)
     target, temporary = f"{root}/{name}", f"{root}/.{name}.{os.getpid()}.tmp"
     with files.Lock(f"{root}/.lock"):
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in os.listdir(root):
+            if left.endswith((".tmp", ".old")):
+                shutil.rmtree(f"{root}/{left}", ignore_errors=True)
         try:
             os.makedirs(f"{temporary}/modules")
             _write_parts(temporary, parts)
-            shutil.rmtree(target, ignore_errors=True)
+            if os.path.lexists(target):
+                os.rename(target, f"{temporary[:-4]}.old")  # removing takes longer than a kill needs
             os.rename(temporary, target)
             files.sync_directory(root)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             raise HostError(f"write kernel {name} to {root}: {words(error)}") from error
+        finally:
+            for left in (temporary, f"{temporary[:-4]}.old"):
+                shutil.rmtree(left, ignore_errors=True)
     return Kernel(target)
 
 

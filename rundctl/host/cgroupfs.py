@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 
 from rundctl.errors import HostError, words
+from rundctl.host import mountinfo
 
 CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "pids")  # of v2, that limits and figures need
 CPUSET_INHERITED = ("cpuset.cpus", "cpuset.mems")
@@ -121,27 +122,24 @@ class Place:
         return [self.hierarchy.directory, controllers, self.path]
 
 
-def hierarchies(mountinfo: str = "/proc/self/mountinfo", passed_over: list[str] | None = None) -> list[Hierarchy]:
+def hierarchies(table: str = mountinfo.PATH, passed_over: list[str] | None = None) -> list[Hierarchy]:
     """Hierarchies mounted here, read-write and with their root; each once (proc_pid_mountinfo(5)).
 
     ``passed_over`` gets the directories of others, which nothing can be made in, and why.
     """
     found: dict[str, Hierarchy] = {}
-    with open(mountinfo, encoding="utf-8") as file:
-        for line in file:
-            mount, _, filesystem = line.partition(" - ")
-            fstype, _, options = filesystem.rstrip("\n").split(" ", 2)
-            _, _, device, root, directory, *_ = mount.split(" ")
-            if fstype not in ("cgroup", "cgroup2"):
-                continue
-            if root != "/" or "ro" in (*mount.split(" ")[5].split(","), *options.split(",")):
-                if passed_over is not None:
-                    passed_over.append(
-                        f"{directory} is {'read-only' if root == '/' else 'not the root of its hierarchy'}"
-                    )
-                continue
-            known = set(options.split(",")) - {"rw", "ro", "xattr", "noprefix", "clone_children"}
-            found.setdefault(device, Hierarchy(directory, frozenset(known), is_v2=fstype == "cgroup2"))
+    for line in mountinfo.read(table):
+        if b" - cgroup" not in line:  # other mounts' paths, which any user may have made, can hold any byte
+            continue
+        mount, _, filesystem = os.fsdecode(line).partition(" - ")
+        fstype, _, options = filesystem.split(" ", 2)
+        _, _, device, root, directory, attributes, *_ = mount.split(" ")
+        if root != "/" or "ro" in (*attributes.split(","), *options.split(",")):
+            if passed_over is not None:
+                passed_over.append(f"{directory} is {'read-only' if root == '/' else 'not the root of its hierarchy'}")
+            continue
+        known = set(options.split(",")) - {"rw", "ro", "xattr", "noprefix", "clone_children"}
+        found.setdefault(device, Hierarchy(directory, frozenset(known), is_v2=fstype == "cgroup2"))
     return list(found.values())
 
 

@@ -24,7 +24,8 @@ def replace(path: str, data: bytes, mode: int = 0o644, *, durable: bool = True) 
     """
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        unlink(temporary)  # of an earlier process of our pid; or somebody's link, in a directory that others write to
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             write_all(fd, data)
             if durable:

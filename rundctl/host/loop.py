@@ -21,7 +21,6 @@ _GET_STATUS64 = 0x4C05
 _GET_FREE = 0x4C82
 _AUTOCLEAR = 4
 _DIRECT_IO = 16
-_MAJOR = 7  # admin-guide/devices.txt
 _SECTOR = 512  # bytes
 # struct loop_info64: device, inode, rdevice, offset, sizelimit; number, encrypt_type, encrypt_key_size, flags; file_name, crypt_name, encrypt_key; init
 _INFO = struct.Struct("=5Q4I64s64s32s2Q")
@@ -88,8 +87,8 @@ def find(file: str) -> str | None:
 
 
 def number(path: str) -> int:
-    """The device number (``st_dev`` of what is mounted from it)."""
-    return os.makedev(_MAJOR, int(path.rpartition("loop")[2]))
+    """The device number (``st_dev`` of what is mounted from it). OSError if the device is gone."""
+    return os.stat(path).st_rdev  # with loop.max_part the minor is not the number in its name
 
 
 def is_direct(path: str) -> bool:

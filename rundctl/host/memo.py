@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 
 from rundctl.host import files
 
@@ -79,12 +80,13 @@ class Memo:
         return known
 
     def save(self) -> None:
-        """Write what was learned, on top of what others wrote meanwhile."""
+        """Write what was learned, on top of what others wrote meanwhile; where that cannot be, it is found out again."""
         if self._changed:
             merged = _read(self._path)
             merged.update({name: self._facts[name] for name in self._changed})
-            os.makedirs(os.path.dirname(self._path), exist_ok=True)
-            files.replace(self._path, json.dumps(merged, indent=1, sort_keys=True).encode())
+            with suppress(OSError):
+                os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
+                files.replace(self._path, json.dumps(merged, indent=1, sort_keys=True).encode())
             self._changed.clear()
 
 

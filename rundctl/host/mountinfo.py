@@ -6,7 +6,7 @@ import os
 
 from rundctl.errors import HostError
 
-_PATH = "/proc/self/mountinfo"
+PATH = "/proc/self/mountinfo"
 # SELinux prints these in quotes, and commas inside them as they are (selinux_sb_show_options); all else has its commas escaped.
 _QUOTED = ("context=", "fscontext=", "defcontext=", "rootcontext=")
 
@@ -40,7 +40,7 @@ class Mount:
         return f"Mount({self.id}, {self.root!r}, {self.target!r}, {self.type!r}, {self.options!r})"
 
 
-def read(path: str = _PATH) -> list[bytes]:
+def read(path: str = PATH) -> list[bytes]:
     """The lines of the table, to be given to the functions below: one reading, one moment. OSError if it cannot be read."""
     with open(path, "rb") as file:
         return file.read().split(b"\n")[:-1]
@@ -52,7 +52,7 @@ def parse(line: bytes) -> Mount:
     fields = left.split(b" ")
     rest = right.split(b" ", 2)
     if len(fields) < 6 or len(rest) != 3 or not fields[0].isdigit():
-        raise HostError(f"{_PATH}: not understood: {os.fsdecode(line)!r}")
+        raise HostError(f"{PATH}: not understood: {os.fsdecode(line)!r}")
     options = [_option(text) for text in _split_options(os.fsdecode(rest[2]))]
     kind, unbindable = os.fsdecode(rest[0]), b"unbindable" in fields[6:]
     return Mount(int(fields[0]), unescape(fields[3]), unescape(fields[4]), kind, options, unbindable=unbindable)

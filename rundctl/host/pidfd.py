@@ -9,6 +9,9 @@ import signal
 
 from rundctl.errors import HostError, words
 
+# The second and third say that the number is a thread's now, before Linux 6.9 and since.
+_GONE = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
+
 
 def start_time(pid: int) -> int | None:
     """Start time of a live process in clock ticks since boot; None if it is gone or a zombie."""
@@ -41,9 +44,9 @@ class Process:
         """Hold the process with this pid and start time; None if it is gone. HostError if it cannot be opened."""
         try:
             fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return None
         except OSError as error:
+            if error.errno in _GONE:
+                return None
             raise HostError(f"pidfd_open {pid}: {words(error)}") from error
         # Compared only now: as long as the descriptor is held the pid cannot be given to another process.
         if started is not None and start_time(pid) != started:

@@ -86,8 +86,9 @@ def _without_nulls(value: Any) -> Any:
 
 def _check_process(spec: dict[str, Any]) -> None:
     """What ``create`` needs though the schema leaves it open (the specification asks for it "when start is called")."""
-    if "process" not in spec:
-        raise ConfigError("config.json: process: expected object, but it is missing")
+    for section in ("process", "linux"):
+        if section not in spec:
+            raise ConfigError(f"config.json: {section}: expected object, but it is missing")
     if not spec["process"].get("args"):
         raise ConfigError("config.json: process.args: must not be empty")
 

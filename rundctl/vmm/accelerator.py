@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from rundctl.errors import ConfigError
+from rundctl.host.machine import boot_id
 from rundctl.types import Accelerator
 
 TYPE_CHECKING = False
@@ -44,14 +45,19 @@ def given(setting: str, device: str = KVM_DEVICE) -> Verdict | None:
 
 
 def recall(memo: Memo, circumstances: str) -> Verdict | None:
-    """What an earlier boot decided under the same circumstances."""
+    """What an earlier boot decided under the same circumstances; that KVM does not work holds until the host boots: it may only have been busy."""
     kept = memo.recall(f"accelerator {circumstances}")
-    return None if kept is None else Verdict(Accelerator(kept["accelerator"]), kept["reason"])
+    if kept is None or kept.get("until_boot", boot_id()) != boot_id():
+        return None
+    return Verdict(Accelerator(kept["accelerator"]), kept["reason"])
 
 
 def remember(memo: Memo, circumstances: str, verdict: Verdict) -> None:
     """Keep what a boot decided."""
-    memo.remember(f"accelerator {circumstances}", {"accelerator": verdict.accelerator.value, "reason": verdict.reason})
+    answer = {"accelerator": verdict.accelerator.value, "reason": verdict.reason}
+    if verdict.accelerator is not Accelerator.KVM:
+        answer["until_boot"] = boot_id()
+    memo.remember(f"accelerator {circumstances}", answer)
 
 
 def circumstances(qemu_digest: str, host: str, device: str = KVM_DEVICE) -> str:

@@ -117,7 +117,7 @@ def make_current(home: str, name: str) -> None:
 def known(path: str, memo: Memo) -> Binary | None:
     """What was found out about this very file, None if that has yet to be done."""
     facts = memo.recall(f"qemu {path}", path)
-    if facts is None:
+    if facts is None or not all(map(os.path.exists, facts["firmware"])):  # files of other packages than QEMU's own
         return None
     major, minor = facts["version"]
     return Binary(path, (major, minor), facts["machine"], tuple(facts["firmware"]))

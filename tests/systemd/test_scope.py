@@ -24,10 +24,6 @@ def show(unit, *properties):
     return dict(line.split("=", 1) for line in done.stdout.splitlines())
 
 
-def never_record(_facts):
-    raise AssertionError("a scope is what it was named")
-
-
 @pytest.fixture
 def scope():
     """Make scopes by ``linux.cgroupsPath``; those that are left are stopped."""
@@ -37,7 +33,10 @@ def scope():
         path = cgroup_systemd.path_of(cgroups_path, container_id)
         lease = cgroup_systemd.lease(cgroupfs.hierarchies(), path)
         made.append(lease)
-        lease.make(never_record)
+        recorded = []
+        lease.make(recorded.append)
+        assert recorded == [lease.facts()]
+        assert lease.facts()["places"] != []
         return lease
 
     yield make
@@ -143,6 +142,13 @@ def test_a_scope_in_use_is_told_and_left_alone(scope):
     with pytest.raises(HostError, match=rf"^systemd: start rundctl-{NAME}.scope: .*already"):
         scope(f":rundctl:{NAME}")
     assert Path(lease.places[0].directory).exists()
+    refused = cgroup_systemd.lease(cgroupfs.hierarchies(), lease.places[0].path)
+    with pytest.raises(HostError, match="already"):
+        refused.make(pytest.fail)
+    cgroup_pool.give_back(
+        refused.facts()
+    )  # as the undo of a refused create, and the delete of one that was killed before
+    assert Path(lease.places[0].directory).exists(), "somebody else's"
 
 
 def test_a_failed_scope_of_that_name_is_forgotten(scope):

@@ -132,7 +132,7 @@ def test_wrong_values(path: Path, change: dict[str, Any], message: str) -> None:
     assert _message(path) == f"config.json: {message.format(path)}"
 
 
-@pytest.mark.parametrize("section", ["process", "root"])
+@pytest.mark.parametrize("section", ["process", "root", "linux"])
 def test_missing_sections(path: Path, section: str) -> None:
     config = spec.example()
     del config[section]

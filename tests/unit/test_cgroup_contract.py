@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +12,9 @@ from rundctl.host import cgroupfs
 from rundctl.host.cgroupfs import Hierarchy
 
 from .cgroup_rig import PARENT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def of_v1(hierarchies: list[Hierarchy]) -> list[Hierarchy]:
@@ -112,3 +116,21 @@ def test_who_has_members_or_children_is_not_removed(hierarchies: list[Hierarchy]
         hierarchy.mkdir(f"{PARENT}/a/b")
         with pytest.raises(HostError):
             cgroupfs.remove(hierarchy, f"{PARENT}/a", timeout_s=0.05)
+
+
+def test_other_mounts_may_have_any_name(tmp_path: Path) -> None:
+    """Any user can mount (FUSE) where a path has bytes that are no text."""
+    table = tmp_path / "mountinfo"
+    odd = b"\xe9\r\x85\xe2\x80\xa8 - nothing"
+    table.write_bytes(
+        b"30 20 0:27 / /home/caf" + odd.replace(b" ", b"\\040") + b" rw - fuse x rw\n"
+        b"31 20 0:28 / /sys/fs/cgroup/cpu rw,nosuid - cgroup none rw,cpu\n"
+        b"32 20 0:29 / /sys/fs/cgroup/pids ro,nosuid - cgroup none rw,pids\n"
+        b"33 20 0:30 /a /sys/fs/cgroup/unified rw - cgroup2 none rw\n"
+    )
+    passed_over: list[str] = []
+    (found,) = cgroupfs.hierarchies(str(table), passed_over)
+    assert (found.directory, found.controllers, found.is_v2) == ("/sys/fs/cgroup/cpu", {"cpu"}, False)
+    assert passed_over == [
+        "/sys/fs/cgroup/pids is read-only", "/sys/fs/cgroup/unified is not the root of its hierarchy"
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import cgroup_fill, cgroup_lease, cgroup_pool
+from rundctl.engine import cgroup_fill, cgroup_lease, cgroup_pool, cgroup_refill
+from rundctl.engine.cgroup_lease import Pool
 from rundctl.errors import ConfigError, HostError, StateError
 from rundctl.host import cgroupfs
 
+from .cgroup_fake import tree
 from .cgroup_rig import PARENT, Rig, files
 
 if TYPE_CHECKING:
@@ -353,3 +356,29 @@ def test_parents_are_names_of_files(parent: str) -> None:
 def test_status_is_json(rig: Rig) -> None:
     rig.fill(1)
     assert json.loads(json.dumps(rig.status()))["free"] == 1
+
+
+def test_a_full_run_costs_a_slot_and_no_deletion(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.fill(1)
+    rig.create("a")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pool, "hint", full)
+        assert "is removed: " in rig.delete("a")
+    assert (rig.status()["free"], rig.status()["leased"]) == (0, 0)
+    assert rig.cgroups() == set()
+
+
+def test_a_parent_too_long_for_a_pool_is_no_error_of_the_deletion(tmp_path: Path) -> None:
+    facts = {"kind": "plain", "places": [["/sys/fs/cgroup", "", f"{'/a' * 100}/c"]]}
+    cgroup_fill.fill(tree(tmp_path / "tree"), "/p", 1, print, str(tmp_path / "state"))
+    assert "file name too long" in cgroup_refill.after(facts, str(tmp_path / "state")).lower()
+
+
+def test_an_id_that_is_a_slot_s_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"container id rundctl\.pool\.0: "):
+        cgroup_pool.path_of("", "rundctl.pool.0")
+    assert cgroup_pool.path_of("/a/b", "rundctl.pool.0") == "/a/b"

@@ -102,7 +102,8 @@ def test_a_scope_is_given_back_where_systemd_is_gone(tmp_path: Path, monkeypatch
     lease = cgroup_systemd.lease(
         [cgroupfs.Hierarchy(str(tmp_path), frozenset(), is_v2=True)], "/system.slice/x-c.scope"
     )
-    cgroup_pool.give_back(lease.facts())
+    assert lease.facts()["places"] == [], "not ours before systemd has made it"
+    cgroup_pool.give_back(cgroup_pool.Lease.facts(lease))
     assert not (tmp_path / "system.slice/x-c.scope").exists()
 
 

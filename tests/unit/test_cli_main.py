@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -207,3 +208,28 @@ def test_full_stdout_is_told() -> None:
         done = _command("--version", stdout=full)
     assert done.returncode == 1
     assert done.stderr.startswith(b"rundctl: write to stdout: no space left on device")
+
+
+def test_nothing_is_made_that_others_can_write(tmp_path: Path) -> None:
+    """Whatever the caller's umask lets: kernels and templates are run as root."""
+    program = "import os, sys; os.umask(0); sys.argv = ['rundctl', 'spec', '--bundle', sys.argv[1]]; from rundctl.cli import entry; entry()"
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=True)
+    assert (tmp_path / "config.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_what_runs_on_in_the_background_keeps_none_of_the_caller_s_files(tmp_path: Path) -> None:
+    """A script's `flock 9`, or a reader that waits for the end of a pipe, would wait for it."""
+    reading, writing = os.pipe()
+    program = """
+import os, sys
+from rundctl.engine import background
+os.dup2(int(sys.argv[1]), 99)
+lock = os.open(sys.argv[2] + "/lock", os.O_CREAT | os.O_RDWR)
+background.start("import time\\nfrom rundctl.engine import background\\nbackground.keep_only(job)\\ntime.sleep(job['s'])\\n", {"lock": lock, "s": 5}, lock, sys.argv[2] + "/log")
+"""
+    subprocess.run([sys.executable, "-c", program, str(writing), tmp_path], check=True, pass_fds=(writing,))
+    os.close(writing)
+    started = time.monotonic()
+    with open(reading, "rb") as pipe:
+        assert pipe.read() == b""
+    assert time.monotonic() - started < 4, (tmp_path / "log").read_text()

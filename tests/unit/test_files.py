@@ -12,6 +12,7 @@ import pytest
 from rundctl.errors import HostError
 from rundctl.host import ficlone, files, process
 from rundctl.host.memo import Memo
+from rundctl.host.pidfd import Process, start_time
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,3 +155,35 @@ def test_child_inherits_what_it_is_given_and_dies_with_the_block() -> None:
         os.waitpid(child.pid, 0)
     os.close(reader)
     os.close(null)
+
+
+def test_a_memo_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    memo = Memo(str(tmp_path / "file/memo.json"))
+    memo.remember("a", 1)
+    memo.save()
+    assert memo.recall("a") == 1
+
+
+def test_replace_follows_no_link(tmp_path: Path) -> None:
+    """In a directory that others write to, the temporary name can be guessed."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / f"pid.{os.getpid()}.tmp").symlink_to(victim)
+    files.replace(str(tmp_path / "pid"), b"7")
+    assert (victim.read_bytes(), (tmp_path / "pid").read_bytes()) == (b"mine", b"7")
+    assert not (tmp_path / "pid").is_symlink()
+
+
+def test_a_thread_is_no_process() -> None:
+    """A pid that was reused by one: whoever had it is gone."""
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        assert start_time(thread.native_id) is not None
+        assert Process.open(thread.native_id) is None
+    finally:
+        ended.set()
+        thread.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
+import shutil
 import struct
 import subprocess
 from typing import TYPE_CHECKING
@@ -162,3 +163,18 @@ def test_a_kernel_of_ones_own(tmp_path: Path) -> None:
     assert kernel.find(choice, memo) is None
     assert kernel.adopt(choice, memo).directory != adopted.directory
     assert sorted(name for name in os.listdir(tmp_path / "home/kernels") if name.endswith(".tmp")) == []
+
+
+def test_what_a_killed_installation_left_is_no_kernel(tmp_path: Path) -> None:
+    image = tmp_path / "vmlinux"
+    image.write_bytes(_elf())
+    choice = kernel.Choice(str(tmp_path / "home"), str(image))
+    memo = Memo(str(tmp_path / "digests.json"))
+    name = kernel.adopt(choice, memo).name
+    kernels = tmp_path / "home/kernels"
+    for left in (f".{name}.7.tmp", f".{name}.7.old"):
+        shutil.copytree(kernels / name, kernels / left)
+    assert kernel.names(str(tmp_path / "home")) == [name]
+    (kernels / name / kernel.MANIFEST).unlink()
+    kernel.adopt(choice, memo)
+    assert [each.name for each in kernels.iterdir() if each.is_dir()] == [name]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from rundctl.errors import HostError
+from rundctl.host.memo import Memo
 from rundctl.types import Accelerator, MemoryMode
 from rundctl.vmm import accelerator, binary, cmdline, qemu
 from rundctl.vmm.shape import MachineShape
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def _shape(chosen: Accelerator = Accelerator.TCG, version: tuple[int, int] = (7, 2), **changes: Any) -> MachineShape:
@@ -228,3 +232,29 @@ def test_accelerator_that_needs_no_boot(tmp_path: object) -> None:
     asked = accelerator.given("kvm", f"{tmp_path}/kvm")
     assert asked is not None
     assert asked.accelerator is Accelerator.KVM
+
+
+def test_that_kvm_fails_holds_until_the_next_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memo = Memo(str(tmp_path / "memo"))
+    accelerator.remember(memo, "works", accelerator.Verdict(Accelerator.KVM, "a guest booted with it"))
+    accelerator.remember(memo, "fails", accelerator.Verdict(Accelerator.TCG, "KVM does not work here"))
+
+    def recalled() -> list[Accelerator | None]:
+        verdicts = [accelerator.recall(memo, name) for name in ("works", "fails")]
+        return [verdict and verdict.accelerator for verdict in verdicts]
+
+    assert recalled() == [Accelerator.KVM, Accelerator.TCG]
+    monkeypatch.setattr(accelerator, "boot_id", lambda: "another")
+    assert recalled() == [Accelerator.KVM, None]
+
+
+def test_firmware_that_moved_is_looked_for(tmp_path: Path) -> None:
+    memo = Memo(str(tmp_path / "memo"))
+    program, firmware = tmp_path / "qemu", tmp_path / "pvh.bin"
+    program.write_bytes(b"")
+    firmware.write_bytes(b"")
+    facts = {"version": (7, 2), "machine": "pc-q35-7.2", "firmware": [str(firmware)]}
+    memo.remember(f"qemu {program}", facts, str(program))
+    assert binary.known(str(program), memo) is not None
+    firmware.rename(tmp_path / "moved")
+    assert binary.known(str(program), memo) is None

@@ -167,3 +167,8 @@ def test_a_hit_loads_no_compiler(tmp_path: Path) -> None:
         "sys.exit(bool({'pyseccomp', 'ctypes', 'hashlib'} & set(sys.modules)))"
     )
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+
+
+def test_a_cache_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "seccomp").symlink_to("/proc/self")  # nothing can be made in there, not by root either
+    assert seccomp.compile_filter(_profile(_rule("getpriority")), str(tmp_path))

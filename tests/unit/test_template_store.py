@@ -95,3 +95,14 @@ def test_entry_by_prefix(directory: Path) -> None:
 
 def test_none_yet(tmp_path: Path) -> None:
     assert template_store.entries(str(tmp_path)) == []
+
+
+def test_one_that_was_replaced_is_not_still_there(directory: Path) -> None:
+    found = _open(directory)
+    assert found is not None
+    assert found.is_still_there()
+    text = (directory / "memory").read_bytes()
+    (directory / "memory").unlink()
+    assert not found.is_still_there()
+    (directory / "memory").write_bytes(text)
+    assert not found.is_still_there()
