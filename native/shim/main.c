@@ -151,12 +151,12 @@ static bool creator_is_gone(int creator)
 }
 
 /* Before QEMU, which connects to them. */
-static void start_helpers(const struct options *options)
+static void start_helpers(const struct options *options, int words)
 {
 	for (size_t i = 0; i < options->helper_count; i++) {
 		struct helper *helper = &options->helpers[i];
 
-		helper->pid = helper_spawn(options, helper);
+		helper->pid = helper_spawn(options, helper, words);
 		if (helper->pid < 0)
 			_exit(fail(options->creator, -helper->pid, helper->name));
 	}
@@ -172,7 +172,7 @@ static void give_memory(const struct options *options)
 
 static void close_passed_on(const struct options *options)
 {
-	const int single[] = {options->log, options->cgroup2, options->copy_from, options->copy_to};
+	const int single[] = {options->cgroup2, options->copy_from, options->copy_to};
 
 	for (size_t i = 0; i < options->keep_count; i++)
 		close(options->keep[i]);
@@ -191,7 +191,7 @@ static void close_passed_on(const struct options *options)
 static void become_shim(const struct options *options) __attribute__((noreturn));
 static void become_shim(const struct options *options)
 {
-	int signals;
+	int signals, error, words[2];
 	pid_t qemu;
 
 	if (creator_is_gone(options->creator))
@@ -203,13 +203,17 @@ static void become_shim(const struct options *options)
 	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	if (options->oom_score_adj)
 		set_oom_score(options->oom_score_adj);
-	start_helpers(options);
-	qemu = vm_spawn(options);
+	error = log_pipe(words);
+	if (error)
+		_exit(fail(options->creator, -error, "pipe"));
+	start_helpers(options, words[1]);
+	qemu = vm_spawn(options, words[1]);
+	close(words[1]);
 	if (qemu < 0)
 		_exit(fail(options->creator, -qemu, "start QEMU"));
 	give_memory(options);
 	close_passed_on(options);
-	serve(options, qemu, signals);
+	serve(options, qemu, signals, words[0]);
 }
 
 int main(int argc, char **argv)

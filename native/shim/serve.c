@@ -18,6 +18,7 @@ enum {
 	POLL_CONTROL,
 	POLL_AGENT,
 	POLL_QMP,
+	POLL_WORDS,
 	POLL_INPUT,
 	POLL_OUTPUTS,
 	POLL_CLIENTS = POLL_OUTPUTS + 2,
@@ -282,6 +283,7 @@ static size_t fill_polls(struct shim *shim, struct pollfd *polls)
 	if (conn_pending(&shim->agent))
 		polls[POLL_AGENT].events |= POLLOUT;
 	polls[POLL_QMP] = (struct pollfd){.fd = shim->committed ? shim->monitor.fd : -1, .events = POLLIN};
+	polls[POLL_WORDS] = (struct pollfd){.fd = shim->words, .events = POLLIN};
 	polls[POLL_INPUT] = (struct pollfd){.fd = wants_input(shim) ? shim->input.end.fd : -1, .events = POLLIN};
 	for (size_t i = 0; i < 2; i++) {
 		bool waiting = shim->outputs[i].backlog.size > 0;
@@ -340,6 +342,8 @@ static void turn(struct shim *shim)
 		accept_clients(shim);
 	if (polls[POLL_QMP].fd >= 0 && polls[POLL_QMP].revents)
 		pause_serve(shim);
+	if (polls[POLL_WORDS].revents)
+		log_take(shim->options->log, &shim->words, 1);
 	if (wants_input(shim) && (polls[POLL_INPUT].revents || shim->input.eager))
 		read_input(shim);
 	if (shim->loss_ns && now_ns() - shim->loss_ns >= LOSS_MS * 1000000LL)
@@ -369,10 +373,10 @@ static int set_up(struct shim *shim, const struct options *options)
 	return error;
 }
 
-void serve(const struct options *options, pid_t qemu, int signals)
+void serve(const struct options *options, pid_t qemu, int signals, int words)
 {
 	struct shim shim = {.options = options, .qemu = qemu, .signals = signals, .control = options->control,
-			    .monitor.fd = options->qmp, .oom_kills = oom_kills(options->oom_events)};
+			    .words = words, .agent.fd = -1, .monitor.fd = options->qmp, .oom_kills = oom_kills(options->oom_events)};
 	int error;
 
 	/* Without this glibc raises the bound with the first large plan, and keeps the memory for the container's life. */

@@ -35,6 +35,8 @@ struct shim {
 	pid_t qemu; /* 0: ended */
 	int signals;
 	int control;
+	bool control_rests; /* a connection could not be accepted: the next turn does not try again */
+	int words; /* of QEMU and the helpers, -1: none of them lives */
 	struct monitor monitor;
 	bool paused; /* QEMU has confirmed that the machine stands still */
 	struct conn agent;

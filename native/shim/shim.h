@@ -28,7 +28,8 @@ struct helper {
 
 /* The command line; descriptors are -1 when not given. */
 struct options {
-	int creator, agent, qmp, control, state, rootfs, log;
+	int creator, agent, qmp, control, state, rootfs;
+	int log; /* what QEMU and the helpers say */
 	bool rootfs_writable;
 	int cgroup2;
 	int oom_events; /* memory.events of v2 or memory.oom_control of v1: counts the host's kills for want of memory */
@@ -55,8 +56,13 @@ bool options_parse(struct options *options, int argc, char **argv, const char **
 void options_close_others(const struct options *options);
 
 /* vm.c: fork QEMU, or a helper; its pid, or -errno. */
-pid_t vm_spawn(const struct options *options);
-pid_t helper_spawn(const struct options *options, const struct helper *helper);
+/* `words`: what is to be its stdout and stderr. */
+pid_t vm_spawn(const struct options *options, int words);
+pid_t helper_spawn(const struct options *options, const struct helper *helper, int words);
+/* log.c: a pipe for the words of QEMU and the helpers, which neither end ever waits for; -errno. */
+int log_pipe(int ends[2]);
+/* Moves what has come into the log, in at most `pieces` pieces. When all writers are gone, `*words` is closed, and -1. */
+void log_take(int log, int *words, int pieces);
 /* memory.c: what is in one file and is not zero is in the other, too; -errno. */
 int memory_copy(int from, int to);
 
@@ -81,7 +87,7 @@ int root_enter(const struct options *options);
 int mount_copy(int fd, bool recursive, bool read_only);
 
 /* serve.c: everything after the start; never returns. */
-void serve(const struct options *options, pid_t qemu, int signals) __attribute__((noreturn));
+void serve(const struct options *options, pid_t qemu, int signals, int words) __attribute__((noreturn));
 
 /* oom.c: how often the kernel has killed in the cgroup for want of memory; 0 if that cannot be told. */
 unsigned long long oom_kills(int events);

@@ -12,11 +12,11 @@
 #include "cleanup.h"
 #include "shim.h"
 
-static int quiet_stdio(int log)
+static int quiet_stdio(int words)
 {
 	cleanup_close int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
-	if (null < 0 || dup2(null, 0) < 0 || dup2(log, 1) < 0 || dup2(log, 2) < 0)
+	if (null < 0 || dup2(null, 0) < 0 || dup2(words, 1) < 0 || dup2(words, 2) < 0)
 		return -errno;
 	return 0;
 }
@@ -32,7 +32,7 @@ static int inherit(const int *promised, size_t count)
 	return 0;
 }
 
-/* In a child: says in the log what could not be done. */
+/* In a child: says what could not be done. */
 static void give_up(const char *what, const char *of, int error) __attribute__((noreturn));
 static void give_up(const char *what, const char *of, int error)
 {
@@ -61,11 +61,11 @@ static void become(char **argv, int error)
 
 static const char assembling[] = "mount the volumes and the rootfs for";
 
-static void run_qemu(const struct options *options) __attribute__((noreturn));
-static void run_qemu(const struct options *options)
+static void run_qemu(const struct options *options, int words) __attribute__((noreturn));
+static void run_qemu(const struct options *options, int words)
 {
 	bool volumes = options->volumes_fd >= 0;
-	int error = quiet_stdio(options->log);
+	int error = quiet_stdio(words);
 
 	if (!error && (error = exports_assemble(options)))
 		give_up(assembling, options->qemu[0], error);
@@ -82,11 +82,11 @@ static void run_qemu(const struct options *options)
 	become(options->qemu, error);
 }
 
-static void run_helper(const struct options *options, const struct helper *helper) __attribute__((noreturn));
-static void run_helper(const struct options *options, const struct helper *helper)
+static void run_helper(const struct options *options, const struct helper *helper, int words) __attribute__((noreturn));
+static void run_helper(const struct options *options, const struct helper *helper, int words)
 {
 	cleanup_close int directory = -1;
-	int error = quiet_stdio(options->log);
+	int error = quiet_stdio(words);
 
 	if (!error && helper->directory >= 0)
 		error = directory_show(options, helper->directory, helper->read_only);
@@ -101,20 +101,20 @@ static void run_helper(const struct options *options, const struct helper *helpe
 	become(helper->argv, error);
 }
 
-pid_t helper_spawn(const struct options *options, const struct helper *helper)
+pid_t helper_spawn(const struct options *options, const struct helper *helper, int words)
 {
 	pid_t pid = fork();
 
 	if (pid == 0)
-		run_helper(options, helper);
+		run_helper(options, helper, words);
 	return pid < 0 ? -errno : pid;
 }
 
-pid_t vm_spawn(const struct options *options)
+pid_t vm_spawn(const struct options *options, int words)
 {
 	pid_t pid = fork();
 
 	if (pid == 0)
-		run_qemu(options);
+		run_qemu(options, words);
 	return pid < 0 ? -errno : pid;
 }

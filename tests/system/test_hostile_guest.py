@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 END_S = 60.0
+COMPLAINTS = 5000  # of QEMU, some 60 bytes each
+LOG_MAX = 64 * 1024
 NODE = 'node() { mknod "$1" "$2" $(tr : " " < "$3"); }; '
 
 # What the container does; the exit record's reason; the exit codes it may have.
@@ -199,6 +202,32 @@ def test_there_is_no_export_of_volumes_without_volumes(sh) -> None:
     )
     assert said.stdout.split() == [b"rootfs"]
     assert said.stderr.count(b"mounting volumes on /v failed: No such") == 1, said.stderr
+
+
+def test_what_qemu_says_of_a_guest_has_a_bound(cli: Cli, bundle, tmp_path: Path) -> None:
+    program = tmp_path / "volume/qemu_words"
+    program.parent.mkdir()
+    source = Path(__file__).with_name("qemu_words.c")
+    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Wextra", "-Werror", source, "-o", program], check=True)
+
+    def change(config: JsonDict) -> None:
+        _take_over(config)
+        config["mounts"].append({"destination": "/v", "type": "bind", "source": str(program.parent)})
+
+    script = (
+        "cp /v/qemu_words /tmp; cd /sys/bus/virtio/drivers/9pnet_virtio; "
+        'for device in virtio*; do [ "$(cat $device/mount_tag)" = volumes ] && break; done; '
+        f"/tmp/qemu_words $(readlink -f $device)/.. {COMPLAINTS}; sleep 1000"
+    )
+    with (tmp_path / "out").open("wb") as stdout:
+        cli.create("hostile", bundle("/bin/sh", "-c", script, change=change), stdout=stdout)
+    cli("start", "hostile")
+    eventually(lambda: (tmp_path / "out").read_bytes() == b"done\n", "QEMU has heard all", END_S)
+    log = (cli.root / "hostile/qemu.log").read_bytes()
+    assert LOG_MAX // 2 < len(log) <= LOG_MAX, log[:1000]
+    assert log.startswith(b"qemu")
+    assert cli.status("hostile") == "running"
+    cli("delete", "--force", "hostile")
 
 
 def test_only_root_can_read_a_template(template: str) -> None:

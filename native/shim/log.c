@@ -1,0 +1,51 @@
+/* A guest can make QEMU say the same again and again, and what is said lies in the host's memory (/run): so the first words are kept, why a QEMU
+ * does not start, and the last, why it ended. */
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "shim.h"
+
+enum {
+	FIRST_SIZE = 32 * 1024,
+	LOG_MAX = 2 * FIRST_SIZE,
+	PIECE_SIZE = 4096,
+};
+
+/* If the shim does not come to read, words are lost: better than a QEMU that waits. */
+int log_pipe(int ends[2])
+{
+	return pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0 ? -errno : 0;
+}
+
+/* Nothing depends on the log but words: a full disk does not keep anybody from anything. */
+static void keep(int log, const char *bytes, size_t size)
+{
+	struct stat info;
+
+	if (fstat(log, &info) < 0)
+		return;
+	if (info.st_size + (off_t)size > LOG_MAX && ftruncate(log, FIRST_SIZE) < 0)
+		return;
+	if (write(log, bytes, size) < 0)
+		return;
+}
+
+void log_take(int log, int *words, int pieces)
+{
+	char bytes[PIECE_SIZE];
+	ssize_t got = 0;
+
+	while (*words >= 0 && pieces-- > 0) {
+		got = read(*words, bytes, sizeof(bytes));
+		if (got < 0 && (errno == EAGAIN || errno == EINTR))
+			return;
+		if (got > 0) {
+			keep(log, bytes, (size_t)got);
+			continue;
+		}
+		close(*words);
+		*words = -1;
+	}
+}
