@@ -34,17 +34,31 @@ static void tell_time(struct shim *shim)
 	send_agent(shim, &head, &realtime_ns, sizeof(realtime_ns));
 }
 
+/* One that stands still without the mark would be running for all the world, and nobody could resume it. The answer is nobody's. */
+static void go_on(struct shim *shim, const struct wire_header *pause)
+{
+	struct wire_header resume = *pause;
+
+	resume.type = WIRE_RESUME;
+	(void)monitor_send(&shim->monitor, 0, &resume);
+}
+
 /* The mark comes first: who has the RESULT may ask for the status at once. */
 static int note_answer(struct shim *shim, const struct answer *answer)
 {
 	bool paused = answer->command.head.type == WIRE_PAUSE;
+	int error;
 
 	if (answer->refused)
 		return EIO;
-	shim->paused = paused;
+	error = record_paused(shim->options->state, paused);
+	if (error && paused)
+		go_on(shim, &answer->command.head);
+	else
+		shim->paused = paused;
 	if (!paused)
 		tell_time(shim);
-	return -record_paused(shim->options->state, paused);
+	return -error;
 }
 
 static void finish_command(struct shim *shim, const struct command *command, int error, const char *detail)

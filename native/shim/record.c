@@ -24,11 +24,17 @@ void record_write(int state, const struct ending *ending)
 		(void)unlinkat(state, "exit.new", 0);
 }
 
+int record_starting(int state)
+{
+	cleanup_close int file = openat(state, "started.new", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+
+	return file < 0 ? -errno : 0;
+}
+
+/* Another name takes no room: it does not fail where the file could be made. */
 void record_started(int state)
 {
-	cleanup_close int file = openat(state, "started", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-
-	(void)file;
+	(void)renameat(state, "started.new", state, "started");
 }
 
 int record_paused(int state, bool paused)

@@ -165,6 +165,17 @@ static void forward(struct shim *shim, struct client *client, const struct messa
 	reply(shim, client, &message->head, ENOBUFS, "too many requests at once");
 }
 
+/* What runs has to be seen as running: without a place for the mark nothing is started, and can be once there is one. */
+static void start(struct shim *shim, struct client *client, const struct message *message)
+{
+	int error = record_starting(shim->options->state);
+
+	if (error)
+		reply(shim, client, &message->head, -error, "mark it as started");
+	else
+		forward(shim, client, message);
+}
+
 static void commit(struct shim *shim, struct client *client, const struct message *message)
 {
 	if (client->id != shim->creator || !shim->set_up) {
@@ -200,6 +211,8 @@ void route_client(struct shim *shim, struct client *client, const struct message
 		pause_request(shim, client, message);
 	else if (message->head.type == WIRE_SIGNAL && shim->paused)
 		leave_signal(shim, client, message);
+	else if (message->head.type == WIRE_START)
+		start(shim, client, message);
 	else if (is_forwarded(message->head.type))
 		forward(shim, client, message);
 	else

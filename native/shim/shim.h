@@ -101,6 +101,8 @@ struct ending {
 	char detail[192];
 };
 void record_write(int state, const struct ending *ending);
+/* Makes sure of the place for the mark `started`; -errno. */
+int record_starting(int state);
 void record_started(int state);
 /* Makes or removes the mark `paused`; -errno if that fails. */
 int record_paused(int state, bool paused);

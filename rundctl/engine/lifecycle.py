@@ -127,6 +127,8 @@ def _start_locked(container: Container) -> None:
     result = vm.ask(container, wire.START, b"", vm.ANSWER_TIMEOUT_S)
     if result is None or result.error in (errno.ESRCH, errno.ECHILD):  # no errors of execve(2): a signal was faster
         raise _has_stopped(container)
+    if result.detail:  # of a failed execve(2) there are no words
+        raise GuestError(f"start {container.id}: {result.describe()}")
     if result.error:
         argv0 = container.record["argv0"]
         raise ProcessError(f'exec: "{argv0}": {os.strerror(result.error).lower()}')

@@ -60,6 +60,19 @@ def test_started_mark_is_there_before_the_result(launch):
     assert (shim.state / "started").exists()
 
 
+def test_what_could_not_be_marked_is_not_started(launch):
+    shim = launch().planned().commit()
+    (shim.state / "started.new").mkdir()  # no file can be made there
+    result = shim.channel.wait(shim.channel.post(wire.START, container=1), DEADLINE_S)
+    assert (result.error, result.detail) == (errno.EISDIR, "mark it as started")
+    assert shim.agent.is_mute(0.1)
+    (shim.state / "started.new").rmdir()
+    tag = shim.channel.post(wire.START, container=1)
+    shim.agent.result(shim.agent.expect(wire.START))
+    assert shim.channel.wait(tag, DEADLINE_S).error == 0
+    assert (shim.state / "started").is_file()
+
+
 def test_failed_start_leaves_no_mark(launch):
     shim = launch().planned().commit()
     tag = shim.channel.post(wire.START, container=1)

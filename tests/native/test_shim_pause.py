@@ -123,6 +123,27 @@ def test_refusal_of_qemu(shim, asked):
     assert not (shim.state / "paused").exists()
 
 
+def test_a_machine_that_cannot_be_marked_goes_on(shim, asked):
+    client, tag, monitor, command = asked
+    (shim.state / "paused").mkdir()  # no file can be made there
+    monitor.confirm(command)
+    result = result_of(client, tag)
+    assert (result.error, result.detail) == (errno.EISDIR, "mark it")
+    command = monitor.command()
+    assert command["execute"] == "cont"
+    (shim.state / "paused").rmdir()
+    # The shim does not answer as it does for one that is paused.
+    tag = client.post(wire.SIGNAL, struct.pack("<II", 15, 0), container=1)
+    shim.agent.result(shim.agent.expect(wire.SIGNAL), error=errno.EPERM)
+    assert result_of(client, tag).error == errno.EPERM
+    monitor.confirm(command)
+    shim.agent.expect(wire.CLOCK)
+    tag = client.post(wire.PAUSE, container=1)
+    monitor.confirm(monitor.command())
+    assert result_of(client, tag).error == 0
+    assert (shim.state / "paused").is_file()
+
+
 @pytest.mark.parametrize("keys", [("return", "id"), ("id", "return")])
 def test_answer_in_pieces_and_in_either_order(shim, asked, keys):
     client, tag, monitor, command = asked

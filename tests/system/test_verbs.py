@@ -146,6 +146,20 @@ def test_start_twice_and_too_late(cli: Cli, bundle) -> None:
     assert b"cannot start a container that has stopped" in cli("start", "s", code=1).stderr
 
 
+def test_what_cannot_be_marked_as_started_is_not_started(cli: Cli, bundle, tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as out:
+        cli.create("m", bundle("/bin/echo", "ran"), stdout=out)
+    in_the_way = cli.root / "m/started.new"
+    in_the_way.mkdir()
+    said = cli("start", "m", code=1).stderr
+    assert b"start m: mark it as started: is a directory" in said
+    assert cli.status("m") == "created"
+    in_the_way.rmdir()
+    cli("start", "m")
+    cli.wait_status("m", "stopped")
+    assert (tmp_path / "out").read_bytes() == b"ran\n"
+
+
 def test_features_and_version() -> None:
     features = json.loads(subprocess.run([RUNDCTL, "features"], capture_output=True, check=True).stdout)
     assert "mount" in features["linux"]["namespaces"]
