@@ -148,6 +148,14 @@ static void leave_signal(struct shim *shim, struct client *client, const struct 
 	reply(shim, client, &message->head, 0, NULL);
 }
 
+/* Whose agent does not speak any more: the VM is about to end. A SIGKILL still ends a flush that a stalled reader holds up. */
+static void refuse(struct shim *shim, struct client *client, const struct message *message)
+{
+	if (message->head.type == WIRE_SIGNAL)
+		note_request(shim, message);
+	reply(shim, client, &message->head, ECHILD, "the VM has ended");
+}
+
 /* Its tag is replaced by the request's place in the table, so that tags of several clients cannot be confused. */
 static void forward(struct shim *shim, struct client *client, const struct message *message)
 {
@@ -209,6 +217,8 @@ void route_client(struct shim *shim, struct client *client, const struct message
 		stop(shim, client, message);
 	else if (message->head.type == WIRE_PAUSE || message->head.type == WIRE_RESUME)
 		pause_request(shim, client, message);
+	else if (is_forwarded(message->head.type) && shim->agent.fd < 0)
+		refuse(shim, client, message);
 	else if (message->head.type == WIRE_SIGNAL && shim->paused)
 		leave_signal(shim, client, message);
 	else if (message->head.type == WIRE_START)

@@ -24,6 +24,7 @@ enum {
 	POLL_CLIENTS = POLL_OUTPUTS + 2,
 	POLLS_MAX = POLL_CLIENTS + CLIENTS_MAX,
 	INPUT_SIZE = 16 * 1024,
+	REST_MS = 100, /* before a connection is accepted for which there was no descriptor, if nothing else happens */
 	LOSS_MS = 2000, /* how long QEMU may outlive its end of the agent's channel, or a helper that served it */
 	READS_PER_TURN = 8, /* so that a peer that floods holds nobody else up */
 };
@@ -61,6 +62,8 @@ static void serve_agent(struct shim *shim)
 
 	if (got == CONN_AGAIN || got == CONN_READ)
 		return;
+	if (got == -ENOMEM)
+		end_early(shim, ENOMEM, 255, "internal", 0, "out of memory");
 	conn_close(&shim->agent);
 	note_loss(shim, "agent", 0, "the agent's channel closed");
 }
@@ -228,6 +231,7 @@ static void accept_clients(struct shim *shim)
 
 	while ((fd = accept4(shim->control, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0)
 		(void)add_client(shim, fd);
+	shim->control_rests = errno != EAGAIN;
 }
 
 static void read_input(struct shim *shim)
@@ -278,7 +282,7 @@ static bool wants_input(const struct shim *shim)
 static size_t fill_polls(struct shim *shim, struct pollfd *polls)
 {
 	polls[POLL_SIGNALS] = (struct pollfd){.fd = shim->signals, .events = POLLIN};
-	polls[POLL_CONTROL] = (struct pollfd){.fd = shim->control, .events = POLLIN};
+	polls[POLL_CONTROL] = (struct pollfd){.fd = shim->control_rests ? -1 : shim->control, .events = POLLIN};
 	polls[POLL_AGENT] = (struct pollfd){.fd = shim->agent.fd, .events = POLLIN};
 	if (conn_pending(&shim->agent))
 		polls[POLL_AGENT].events |= POLLOUT;
@@ -315,6 +319,8 @@ static int timeout_ms(const struct shim *shim)
 {
 	if (wants_input(shim) && shim->input.eager)
 		return 0;
+	if (shim->control_rests)
+		return REST_MS;
 	if (shim->loss_ns && !shim->exited)
 		return LOSS_MS;
 	return patience_ms(shim);
@@ -338,6 +344,7 @@ static void turn(struct shim *shim)
 	if (polls[POLL_SIGNALS].revents)
 		read_signals(shim);
 	serve_clients(shim, polls + POLL_CLIENTS, clients);
+	shim->control_rests = false;
 	if (polls[POLL_CONTROL].revents)
 		accept_clients(shim);
 	if (polls[POLL_QMP].fd >= 0 && polls[POLL_QMP].revents)

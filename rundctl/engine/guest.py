@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from contextlib import ExitStack
@@ -53,8 +54,9 @@ class Guest:
                 self._undo.close()
                 self._channel = None
             raise
-        if result.error:
-            raise GuestError(f"container {self._container.id}: its guest: {os.strerror(result.error).lower()}")
+        if result.error:  # ECHILD is the shim's answer, when there is no guest any more
+            words = "it has ended" if result.error == errno.ECHILD else os.strerror(result.error).lower()
+            raise GuestError(f"container {self._container.id}: its guest: {words}")
         return result
 
     def _answer(self, channel: wire.Channel, kind: int, payload: bytes) -> wire.Result:

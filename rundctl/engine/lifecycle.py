@@ -165,7 +165,7 @@ def kill(ctx: Context, container_id: str, signo: int, *, everyone: bool = False)
         _end(container)
         return
     result = _signal(container, vm.signal_payload(signo, everyone=everyone))
-    if result is None or result.error == errno.ESRCH:
+    if result is None or result.error in (errno.ESRCH, errno.ECHILD):
         raise container.not_running()
     if result.error:
         raise GuestError(f"kill {container_id}: {os.strerror(result.error).lower()}")

@@ -6,6 +6,7 @@ What is written is always the whole of the new limits, so an update mends what o
 from __future__ import annotations
 
 import copy
+import errno
 import os
 
 from rundctl.engine import cgroup_pool, plan, resources, store, vm
@@ -216,7 +217,7 @@ class _Guest:
         except GuestError as late:  # what was sent is with the guest, and nobody can call it back
             late.hint = "its guest may take what was sent once it runs again; another update settles it"
             raise
-        if result is None:
+        if result is None or result.error == errno.ECHILD:
             raise self._container.not_running()
         if not result.error:
             return

@@ -48,6 +48,25 @@ def test_of_qemu(cli: Cli, container: str) -> None:
     cli("delete", container)
 
 
+def test_of_qemu_while_output_waits_for_its_reader(cli: Cli, bundle) -> None:
+    """Nobody is there who could take a signal: that is said at once. KILL ends the wait."""
+    out, stdout = os.pipe()
+    cli.create("k", bundle("/bin/head", "-c", "150000", "/dev/zero"), stdout=stdout)
+    os.close(stdout)
+    cli("start", "k")
+    pid = cli.state("k")["pid"]
+    eventually(lambda: cli("kill", "k", "CONT", code=None).returncode == 1, "the container ends, and its shim waits")
+    os.kill(_qemu_of(pid), signal.SIGKILL)
+    before = time.monotonic()
+    assert b"container not running" in cli("kill", "k", "TERM", code=1).stderr
+    assert time.monotonic() - before < 1.5
+    assert cli.status("k") == "running"
+    cli("kill", "k", "KILL")
+    cli.wait_status("k", "stopped")
+    os.close(out)
+    cli("delete", "k")
+
+
 def test_of_qemu_under_run(cli: Cli, bundle) -> None:
     with cli.popen("run", "--bundle", str(bundle(*SLEEP)), "k", stderr=subprocess.PIPE) as run:
         eventually(lambda: b"running" in cli("state", "k", code=None).stdout, "running")
