@@ -36,14 +36,20 @@ static void queue_clear(struct queue *queue)
 	*queue = (struct queue){0};
 }
 
+void conn_drop_output(struct conn *conn)
+{
+	free(conn->writing);
+	conn->writing = NULL;
+	queue_clear(&conn->control);
+	queue_clear(&conn->ordered);
+}
+
 void conn_close(struct conn *conn)
 {
 	close_fd(&conn->fd);
 	free(conn->input);
 	free(conn->joined);
-	free(conn->writing);
-	queue_clear(&conn->control);
-	queue_clear(&conn->ordered);
+	conn_drop_output(conn);
 	*conn = (struct conn){.fd = -1};
 }
 

@@ -86,6 +86,9 @@ int conn_send_result(struct conn *conn, const struct wire_header *request, int e
 /* Writes what it can: 0 when all is written or the descriptor is full, or -errno (-EPIPE ...). */
 int conn_flush(struct conn *conn);
 
+/* Drops what waits to be written: nobody will read it, and the descriptor would be polled for it without end. */
+void conn_drop_output(struct conn *conn);
+
 /* Whether something waits to be written, so whether to poll for POLLOUT. */
 static inline bool conn_pending(const struct conn *conn)
 {

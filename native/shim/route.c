@@ -38,13 +38,22 @@ void send_agent(struct shim *shim, const struct wire_header *head, const void *p
 		end_early(shim, ENOMEM, 255, "internal", 0, "out of memory");
 }
 
-void acknowledge(struct shim *shim, size_t output, size_t size)
+bool acknowledge(struct shim *shim)
 {
-	struct wire_header head = {.type = WIRE_CREDIT, .container = THE_CONTAINER, .flags = (uint8_t)(output + WIRE_STDOUT)};
-	uint32_t bytes = (uint32_t)size;
+	bool sent = false;
 
-	if (size && !shim->exited)
-		send_agent(shim, &head, &bytes, sizeof(bytes));
+	for (size_t i = 0; i < 2 && !shim->exited; i++) {
+		struct sink *sink = &shim->outputs[i];
+		struct wire_header head = {.type = WIRE_CREDIT, .container = THE_CONTAINER, .flags = (uint8_t)(i + WIRE_STDOUT)};
+
+		if (!sink->owed || shim->agent.control.size > AHEAD_MAX)
+			continue;
+		(void)credit_return(&sink->credit, sink->owed);
+		send_agent(shim, &head, &sink->owed, sizeof(sink->owed));
+		sink->owed = 0;
+		sent = true;
+	}
+	return sent;
 }
 
 void close_stream(struct shim *shim, enum wire_stream stream)

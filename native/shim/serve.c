@@ -261,10 +261,8 @@ static void write_output(struct shim *shim, size_t output)
 	if (sink->end.fd < 0)
 		return;
 	put = sink_flush(sink);
-	if (put > 0) {
+	if (put > 0)
 		shim->progress_ns = now_ns();
-		acknowledge(shim, output, (size_t)put);
-	}
 	if (put < 0) {
 		(void)credit_return(&sink->credit, sink->backlog.size);
 		backlog_clear(&sink->backlog);
@@ -276,7 +274,8 @@ static void write_output(struct shim *shim, size_t output)
 
 static bool wants_input(const struct shim *shim)
 {
-	return shim->fed && !shim->exited && shim->input.end.fd >= 0 && credit_room(&shim->input.credit) > 0;
+	return shim->fed && !shim->exited && shim->input.end.fd >= 0 && credit_room(&shim->input.credit) > 0 &&
+	       shim->agent.ordered.size <= AHEAD_MAX;
 }
 
 static size_t fill_polls(struct shim *shim, struct pollfd *polls)
@@ -304,15 +303,23 @@ static size_t fill_polls(struct shim *shim, struct pollfd *polls)
 	return POLL_CLIENTS + shim->client_count;
 }
 
+/* EPIPE: nobody reads there. What was sent from there is read all the same, to its end of file. */
+static void flush(struct conn *conn)
+{
+	if (conn->fd >= 0 && conn_flush(conn) == -EPIPE)
+		conn_drop_output(conn);
+}
+
 static void flush_all(struct shim *shim)
 {
 	write_output(shim, 0);
 	write_output(shim, 1);
-	if (shim->agent.fd >= 0)
-		(void)conn_flush(&shim->agent); /* an error means QEMU ended, which SIGCHLD tells better */
+	flush(&shim->agent);
+	if (acknowledge(shim))
+		flush(&shim->agent);
 	for (size_t i = 0; i < shim->client_count; i++)
 		if (shim->clients[i].id)
-			(void)conn_flush(&shim->clients[i].conn); /* an error: what it sent is read first, then its end of file */
+			flush(&shim->clients[i].conn);
 }
 
 static int timeout_ms(const struct shim *shim)

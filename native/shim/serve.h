@@ -17,6 +17,7 @@ enum {
 	REQUESTS_MAX = 64,	    /* forwarded and not answered */
 	UNREAD_MAX = 64 * 1024,	    /* bytes of results a client may leave unread */
 	UNSENT_MAX = 8 * 1024 * 1024, /* bytes of requests the agent may leave unread */
+	AHEAD_MAX = 4 * 1024,	    /* of credit, and of stdin: no more is queued, as a guest that does not read would provoke it without end */
 };
 
 struct client {
@@ -68,8 +69,8 @@ void drop_client(struct shim *shim, struct client *client);
 void agent_violation(struct shim *shim, const char *what);
 /* Sends to the agent, first HELLO. */
 void send_agent(struct shim *shim, const struct wire_header *head, const void *payload, size_t size);
-/* Returns credit to the guest for bytes that left. */
-void acknowledge(struct shim *shim, size_t output, size_t size);
+/* Returns credit to the guest for bytes that left, if it reads what it gets. Whether there is something to be sent now. */
+bool acknowledge(struct shim *shim);
 /* Tells the guest that nobody reads a stream any more, or that stdin is at its end. */
 void close_stream(struct shim *shim, enum wire_stream stream);
 

@@ -27,8 +27,9 @@ struct source {
 /* stdout or stderr: what came from the guest and has not been written. */
 struct sink {
 	struct endpoint end;
-	struct credit credit; /* outstanding: bytes in the backlog */
+	struct credit credit; /* outstanding: bytes in the backlog, and those owed */
 	struct backlog backlog;
+	uint32_t owed; /* bytes that left, and whose credit has not been returned */
 	bool ended; /* the guest sends no more: close when the backlog is out */
 	bool refused; /* the guest was told that nobody reads */
 };
@@ -40,7 +41,7 @@ void endpoint_close(struct endpoint *endpoint);
 ssize_t endpoint_read(const struct endpoint *endpoint, void *bytes, size_t size);
 ssize_t endpoint_write(const struct endpoint *endpoint, const void *bytes, size_t size);
 
-/* Writes what it can; returns the bytes that went out, which are to be acknowledged, or -errno when there is no reader any more. */
+/* Writes what it can; returns the bytes that went out, which are owed now, or -errno when there is no reader any more. */
 ssize_t sink_flush(struct sink *sink);
 
 #endif
