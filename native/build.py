@@ -19,7 +19,17 @@ WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wformat=2", "-Wvla
 LANGUAGE = ("-std=gnu11", "-D_GNU_SOURCE", f"-I{NATIVE / 'include'}", f"-I{NATIVE / 'common'}")
 # Small and static: the agent is in every template's memory, the shim in the host's for every container.
 # Sections let the linker drop what is not called.
-RELEASE = ("-Os", "-static", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", "-s")
+# Both read bytes of somebody who may be hostile: buffers are guarded by canaries, and copies into them by their sizes.
+RELEASE = (
+    *("-Os", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", "-s"),
+    *("-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"),
+)
+# The shim is root on the host: it lies elsewhere each time, and what was relocated is read-only. The agent would lie at the same place,
+# with the same canary, in all clones of a template: there relocations buy nothing (docs/security.md).
+LAYOUT = {
+    "agent": ("-static",),
+    "shim": ("-static-pie", "-fPIE", "-Wl,-z,relro,-z,now,-z,noexecstack"),
+}
 # Not static: the sanitizers' libraries do not link so. Bound at once: the resolver of a first call leaves vector registers on the stack, with what was wiped.
 SANITIZE = (
     *("-O1", "-g", "-fno-omit-frame-pointer", "-Wl,-z,now"),
@@ -51,22 +61,22 @@ def sources(name: str) -> list[Path]:
 def command(name: str, target: Path, *, compiler: str = "cc", sanitize: bool = False) -> list[str]:
     """Return the compiler's argv that makes ``target``."""
     files = [*sorted((NATIVE / "common").glob("*.c")), *sources(name)]
-    mode = SANITIZE if sanitize else RELEASE
+    mode = SANITIZE if sanitize else (*RELEASE, *LAYOUT[name])
     return [compiler, *LANGUAGE, *WARNINGS, *mode, f"-I{NATIVE / name}", "-o", str(target), *map(str, files)]
 
 
 def check_toolchain(compiler: str = "cc", *, static: bool = True) -> None:
-    """Raise BuildError unless the compiler runs and has the C library's headers and, for static programs, ``libc.a``."""
+    """Raise BuildError unless the compiler runs and has the C library's headers and, for static programs, ``libc.a`` and ``rcrt1.o``."""
     if shutil.which(compiler) is None:
         msg = f"no C compiler: {compiler} is not in PATH ({HINT})"
         raise BuildError(msg)
     with tempfile.TemporaryDirectory() as scratch:
         probe = Path(scratch, "probe.c")
         probe.write_text('#include <stdio.h>\n#include <linux/mount.h>\nint main(void) { return puts("") < 0; }\n')
-        flags = ["-static"] if static else []
+        flags = LAYOUT["shim"] if static else ()
         done = _run([compiler, *flags, "-o", str(probe.with_suffix("")), str(probe)])
     if done.returncode:
-        what = "libc.a, " if static else ""
+        what = "libc.a, rcrt1.o, " if static else ""
         msg = f"the C compiler lacks {what}stdio.h or the kernel's headers ({HINT})\n{done.stdout.rstrip()}"
         raise BuildError(msg)
 
