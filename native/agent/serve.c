@@ -18,15 +18,15 @@ enum {
 	POLL_SIGNALS = 1,
 	POLL_FIRST = 2,	     /* then PROCESS_POLLS for each process: its streams, its status pipe */
 	POLL_STATUS = WIRE_STREAMS,
-	HANGUP_PAUSE_MS = 20, /* how often to look whether a port that hung up has a new peer */
+	REST_MS = 20,	     /* how often to look whether a port that hung up has a new peer, or the kernel memory */
 };
 _Static_assert(PROCESS_POLLS == WIRE_STREAMS + 1, "polls of a process");
 
 struct agent {
 	struct conn conn;
 	bool persistent;
-	bool deaf;   /* the peer broke the protocol: its bytes cannot be told apart any more, so they are dropped */
-	bool hungup; /* nobody at the other end now */
+	bool deaf;    /* the peer broke the protocol: its bytes cannot be told apart any more, so they are dropped */
+	bool resting; /* the channel is left alone for a while: nobody is at its other end now, or memory is short */
 	bool over;
 	int signals;
 	struct process *processes[PROCESSES_MAX];
@@ -251,7 +251,7 @@ static void hang_up(void)
 	int fd = take_fd(&agent.conn.fd);
 
 	agent.over = !agent.persistent;
-	agent.hungup = true;
+	agent.resting = true;
 	agent.deaf = false;
 	conn_close(&agent.conn);
 	conn_open(&agent.conn, fd, WIRE_MESSAGE_MAX);
@@ -281,7 +281,7 @@ static void serve_channel(short events)
 	if (result == CONN_READ)
 		take_messages();
 	else if (result == -ENOMEM)
-		agent.hungup = true; /* that is, look again in a while */
+		agent.resting = true;
 	else if (result != CONN_AGAIN)
 		hang_up();
 }
@@ -303,6 +303,16 @@ static void reap_children(void)
 	}
 }
 
+static void flush(void)
+{
+	int error = agent.over ? 0 : conn_flush(&agent.conn);
+
+	if (error == -ENOMEM)
+		agent.resting = true;
+	else if (error)
+		hang_up();
+}
+
 static void serve_processes(void)
 {
 	for (size_t i = 0; i < PROCESSES_MAX; i++) {
@@ -314,6 +324,7 @@ static void serve_processes(void)
 			process_read_status(process, &agent.conn);
 		stream_serve(process, &agent.conn, own);
 		if (!process_advance(process, &agent.conn)) {
+			flush(); /* its end is told before its cgroups are removed, of which it may have made thousands */
 			agent.processes[i] = NULL;
 			process_free(process);
 		}
@@ -326,7 +337,7 @@ static nfds_t prepare_polls(void)
 	nfds_t count = POLL_FIRST;
 	short out = conn_pending(&agent.conn) ? POLLOUT : 0;
 
-	polls[POLL_CHANNEL] = (struct pollfd){.fd = agent.hungup ? -1 : agent.conn.fd, .events = (short)(POLLIN | out)};
+	polls[POLL_CHANNEL] = (struct pollfd){.fd = agent.resting ? -1 : agent.conn.fd, .events = (short)(POLLIN | out)};
 	polls[POLL_SIGNALS] = (struct pollfd){.fd = agent.signals, .events = POLLIN};
 	for (size_t i = 0; i < PROCESSES_MAX; i++) {
 		const struct process *process = agent.processes[i];
@@ -346,16 +357,15 @@ static void serve_once(void)
 {
 	nfds_t count = prepare_polls();
 
-	if (poll(polls, count, agent.hungup ? HANGUP_PAUSE_MS : -1) < 0)
+	if (poll(polls, count, agent.resting ? REST_MS : -1) < 0)
 		return; /* EINTR, ENOMEM: try again */
-	agent.hungup = false;
+	agent.resting = false;
 	if (polls[POLL_SIGNALS].revents)
 		reap_children();
 	if (polls[POLL_CHANNEL].revents)
 		serve_channel(polls[POLL_CHANNEL].revents);
 	serve_processes();
-	if (!agent.over && conn_flush(&agent.conn) < 0)
-		hang_up();
+	flush();
 }
 
 static int open_signals(void)

@@ -6,7 +6,11 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { INPUT_MAX = WIRE_HEADER_SIZE + WIRE_PAYLOAD_MAX, INPUT_MIN = 4096 };
+enum {
+	INPUT_MAX = WIRE_HEADER_SIZE + WIRE_PAYLOAD_MAX,
+	INPUT_MIN = 4096,
+	WRITE_SMALL = 4096, /* a page */
+};
 
 struct outgoing {
 	struct outgoing *next;
@@ -372,16 +376,25 @@ int conn_send_result(struct conn *conn, const struct wire_header *request, int e
 	return conn_send_parts(conn, &head, parts, 2);
 }
 
-/* Writes on what is being written: 1 = all of it is out, 0 = the descriptor is full, or -errno. */
+/* Writes on what is being written: 1 = all of it is out, 0 = the descriptor is full, or -errno.
+ *
+ * A virtio port copies each write into one piece of kernel memory, of up to 32 KiB (drivers/char/virtio_console.c,
+ * port_fops_write). Where memory is short, or in pieces, a page can be had when eight in a row cannot. */
 static int write_current(struct conn *conn)
 {
 	struct outgoing *item = conn->writing;
+	size_t most = SIZE_MAX;
 
 	while (item->done < item->size) {
-		ssize_t put = write(conn->fd, item->bytes + item->done, item->size - item->done);
+		size_t left = item->size - item->done;
+		ssize_t put = write(conn->fd, item->bytes + item->done, left < most ? left : most);
 
 		if (put < 0 && errno == EINTR)
 			continue;
+		if (put < 0 && errno == ENOMEM && left > WRITE_SMALL && most > WRITE_SMALL) {
+			most = WRITE_SMALL;
+			continue;
+		}
 		if (put < 0)
 			return errno == EAGAIN ? 0 : -errno;
 		if (put == 0)

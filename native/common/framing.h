@@ -83,7 +83,8 @@ int conn_send_hello(struct conn *conn, enum wire_role role);
 /* Queues the RESULT of `request` (addressing and tag are taken from it). `detail` may be NULL. */
 int conn_send_result(struct conn *conn, const struct wire_header *request, int error, uint32_t index, const char *detail);
 
-/* Writes what it can: 0 when all is written or the descriptor is full, or -errno (-EPIPE ...). */
+/* Writes what it can: 0 when all is written or the descriptor is full, or -errno (-EPIPE ...). -ENOMEM: the kernel had no memory to
+ * take it just now; nothing is lost, call again in a while. */
 int conn_flush(struct conn *conn);
 
 /* Drops what waits to be written: nobody will read it, and the descriptor would be polled for it without end. */
