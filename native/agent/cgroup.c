@@ -1,8 +1,8 @@
 #include "cgroup.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -10,11 +10,19 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
+#include "cgroup_walk.h"
 #include "cleanup.h"
 
 #define CGROUP_ROOT "/sys/fs/cgroup"
 
-enum { NAME_SIZE = 8, DEPTH_MAX = 32, NO_CGROUP = -1 };
+enum {
+	NAME_SIZE = 8,
+	NO_CGROUP = -1,
+	/* Together less than the two seconds that a `kill` waits. */
+	FREEZE_MS = 500,
+	SIGNAL_MS = 1000,
+	REMOVE_MS = 10000, /* nobody waits for it */
+};
 _Static_assert(NO_CGROUP == -EPERM, "an errno that cgroup_make never returns otherwise");
 
 static bool enabled;
@@ -24,13 +32,20 @@ void cgroup_enable(void)
 	enabled = true;
 }
 
+/* The errno of what has just failed, but never NO_CGROUP. */
+static int failure(void)
+{
+	return errno == EPERM ? -EACCES : -errno;
+}
+
 static int open_root(void)
 {
 	struct statfs status;
 
 	if (!enabled || statfs(CGROUP_ROOT, &status) < 0 || status.f_type != CGROUP2_SUPER_MAGIC)
-		return -1;
-	return open(CGROUP_ROOT, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		return NO_CGROUP;
+	int fd = open(CGROUP_ROOT, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return fd < 0 ? failure() : fd;
 }
 
 static void name_of(uint16_t container, char name[NAME_SIZE])
@@ -38,30 +53,17 @@ static void name_of(uint16_t container, char name[NAME_SIZE])
 	snprintf(name, NAME_SIZE, "c%u", container);
 }
 
-static bool is_child(int directory, const struct dirent *entry)
+/* Writes to one of its files. What fails is what a cgroup on its way out, or a kernel without that file, does not do. */
+static bool set(int cgroup, const char *name, const char *value)
 {
-	struct stat status;
+	cleanup_close int fd = openat(cgroup, name, O_WRONLY | O_CLOEXEC);
 
-	if (entry->d_name[0] == '.')
-		return false;
-	return fstatat(directory, entry->d_name, &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(status.st_mode);
+	return fd >= 0 && write(fd, value, strlen(value)) >= 0;
 }
 
-/* Calls `visit` for every child cgroup, then for the cgroup itself. */
-static void walk(int cgroup, unsigned depth, void (*visit)(int parent, const char *name, void *data), void *data)
+static void kill_all(int cgroup)
 {
-	int duplicate = openat(cgroup, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	cleanup_closedir DIR *directory = duplicate < 0 ? NULL : fdopendir(duplicate);
-	struct dirent *entry;
-
-	while (directory && depth < DEPTH_MAX && (entry = readdir(directory))) {
-		if (!is_child(cgroup, entry))
-			continue;
-		cleanup_close int child = openat(cgroup, entry->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (child >= 0)
-			walk(child, depth + 1, visit, data);
-		visit(cgroup, entry->d_name, data);
-	}
+	set(cgroup, "cgroup.kill", "1");
 }
 
 static void remove_child(int parent, const char *name, void *data)
@@ -70,18 +72,12 @@ static void remove_child(int parent, const char *name, void *data)
 	unlinkat(parent, name, AT_REMOVEDIR);
 }
 
-static void kill_all(int cgroup)
-{
-	cleanup_close int fd = openat(cgroup, "cgroup.kill", O_WRONLY | O_CLOEXEC);
-
-	if (fd >= 0 && write(fd, "1", 1) < 0)
-		return; /* an empty cgroup being removed: nothing to kill */
-}
-
 static void remove_named(int root, const char *name, int cgroup)
 {
+	const struct cgroup_visitor remover = {.leave = remove_child};
+
 	kill_all(cgroup);
-	walk(cgroup, 0, remove_child, NULL);
+	cgroup_walk(cgroup, &remover, monotonic_ms() + REMOVE_MS);
 	unlinkat(root, name, AT_REMOVEDIR);
 }
 
@@ -91,12 +87,12 @@ int cgroup_make(uint16_t container)
 	cleanup_close int root = open_root();
 
 	if (root < 0)
-		return NO_CGROUP;
+		return root;
 	name_of(container, name);
 	if (mkdirat(root, name, 0755) < 0 && errno != EEXIST)
-		return errno == EPERM ? -EACCES : -errno;
+		return failure();
 	int fd = openat(root, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return fd < 0 ? -ENOENT : fd;
+	return fd < 0 ? failure() : fd;
 }
 
 void cgroup_remove(uint16_t container, int cgroup)
@@ -132,8 +128,9 @@ struct delivery {
 	int error; /* -ESRCH until a process got it */
 };
 
-static void signal_members(int cgroup, struct delivery *delivery)
+static void signal_members(int cgroup, void *data)
 {
+	struct delivery *delivery = data;
 	int fd = openat(cgroup, "cgroup.procs", O_RDONLY | O_CLOEXEC);
 	FILE *members = fd < 0 ? NULL : fdopen(fd, "re");
 	long pid;
@@ -147,23 +144,46 @@ static void signal_members(int cgroup, struct delivery *delivery)
 		close_fd(&fd);
 }
 
-static void signal_child(int parent, const char *name, void *data)
+/* Whether the file's text, which is short, has these words. */
+static bool says(int fd, const char *words)
 {
-	cleanup_close int child = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	char text[128];
+	ssize_t got = pread(fd, text, sizeof text - 1, 0);
 
-	if (child >= 0)
-		signal_members(child, data);
+	text[got < 0 ? 0 : got] = '\0';
+	return strstr(text, words) != NULL;
+}
+
+/* Stops all that is in the cgroup, for a walk that nothing forks or moves away from. What waits in the kernel for something
+ * that does not come (a FUSE server's answer) cannot be stopped, and is not waited for longer than FREEZE_MS.
+ * False: the container had frozen it itself, or it cannot be: it is not to be thawed. */
+static bool freeze(int cgroup)
+{
+	cleanup_close int state = openat(cgroup, "cgroup.freeze", O_RDONLY | O_CLOEXEC);
+	cleanup_close int events = openat(cgroup, "cgroup.events", O_RDONLY | O_CLOEXEC);
+	struct pollfd changed = {.fd = events, .events = POLLPRI};
+	int64_t deadline = monotonic_ms() + FREEZE_MS, left = FREEZE_MS;
+
+	if (state < 0 || says(state, "1") || !set(cgroup, "cgroup.freeze", "1"))
+		return false;
+	while (!says(events, "frozen 1") && left > 0 && poll(&changed, 1, (int)left) > 0)
+		left = deadline - monotonic_ms();
+	return true;
 }
 
 int cgroup_signal(int cgroup, int signal)
 {
 	struct delivery delivery = {.signal = signal, .error = -ESRCH};
+	const struct cgroup_visitor sender = {.enter = signal_members, .data = &delivery};
 
 	if (signal == SIGKILL) {
 		kill_all(cgroup); /* also catches what forks meanwhile */
 		return 0;
 	}
-	walk(cgroup, 0, signal_child, &delivery);
+	bool frozen = freeze(cgroup);
 	signal_members(cgroup, &delivery);
-	return delivery.error;
+	int error = cgroup_walk(cgroup, &sender, monotonic_ms() + SIGNAL_MS);
+	if (frozen)
+		set(cgroup, "cgroup.freeze", "0");
+	return error ? error : delivery.error;
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .conftest import RUNDCTL, Cli, eventually
+from .conftest import RUNDCTL, Cli, JsonDict, eventually
 
 SLEEP = ("/bin/sh", "-c", "trap 'exit 7' TERM; while :; do sleep 1 & wait $!; done")
 
@@ -68,6 +68,31 @@ def test_kill_all(cli: Cli, bundle) -> None:
     cli.wait_status("k", "stopped")
     cli("kill", "--all", "k", "KILL")
     assert b"container not running" in cli("kill", "k", "KILL", code=1).stderr
+
+
+def test_kill_all_reaches_what_hides_or_runs_away(cli: Cli, bundle, tmp_path: Path) -> None:
+    """In a cgroup of any name and depth, and what is another process by the time its number has been read."""
+
+    def change(config: JsonDict) -> None:
+        next(mount for mount in config["mounts"] if mount["type"] == "cgroup")["options"].remove("ro")
+
+    script = """
+    cd /sys/fs/cgroup; hidden=.x deep=d; for i in $(seq 40); do deep=$deep/d; done; mkdir -p $hidden $deep
+    hide() { echo 0 > $1/cgroup.procs; exec sleep 1000; }
+    run() { run & exit; }
+    mkfifo /tmp/alive; hide $hidden > /tmp/alive & hide $deep > /tmp/alive & run > /tmp/alive & exec 3< /tmp/alive
+    trap '' TERM; until read x < $hidden/cgroup.procs && read x < $deep/cgroup.procs; do :; done
+    echo ready
+    cat <&3; echo all are gone
+    """
+    out = tmp_path / "out"
+    with out.open("wb") as file:
+        cli.create("k", bundle("/bin/sh", "-c", script, change=change), stdout=file)
+    cli("start", "k")
+    eventually(lambda: out.read_bytes() == b"ready\n", "ready")
+    cli("kill", "--all", "k", "TERM")
+    cli.wait_status("k", "stopped")
+    assert out.read_bytes() == b"ready\nall are gone\n"
 
 
 def test_run_forwards_signals(cli: Cli, bundle) -> None:
