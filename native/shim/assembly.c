@@ -2,43 +2,29 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/mount.h>
 #include <sched.h>
 #include <stdio.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "cleanup.h"
 #include "shim.h"
 
-/* Puts one source's copy under its number below the tmpfs. */
-static int place_volume(int directory, size_t number, const struct volume *volume, int tree)
-{
-	cleanup_close int file = -1;
-	char name[24];
+/* The sources' copies, and the container's own directory: a place that is surely there, for what only this process is to see. */
+struct assembly {
+	char path[PATH_MAX];
+	struct copy *copies;
+	size_t count;
+	struct mounts mounts;
+};
 
-	(void)snprintf(name, sizeof(name), "%zu", number);
-	if (volume->is_file) {
-		file = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-		if (file < 0)
-			return -errno;
-	} else if (mkdirat(directory, name, 0700) < 0) {
-		return -errno;
-	}
-	if (syscall(SYS_move_mount, tree, "", directory, name, MOVE_MOUNT_F_EMPTY_PATH) < 0)
-		return -errno;
-	return 0;
-}
-
-/* The container's own directory: a place that is surely there, for what only this process is to see. */
-static int find_place(int state, char path[PATH_MAX])
+int path_of(int fd, char path[PATH_MAX])
 {
 	char link[64];
 	ssize_t length;
 
-	(void)snprintf(link, sizeof(link), "/proc/self/fd/%d", state);
+	(void)snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
 	length = readlink(link, path, PATH_MAX - 1);
 	if (length < 0)
 		return -errno;
@@ -46,30 +32,39 @@ static int find_place(int state, char path[PATH_MAX])
 	return 0;
 }
 
-static int open_assembly(int state)
+static int assembly_begin(struct assembly *assembly, const struct options *options, size_t most)
 {
-	char path[PATH_MAX];
-	int directory, error = find_place(state, path);
-
-	if (error)
-		return error;
-	if (mount("volumes", path, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755,size=64k") < 0)
-		return -errno;
-	directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return directory < 0 ? -errno : directory;
+	*assembly = (struct assembly){.copies = calloc(most + 1, sizeof(*assembly->copies))};
+	return assembly->copies ? path_of(options->state, assembly->path) : -ENOMEM;
 }
 
-/* Copies of the sources' mounts, taken while this process is still in the host's namespace: later it may not. Each in the place of its source's
- * descriptor, so that as many fit as could be opened. */
-static int copy_volumes(const struct options *options, int *trees)
+static int assembly_end(struct assembly *assembly, int result)
 {
-	for (size_t i = 0; i < options->volume_count; i++) {
-		trees[i] = mount_copy(options->volumes[i].fd, options->volumes[i].recursive, options->volumes[i].read_only);
-		if (trees[i] < 0)
-			return trees[i];
-		close(options->volumes[i].fd);
+	for (size_t i = 0; i < assembly->count; i++)
+		copy_free(&assembly->copies[i]);
+	free(assembly->copies);
+	mounts_free(&assembly->mounts);
+	return result;
+}
+
+static int collect(struct assembly *assembly, int source, bool recursive, bool read_only)
+{
+	return copy_collect(&assembly->copies[assembly->count++], &assembly->mounts, source, recursive, read_only);
+}
+
+/* A source's descriptor makes room for its copy's, but for the one whose number QEMU was told. */
+static int collect_volumes(struct assembly *assembly, const struct options *options)
+{
+	int error = 0;
+
+	for (size_t i = 0; i < options->volume_count && !error; i++) {
+		const struct volume *volume = &options->volumes[i];
+
+		error = collect(assembly, volume->fd, volume->recursive, volume->read_only);
+		if (volume->fd != options->volumes_fd)
+			close(volume->fd);
 	}
-	return 0;
+	return error;
 }
 
 /* Slave of the host's namespace, so that this copy pins no mount that the host wants to be rid of. */
@@ -83,109 +78,109 @@ int namespace_enter(void)
 	return 0;
 }
 
-/* No procfs can come in later: the copies are private, so nothing that the host mounts from now on appears in them. */
-static int hide_processes(int state)
+/* After it nothing comes in any more: the copies are private, so what the host mounts from now on does not appear in them. */
+static int enter(struct assembly *assembly)
 {
-	char path[PATH_MAX];
-	int error = find_place(state, path);
+	int error = namespace_enter();
 
-	return error ? error : procfs_hide(path);
+	return error ? error : procfs_cover(assembly->copies, assembly->count, assembly->path);
 }
 
-static int place_volumes(const struct options *options, const int *trees)
+static int open_directory(const char *path)
 {
-	cleanup_close int directory = open_assembly(options->state);
-	int error = directory < 0 ? directory : 0;
+	int directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
-	for (size_t i = 0; i < options->volume_count && !error; i++)
-		error = place_volume(directory, i, &options->volumes[i], trees[i]);
-	if (!error)
-		error = hide_processes(options->state);
-	return error ? error : take_fd(&directory);
+	return directory < 0 ? -errno : directory;
 }
 
-static int place_directory(const struct options *options, int tree)
+/* Lays one source's copy under its number below the tmpfs. */
+static int lay_volume(int directory, size_t number, const struct volume *volume, struct copy *copy)
 {
-	char path[PATH_MAX];
-	int error = find_place(options->state, path);
+	cleanup_close int file = -1;
+	char name[24];
 
-	if (error)
-		return error;
-	if (syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
+	(void)snprintf(name, sizeof(name), "%zu", number);
+	if (volume->is_file) {
+		file = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		if (file < 0)
+			return -errno;
+	} else if (mkdirat(directory, name, 0700) < 0) {
 		return -errno;
-	return procfs_hide(path);
+	}
+	return copy_lay(copy, directory, name);
+}
+
+static int lay_volumes(const struct assembly *assembly, const struct options *options, struct copy *copies)
+{
+	cleanup_close int directory = -1;
+	int error = 0;
+
+	if (mount("volumes", assembly->path, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755,size=64k") < 0)
+		return -errno;
+	directory = open_directory(assembly->path);
+	if (directory < 0)
+		return directory;
+	for (size_t i = 0; i < options->volume_count && !error; i++)
+		error = lay_volume(directory, i, &options->volumes[i], &copies[i]);
+	return error ? error : take_fd(&directory);
 }
 
 int volumes_assemble(const struct options *options)
 {
-	cleanup_free int *trees = calloc(options->volume_count, sizeof(*trees));
-	int error;
+	struct assembly assembly;
+	int error = assembly_begin(&assembly, options, options->volume_count);
 
-	if (!trees)
-		return -ENOMEM;
-	error = copy_volumes(options, trees);
 	if (!error)
-		error = namespace_enter();
-	return error ? error : place_volumes(options, trees);
+		error = collect_volumes(&assembly, options);
+	if (!error)
+		error = enter(&assembly);
+	return assembly_end(&assembly, error ? error : lay_volumes(&assembly, options, assembly.copies));
 }
 
 int directory_show(const struct options *options, int fd, bool read_only)
 {
-	cleanup_close int tree = mount_copy(fd, true, read_only);
-	int error = tree < 0 ? tree : namespace_enter();
-
-	return error ? error : place_directory(options, tree);
-}
-
-/* Leaves the descriptor open under that number alone. It may have it already: a source's, which is free by now. */
-static int renumber(int *fd, int number)
-{
-	if (*fd < 0)
-		return *fd;
-	if (*fd != number)
-		return dup2(*fd, number) < 0 ? -errno : 0;
-	(void)take_fd(fd);
-	return 0;
-}
-
-static int export_volumes(const struct options *options, const int *trees)
-{
-	cleanup_close int directory = place_volumes(options, trees);
-
-	return renumber(&directory, options->volumes_fd);
-}
-
-static int export_directory(const struct options *options, int tree)
-{
-	cleanup_close int directory = -1;
-	char path[PATH_MAX];
-	int error = place_directory(options, tree);
+	struct assembly assembly;
+	int error = assembly_begin(&assembly, options, 1);
 
 	if (!error)
-		error = find_place(options->state, path);
-	if (error)
-		return error;
-	directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return directory < 0 ? -errno : renumber(&directory, options->exported);
+		error = collect(&assembly, fd, true, read_only);
+	if (!error)
+		error = enter(&assembly);
+	return assembly_end(&assembly, error ? error : copy_lay(assembly.copies, AT_FDCWD, assembly.path));
+}
+
+/* Leaves the descriptor open under that number alone. */
+static int renumber(int fd, int number)
+{
+	cleanup_close int old = fd;
+
+	if (old < 0)
+		return old;
+	return dup2(old, number) < 0 ? -errno : 0;
+}
+
+static int export_directory(struct assembly *assembly, const struct options *options, struct copy *copy)
+{
+	int error = copy_lay(copy, AT_FDCWD, assembly->path);
+
+	return error ? error : renumber(open_directory(assembly->path), options->exported);
 }
 
 int exports_assemble(const struct options *options)
 {
-	bool volumes = options->volumes_fd >= 0;
-	cleanup_free int *trees = calloc(options->volume_count + 1, sizeof(*trees));
-	cleanup_close int tree = -1;
-	int error = trees ? 0 : -ENOMEM;
+	bool volumes = options->volumes_fd >= 0, exported = options->exported >= 0;
+	struct assembly assembly;
+	int error = assembly_begin(&assembly, options, options->volume_count + 1);
 
-	/* Before the volumes', which free their sources' numbers: one of these is QEMU's for them all. */
-	if (!error && options->exported >= 0)
-		error = (tree = mount_copy(options->exported, true, options->exported_read_only)) < 0 ? tree : 0;
 	if (!error && volumes)
-		error = copy_volumes(options, trees);
+		error = collect_volumes(&assembly, options);
+	if (!error && exported)
+		error = collect(&assembly, options->exported, true, options->exported_read_only);
 	if (!error)
-		error = namespace_enter();
+		error = enter(&assembly);
 	if (!error && volumes)
-		error = export_volumes(options, trees);
-	if (!error && tree >= 0)
-		error = export_directory(options, tree);
-	return error;
+		error = renumber(lay_volumes(&assembly, options, assembly.copies), options->volumes_fd);
+	if (!error && exported)
+		error = export_directory(&assembly, options, &assembly.copies[assembly.count - 1]);
+	return assembly_end(&assembly, error);
 }

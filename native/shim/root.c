@@ -10,18 +10,16 @@
 #include "cleanup.h"
 #include "shim.h"
 
-int mount_copy(int fd, bool recursive, bool read_only)
+int mount_copy(int fd, bool read_only)
 {
-	unsigned int flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0);
 	/* A device node that a guest makes there is opened by its own kernel. Nobody who serves it has any business to. */
 	struct mount_attr attributes = {.attr_set = MOUNT_ATTR_NODEV | (read_only ? MOUNT_ATTR_RDONLY : 0),
 					.propagation = MS_PRIVATE};
-	cleanup_close int tree = (int)syscall(SYS_open_tree, fd, "", flags);
+	cleanup_close int tree = (int)syscall(SYS_open_tree, fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
 
 	if (tree < 0)
 		return -errno;
-	if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &attributes,
-		    sizeof(attributes)) < 0)
+	if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attributes, sizeof(attributes)) < 0)
 		return -errno;
 	return take_fd(&tree);
 }
@@ -30,7 +28,7 @@ int mount_copy(int fd, bool recursive, bool read_only)
  * namespace an image's symlink once read a host file through `podman cp`). */
 int root_enter(const struct options *options)
 {
-	cleanup_close int tree = mount_copy(options->rootfs, false, !options->rootfs_writable);
+	cleanup_close int tree = mount_copy(options->rootfs, !options->rootfs_writable);
 
 	if (tree < 0)
 		return tree;

@@ -2,6 +2,7 @@
 #ifndef RUNDCTL_SHIM_H
 #define RUNDCTL_SHIM_H
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -74,17 +75,66 @@ int volumes_assemble(const struct options *options);
 int directory_show(const struct options *options, int fd, bool read_only);
 /* Both of them for QEMU: the volumes, then the exported directory over them, each under the number that QEMU was told. */
 int exports_assemble(const struct options *options);
+/* Where an open file is; -errno. */
+int path_of(int fd, char path[PATH_MAX]);
 
-/* procfs.c: covers each procfs at the path or below it, in this process's own mount namespace, by one that shows no processes; -errno. */
-int procfs_hide(const char *path);
+/* mountinfo.c: one line: a mount's number, what of its file system is mounted, and where. */
+struct mounted {
+	unsigned long long number;
+	char *root, *target;
+};
+/* By targets: what is mounted in a mount comes after it. */
+struct mounts {
+	char *text;
+	struct mounted *list;
+	size_t count;
+};
+/* Reads the table the first time; -errno. */
+int mounts_read(struct mounts *mounts);
+void mounts_free(struct mounts *mounts);
+const struct mounted *mounts_find(const struct mounts *mounts, unsigned long long number);
+/* The path from the directory on, or NULL if it is not below it; an empty directory: NULL. */
+const char *path_below(const char *path, const char *directory);
+
+/* copy.c: one mount of a copy. */
+struct piece {
+	char *path;		   /* from the source on; "": the source's */
+	size_t parent;		   /* the piece that this one is mounted in */
+	const char *rest;	   /* the path from there on */
+	unsigned long long number; /* of the mount that it is a copy of */
+	int place;		   /* that mount, O_PATH, while it is collected */
+	int tree;		   /* the copy */
+	bool is_laid;		   /* in the guest's sight */
+	bool read_only;
+	char *part; /* if that mount is a procfs's: what of it, as a path from its root on; NULL: of processes, or of something else */
+};
+/* A source's copy: first the source's, then what is mounted below, each after what it is mounted in. */
+struct copy {
+	struct piece *pieces;
+	size_t count;
+	bool recursive, read_only;
+};
+/* Copies the mount that `source` lies on, and if `recursive` each one below it, in the host's mount namespace, for a mount elsewhere cannot be copied. A procfs
+ * is not: nothing is in its place. -errno. */
+int copy_collect(struct copy *copy, struct mounts *mounts, int source, bool recursive, bool read_only);
+/* Mounts all of it; -errno. */
+int copy_lay(struct copy *copy, int directory, const char *name);
+void copy_free(struct copy *copy);
+/* A descriptor, O_PATH, of what is there without leaving the directory or following a link; -errno. */
+int open_beneath(int directory, const char *path);
+
+/* procfs.c: a detached mount of nothing for a directory or file; a descriptor or -errno. */
+int mount_nothing(int place);
+/* Gives each procfs of the copies a procfs without processes in its place; -errno. One is made for all, on `path`, where it stays below what is mounted there next. */
+int procfs_cover(struct copy *copies, size_t count, const char *path);
 
 /* capabilities.c: what a program that this process becomes may have of them: to serve files, and as a helper to sandbox itself; -errno. */
 int capabilities_limit(bool helper);
 
 /* root.c: makes the container's rootfs, as the host can see it, the shim's root; -errno. */
 int root_enter(const struct options *options);
-/* root.c: a private, detached copy of the mount that `fd` lies on, without devices, read-only if asked; a descriptor or -errno. */
-int mount_copy(int fd, bool recursive, bool read_only);
+/* root.c: a private, detached copy of the mount that `fd` lies on, of nothing that is mounted below, without devices, read-only if asked; a descriptor or -errno. */
+int mount_copy(int fd, bool read_only);
 
 /* serve.c: everything after the start; never returns. */
 void serve(const struct options *options, pid_t qemu, int signals, int words) __attribute__((noreturn));

@@ -36,9 +36,7 @@ static int inherit(const int *promised, size_t count)
 static void give_up(const char *what, const char *of, int error) __attribute__((noreturn));
 static void give_up(const char *what, const char *of, int error)
 {
-	const char *reason = error == -EBUSY ? "a procfs is below another mount, or is moved again and again" : strerror(-error);
-
-	dprintf(2, "%s %s: %s\n", what, of, reason);
+	dprintf(2, "%s %s: %s\n", what, of, strerror(-error));
 	_exit(127);
 }
 

@@ -173,6 +173,70 @@ def test_volumes_are_assembled_in_order(launch, tmp_path):
     assert volumes["3"]["tree"] == ["a", "inner"]  # `bind` without r: not what is mounted below
 
 
+def test_a_recursive_volume_has_each_mount_that_can_be_seen_as_it_is(launch, tmp_path):
+    """Not what is hidden; nothing of what cannot be copied, has no server any more, or is a namespace; also if what is around one was mounted later than it."""
+    source, aside = tmp_path / "a source", tmp_path / "aside"
+    for name in ("dead", "stacked", "hidden/below", "flags", "unbindable", "shared", "late"):
+        (source / name).mkdir(parents=True)
+    for name in ("file", "namespace"):
+        (source / name).touch()
+    aside.mkdir()
+    server = os.open("/dev/fuse", os.O_RDWR)
+    with ExitStack() as undo:
+
+        def mount(*words):
+            subprocess.run(["mount", *words], pass_fds=[server], check=True)
+            if words[-1] != aside:
+                undo.callback(subprocess.run, ["umount", words[-1]], check=True)
+
+        def fill(place, *options):
+            mount("-t", "tmpfs", *options, "t", source / place)
+
+        for number in range(2):
+            fill("stacked")
+            (source / "stacked" / str(number)).touch()
+        fill("hidden/below")
+        fill("hidden")
+        fill("flags", "-o", "ro,nosuid,noexec,noatime")
+        fill("unbindable", "--make-unbindable")
+        fill("shared", "--make-shared")
+        mount("-t", "tmpfs", "t", aside)
+        (aside / "first").touch()
+        fill("late")
+        (source / "late/below").mkdir()
+        mount("--move", aside, source / "late/below")
+        mount("--bind", "/proc/version", source / "file")
+        subprocess.run(["unshare", f"--mount={source}/namespace", "true"], check=True)
+        undo.callback(subprocess.run, ["umount", source / "namespace"], check=True)
+        mount("-i", "-t", "fuse", "-o", f"fd={server},rootmode=40000,user_id=0,group_id=0", "fuse", source / "dead")
+        os.close(server)
+        shim, facts = probe(launch, volumes=[(source, "rw", "tree")])
+        table = Path(f"/proc/{shim.qemu_pid()}/mountinfo").read_text().splitlines()
+    assert facts["volumes"]["0"]["tree"] == [
+        *("dead", "file", "flags", "hidden", "late", "late/below", "late/below/first", "namespace"),
+        *("shared", "stacked", "stacked/1", "unbindable"),
+    ]
+    fields = [line.split(" - ")[0].split() for line in table if "/0/" in line or "/0 " in line]
+    mounted = (
+        "",
+        "/dead",
+        "/file",
+        "/flags",
+        "/hidden",
+        "/late",
+        "/late/below",
+        "/namespace",
+        "/shared",
+        "/stacked",
+        "/unbindable",
+    )
+    assert tuple(sorted(each[4].partition("/state/0")[2] for each in fields)) == mounted
+    assert [line.rpartition(" - ")[2].split()[0] for line in table if "/namespace " in line] == ["devtmpfs"]
+    assert all(not each[6:] for each in fields)  # nothing propagates
+    (flags,) = [set(each[5].split(",")) for each in fields if each[4].endswith("/flags")]
+    assert {"ro", "nosuid", "noexec", "noatime"} <= flags
+
+
 def test_volumes_leave_no_mount_on_the_host(launch, tmp_path):
     before = Path("/proc/self/mountinfo").read_text()
     probe(launch, volumes=[(tmp_path, "rw", "dir")])
