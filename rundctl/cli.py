@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 
 from rundctl.commands import table
@@ -56,6 +57,8 @@ def entry() -> NoReturn:
     stdio.fill()
     # Whoever could write where kernels and templates are would choose what runs as root.
     os.umask(os.umask(0o077) | 0o022)
+    # Ignored, as some callers leave it, the kernel would reap our children before we can, and `run` wait for ever.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     code = main()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None: the caller closed the descriptor

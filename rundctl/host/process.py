@@ -80,7 +80,8 @@ def spawn(argv: Sequence[str], keep_fds: Sequence[int] = (), stdio: tuple[int, i
             raise HostError(f"start {argv[0]}: {words(error)}") from error
 
 
-_RESET_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores and a child would ignore with it
+# Python ignores the first two, and a caller may the third: a child would ignore them with us, and then never know the ends of its own children.
+_RESET_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
 
 
 def _clear_of_stdio(stdio: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -6,8 +6,10 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 
 from .conftest import Cli, eventually
@@ -28,6 +30,40 @@ def test_closed_stdio(cli: Cli, bundle, tmp_path, closed: str) -> None:
     assert done.returncode == 7, (done.stderr, log.read_text())
     assert done.stdout == (b"" if ">&-" in closed.replace("2>&-", "") else b"out\n")
     assert log.read_text() == ""
+
+
+def _ignoring_sigchld(cli: Cli, *arguments: str) -> list[str]:
+    """Not by the installed script: where its first interpreter is dash, that has SIGCHLD at its default again."""
+    python = [sys.executable, "-I", "-m", "rundctl", *cli.argv(*arguments)[1:]]
+    return ["/bin/bash", "-c", "trap '' CHLD; exec \"$@\"", "sh", *python]
+
+
+def test_sigchld_ignored(cli: Cli, bundle, tmp_path) -> None:
+    """The kernel then reaps children before their parent can, and sends no signal: `run` waited for ever, hooks and tools were lost."""
+
+    def change(config) -> None:
+        hook = {"path": "/bin/sh", "args": ["sh", "-c", f"grep SigIgn: /proc/self/status > {tmp_path}/hook"]}
+        config["hooks"] = {kind: [{**hook, "env": ["PATH=/bin"]}] for kind in ("prestart", "poststop")}
+
+    where = bundle("/bin/sh", "-c", "grep SigIgn: /proc/self/status; exit 7", change=change)
+    done = subprocess.run(
+        _ignoring_sigchld(cli, "run", "--bundle", str(where), "c"),
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 7, done.stderr
+    for status in (done.stdout, (tmp_path / "hook").read_bytes()):
+        assert int(status.split()[1], 16) & (1 << (signal.SIGCHLD - 1)) == 0
+
+
+def test_sigchld_ignored_and_the_end_of_qemu(cli: Cli, bundle) -> None:
+    """Its shim sees it, whoever made that."""
+    argv = _ignoring_sigchld(cli, "create", "--bundle", str(bundle(*SLEEP)), "c")
+    null = subprocess.DEVNULL
+    subprocess.run(argv, stdin=null, stdout=null, stderr=null, timeout=60, check=True)
+    qemu = next(child for child in psutil.Process(cli.state("c")["pid"]).children() if "qemu" in child.name())
+    qemu.kill()
+    cli.wait_status("c", "stopped")
+    assert "code=137" in (cli.root / "c/exit").read_text()
 
 
 def test_closed_stdio_and_create(cli: Cli, bundle) -> None:
