@@ -81,7 +81,7 @@ def _dispatch(parser: Parser, log: Log) -> int:
     parser.whole(verb)
     if verb.run is None:
         raise UsageError(f"{verb.name}: missing command")
-    return verb.run(parser.options(log.debug, log.info))
+    return verb.run(parser.options(log.debug, log.info, log.warn))
 
 
 def _find(parser: Parser) -> Verb:

@@ -6,6 +6,7 @@
     ├── UsageError                the command line is wrong
     ├── ConfigError               bundle or config.json is missing, malformed, invalid or asks for what is refused
     ├── StateError                unknown id, id in use, wrong state for the verb
+    │   └── DamagedError          what was recorded of the container cannot be read
     ├── HostError                 the host lacks or refuses something: no QEMU, full disk, a syscall failed
     ├── GuestError                the VM or its agent failed, died or did not answer in time
     └── ProcessError              the container's process could not be started (args[0] not found ...)
@@ -45,6 +46,14 @@ class ConfigError(RundctlError):
 
 class StateError(RundctlError):
     """The container does not exist, exists already, or is in the wrong state for the verb."""
+
+
+class DamagedError(StateError):
+    """What was recorded of the container cannot be read; ``directory`` holds what there is of it."""
+
+    def __init__(self, directory: str, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.directory = directory
 
 
 class HostError(RundctlError):

@@ -56,7 +56,7 @@ class Argument:
 class Options:
     """What a command line said, after parsing: every declared name has a value."""
 
-    __slots__ = ("_on", "_text", "debug", "info", "rest")
+    __slots__ = ("_on", "_text", "debug", "info", "rest", "warn")
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class Options:
         on: set[str],
         debug: Callable[[str], None],
         info: Callable[[str], None],
+        warn: Callable[[str], None],
         rest: tuple[str, ...] = (),
     ) -> None:
         self._text = text
@@ -71,6 +72,7 @@ class Options:
         self.rest = rest  # of a verb that takes any words
         self.debug = debug
         self.info = info
+        self.warn = warn
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Options) and (self._text, self._on, self.rest) == (other._text, other._on, other.rest)

@@ -40,7 +40,12 @@ def context(options: Options) -> Context:
     from rundctl.engine import lifecycle, settings
 
     return lifecycle.Context(
-        options.text("root") or None, options.debug, settings.load(), _progress, systemd_cgroup=_systemd_cgroup(options)
+        options.text("root") or None,
+        options.debug,
+        options.warn,
+        settings.load(),
+        _progress,
+        systemd_cgroup=_systemd_cgroup(options),
     )
 
 

@@ -35,6 +35,12 @@ class Log:
         if self._fd >= 0:
             self._append("info", message)
 
+    def warn(self, message: str) -> None:
+        """What went wrong beside what was asked for, which was done: one line on stderr, one in the file."""
+        _say(f"rundctl: warning: {message}")
+        if self._fd >= 0:
+            self._append("warning", message)
+
     def debug(self, message: str) -> None:
         """One line in the file, or on stderr if there is none; nothing without ``--debug``."""
         if not self.verbose:

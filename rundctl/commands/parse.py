@@ -62,9 +62,11 @@ class Parser:
             self.tail, words = (*words[count:], *self.rest), words[:count]
         self._arguments(verb, words)
 
-    def options(self, debug: Callable[[str], None], info: Callable[[str], None]) -> Options:
-        """What was found, and by what `debug` the verb says what it does."""
-        return Options(self.text, self.on, debug, info, self.tail)
+    def options(
+        self, debug: Callable[[str], None], info: Callable[[str], None], warn: Callable[[str], None]
+    ) -> Options:
+        """What was found, and by what the verb says what it does."""
+        return Options(self.text, self.on, debug, info, warn, self.tail)
 
     def _defaults(self, flags: tuple[Flag, ...]) -> None:
         self.text.update({flag.key: flag.default for flag in flags if flag.value})

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from rundctl.engine import store, vm
 from rundctl.engine.interruption import UndoneFirst
 from rundctl.engine.stages import Stages
-from rundctl.errors import GuestError, HostError, ProcessError, StateError
+from rundctl.errors import DamagedError, GuestError, HostError, ProcessError, RundctlError, StateError, words
 from rundctl.guest import wire
 from rundctl.host.pidfd import Process, reap
 from rundctl.oci import hooks
@@ -19,7 +19,7 @@ from rundctl.types import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from rundctl.engine.settings import Settings
@@ -38,16 +38,17 @@ _FORWARDED = (
 class Context:
     """What all verbs share.
 
-    Where containers lie (None: the default root), where debug lines and a build's progress go, the settings, and whether systemd is to make the cgroups of
-    new containers.
+    Where containers lie (None: the default root), where debug lines, warnings and a build's progress go, the settings, and whether systemd is to make the
+    cgroups of new containers.
     """
 
-    __slots__ = ("debug", "progress", "root", "settings", "systemd_cgroup")
+    __slots__ = ("debug", "progress", "root", "settings", "systemd_cgroup", "warn")
 
     def __init__(
         self,
         root: str | None,
         debug: Callable[[str], None],
+        warn: Callable[[str], None],
         settings: Settings,
         progress: Callable[[str], None],
         *,
@@ -55,6 +56,7 @@ class Context:
     ) -> None:
         self.root = root
         self.debug = debug
+        self.warn = warn
         self.settings = settings
         self.progress = progress
         self.systemd_cgroup = systemd_cgroup
@@ -145,8 +147,8 @@ def _state(container: Container) -> dict[str, Any]:
 
 
 def list_(ctx: Context) -> list[dict[str, Any]]:
-    """The state of every container of the root, by id."""
-    return [_state(container) for container in store.list_all(ctx.root)]
+    """The state of every container of the root, by id; damaged ones are told of."""
+    return [_state(container) for container in store.list_all(ctx.root, ctx.warn)]
 
 
 def kill(ctx: Context, container_id: str, signo: int, *, everyone: bool = False) -> None:
@@ -237,10 +239,15 @@ def _command(container: Container, kind: int, verb: str) -> None:
 def delete(ctx: Context, container_id: str, *, force: bool = False) -> None:
     """Forget a container and free all it holds. StateError if it runs and ``force`` is not given, or does not exist.
 
-    With ``force`` one that does not exist is fine (containerd deletes twice).
+    With ``force`` one that does not exist is fine (containerd deletes twice), and of one whose record is damaged goes what there is.
     """
     try:
         container = store.load(ctx.root, container_id)
+    except DamagedError as error:
+        if not force:
+            raise
+        _delete_damaged(ctx, container_id, error)
+        return
     except StateError:
         if force:
             store.sweep(ctx.root)  # its create may have been killed before it had the id
@@ -256,6 +263,17 @@ def delete(ctx: Context, container_id: str, *, force: bool = False) -> None:
         _end_creator(container)
     _end(container)
     _delete_ended(ctx, container, force=force)
+
+
+def _delete_damaged(ctx: Context, container_id: str, damage: DamagedError) -> None:
+    """Free the id. The shim is asked by its socket to end, for nothing tells its pid."""
+    container = store.Container(damage.directory, {"id": container_id})
+    with ExitStack() as undo, suppress(GuestError):
+        channel = vm.connect(undo, container)
+        channel.wait(channel.post(wire.STOP), KILL_TIMEOUT_S)
+    with suppress(FileNotFoundError):  # another delete was faster
+        store.remove(container)
+    ctx.warn(f"{damage.message}: removed; its cgroups may be left, and its poststop hooks have not run")
 
 
 def _delete_ended(ctx: Context, container: Container, *, force: bool) -> None:
@@ -310,20 +328,31 @@ def run(ctx: Context, options: CreateOptions) -> int:
     try:
         start(ctx, options.id)
     except BaseException:
-        delete(ctx, options.id, force=True)
+        with _only_told(ctx, f"delete {options.id}"):
+            delete(ctx, options.id, force=True)
         raise
     stages.mark("start")
     _report(ctx, options, stages)
     if options.detach:
         return 0
     code = _wait_forwarding(pid)
-    container = store.load(ctx.root, options.id)
-    sudden = container.sudden_end()
-    if not options.keep:
-        delete(ctx, options.id)
+    sudden = ""
+    with _only_told(ctx, f"delete {options.id}"):
+        sudden = store.load(ctx.root, options.id).sudden_end()
+        if not options.keep:
+            delete(ctx, options.id)
     if sudden:
         raise GuestError(f"container {options.id} ended: {sudden}", exit_code=code)
     return code
+
+
+@contextmanager
+def _only_told(ctx: Context, what: str) -> Iterator[None]:
+    """As with runc, what fails at the end of ``run`` hides neither the container's exit code nor why it did not start."""
+    try:
+        yield
+    except (RundctlError, OSError) as error:
+        ctx.warn(f"{what}: {words(error) if isinstance(error, OSError) else error}")
 
 
 def _wait_forwarding(pid: int) -> int:

@@ -7,9 +7,10 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 
-from rundctl.errors import HostError, StateError, UsageError, words
-from rundctl.host.files import replace
+from rundctl.errors import DamagedError, HostError, StateError, UsageError, words
+from rundctl.host.files import replace, unlink
 from rundctl.host.machine import boot_id
 from rundctl.host.pidfd import Process, start_time
 from rundctl.oci import identity
@@ -17,7 +18,7 @@ from rundctl.types import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 DEFAULT_ROOT = "/run/rundctl"
@@ -198,12 +199,20 @@ def _link_elsewhere(root: str, container_id: str) -> None:
     if _is_default(root):
         return
     os.makedirs(_ELSEWHERE, mode=0o711, exist_ok=True)
-    link = _elsewhere_link(root, container_id)
-    try:
-        os.symlink(os.path.abspath(root), link)
-    except FileExistsError:
-        os.unlink(link)
-        os.symlink(os.path.abspath(root), link)
+    temporary = f"{_ELSEWHERE}/{_NEW}{os.getpid()}"  # short: the link's own name may be as long as names can be
+    unlink(temporary)  # an earlier process of our pid may have been killed
+    os.symlink(os.path.abspath(root), temporary)
+    os.rename(temporary, _elsewhere_link(root, container_id))
+
+
+def _unlink_elsewhere(root: str, container_id: str) -> None:
+    """Once the container's directory is away; by then the id may be another's, who has linked it or is about to."""
+    directory = f"{root}/{container_id}"
+    if _is_default(root) or os.path.exists(directory):
+        return
+    unlink(_elsewhere_link(root, container_id))
+    if os.path.exists(directory):
+        _link_elsewhere(root, container_id)
 
 
 def _roots_elsewhere(container_id: str) -> list[str]:
@@ -211,14 +220,19 @@ def _roots_elsewhere(container_id: str) -> list[str]:
         names = os.listdir(_ELSEWHERE)
     except FileNotFoundError:
         return []
-    links = (f"{_ELSEWHERE}/{name}" for name in names if name.rpartition("@")[0] == container_id)
-    return sorted({os.readlink(link) for link in links})
+    roots = set()
+    for name in names:
+        if name.rpartition("@")[0] == container_id:
+            with suppress(FileNotFoundError):  # a delete was faster
+                roots.add(os.readlink(f"{_ELSEWHERE}/{name}"))
+    return sorted(roots)
 
 
 def load(root: str | None, container_id: str) -> Container:
     """Find a container; without ``root`` also one that was made under another root than the default one.
 
-    podman's clean-up calls ``delete`` without the runtime's flags. StateError if it does not exist, or in several roots; UsageError if it is no id.
+    podman's clean-up calls ``delete`` without the runtime's flags. StateError if it does not exist, DamagedError if its record cannot be read, UsageError
+    if it is no id.
     """
     identity.container_id(container_id)
     for candidate in (root or DEFAULT_ROOT,) if root else (DEFAULT_ROOT, *_roots_elsewhere(container_id)):
@@ -229,25 +243,30 @@ def load(root: str | None, container_id: str) -> Container:
 
 
 def read(directory: str) -> Container | None:
-    """The container of a directory; None if there is none. StateError if its record is damaged."""
+    """The container of a directory; None if there is none. DamagedError if its record is damaged."""
     try:
         with open(f"{directory}/{_RECORD}", "rb") as file:
             return Container(directory, json.load(file))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise StateError(f"{directory}/{_RECORD} is damaged: {error}", hint=f"rm -r {directory}") from error
+        hint = f"rundctl delete --force {os.path.basename(directory)}"
+        raise DamagedError(directory, f"{directory}/{_RECORD} is damaged: {error}", hint=hint) from error
 
 
-def list_all(root: str | None) -> Iterator[Container]:
-    """All containers of a root, by id."""
+def list_all(root: str | None, warn: Callable[[str], None]) -> Iterator[Container]:
+    """All containers of a root, by id; of those whose record is damaged ``warn`` is told."""
     root = root or DEFAULT_ROOT
     try:
         names = sorted(os.listdir(root))
     except FileNotFoundError:
         return
     for name in names:
-        container = None if ":" in name else read(f"{root}/{name}")
+        try:
+            container = None if ":" in name else read(f"{root}/{name}")
+        except DamagedError as error:
+            warn(str(error))
+            continue
         if container is not None:
             yield container
 
@@ -291,16 +310,12 @@ def _same_inode(fd: int, path: str) -> bool:
 
 
 def remove(container: Container) -> None:
-    """Forget a container: its directory is renamed first, so that a half-removed one is never seen."""
+    """Forget a container: its directory is renamed first, so that a half-removed one is never seen, nor one that is not found without ``--root``."""
     root, _, container_id = container.directory.rpartition("/")
-    try:
-        if not _is_default(root):
-            os.unlink(_elsewhere_link(root, container_id))
-    except FileNotFoundError:
-        pass
     trash = f"{root}/{_OLD}{os.getpid()}"
-    _remove_tree(trash)
+    _remove_trash(root, trash)
     os.rename(container.directory, trash)
+    _unlink_elsewhere(root, container_id)
     _remove_tree(trash)
     sweep(root)
 
@@ -311,7 +326,16 @@ def sweep(root: str | None) -> None:
     for name in os.listdir(root) if os.path.isdir(root) else ():
         owner = name.removeprefix(_NEW).removeprefix(_OLD)
         if owner != name and owner.isdigit() and start_time(int(owner)) is None:
-            _remove_tree(f"{root}/{name}")
+            _remove_trash(root, f"{root}/{name}")
+
+
+def _remove_trash(root: str, trash: str) -> None:
+    """What is half removed, or half made; its link goes first, while the record still tells whose it was."""
+    with suppress(DamagedError):
+        left = read(trash)
+        if left is not None:
+            _unlink_elsewhere(root, left.id)
+    _remove_tree(trash)
 
 
 def _remove_tree(directory: str) -> None:

@@ -109,6 +109,58 @@ def test_id_in_use(cli: Cli, bundle) -> None:
     assert cli.status("e") == "created"
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_a_damaged_record(cli: Cli, bundle, running: bool) -> None:
+    """It hides no other container, and `delete --force` frees its id and ends its VM."""
+    cli.create("other", bundle("/bin/sleep", "1000"))
+    cli.create("e", bundle("/bin/sleep", "1000"))
+    cgroups = {line.split(":", 2)[2] for line in Path(f"/proc/{cli.state('e')['pid']}/cgroup").read_text().splitlines()}
+    if not running:
+        cli("kill", "e", "KILL")
+        cli.wait_status("e", "stopped")
+    os.truncate(cli.root / "e/record.json", 10)
+    for verb in ("state", "delete", "start"):
+        assert "is damaged" in _refused(cli, verb, "e")
+    listed = cli("list", "-q")
+    assert listed.stdout == b"other\n"
+    assert b"rundctl delete --force e" in listed.stderr
+    done = cli("delete", "--force", "e")
+    assert b"is damaged" in done.stderr
+    assert b"removed" in done.stderr
+    assert not (cli.root / "e").exists()
+    cli.create("e", bundle("/bin/sleep", "1000"))
+    cli("delete", "--force", "e")
+    for directory, _, _ in os.walk("/sys/fs/cgroup", topdown=False):  # as the warning says
+        if any(path != "/" and directory.endswith(path) for path in cgroups):
+            Path(directory).rmdir()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone"])
+def test_run_keeps_the_code_whatever_its_delete_meets(cli: Cli, bundle, tmp_path: Path, damage: str) -> None:
+    """As with runc: told, but the code is the container's."""
+    where = bundle("/bin/sh", "-c", "echo ready; read end; exit 42")
+    record, aside = cli.root / "e/record.json", tmp_path / "record.json"
+    with cli.popen(
+        "run", "--bundle", str(where), "e", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdin is not None
+        assert run.stderr is not None
+        assert run.stdout.readline() == b"ready\n"
+        shutil.copy(record, aside)
+        if damage == "truncated":
+            os.truncate(record, 10)
+        else:
+            record.unlink()
+        run.stdin.write(b"\n")
+        run.stdin.flush()
+        said = run.stderr.read()
+        assert run.wait(30) == 42
+    assert b"warning: delete e: " in said
+    shutil.copy(aside, record)
+    cli("delete", "e")
+
+
 @pytest.mark.parametrize("bad", ["..", "a/b", "", "a b", "-x/"])
 def test_bad_ids(cli: Cli, bundle, bad: str) -> None:
     done = cli("create", "--bundle", str(bundle("/bin/true")), "--", bad, code=None)

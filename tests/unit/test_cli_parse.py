@@ -29,7 +29,7 @@ VERB = Verb(
 def parse(*words: str, verb: Verb = VERB) -> Options:
     parser = Parser(list(words))
     parser.whole(verb)
-    return parser.options(*[lambda _line: None] * 2)
+    return parser.options(*[lambda _line: None] * 3)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_global_flags_end_at_the_verb() -> None:
 @pytest.mark.parametrize("text", ["", "-1", "1.5", "three", "٣"])
 def test_number_refuses(text: str) -> None:
     with pytest.raises(UsageError, match="takes a number"):
-        Options({"n": text}, set(), *[lambda _line: None] * 2).number("n")
+        Options({"n": text}, set(), *[lambda _line: None] * 3).number("n")
 
 
 @pytest.mark.parametrize("name", table.REFUSED)

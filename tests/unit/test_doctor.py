@@ -23,7 +23,7 @@ def _of(check: doctor.Check, home: Path) -> list[Finding]:
 
 
 def _options(*on: str) -> Options:
-    return Options({}, set(on), print, print)
+    return Options({}, set(on), print, print, print)
 
 
 @pytest.mark.parametrize(

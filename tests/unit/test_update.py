@@ -26,7 +26,7 @@ BEFORE: dict[str, Any] = {
 def options(*words: str) -> Options:
     parser = parse.Parser([*words, "c1"])
     parser.whole(update.VERB)
-    return parser.options(lambda _: None, lambda _: None)
+    return parser.options(*[lambda _: None] * 3)
 
 
 def test_what_is_not_named_or_0_stays() -> None:
