@@ -12,6 +12,7 @@ from rundctl.engine import (
     hybrid_rootfs,
     kernel_template,
     plan,
+    poststop,
     resources,
     rootfs_choice,
     seccomp,
@@ -37,6 +38,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
+    from typing import Any
 
     from rundctl.engine.lifecycle import Context, CreateOptions
     from rundctl.engine.lower import Lower
@@ -79,7 +81,7 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
         undo.callback(_undo, ctx, lease.let_go)
         container, lock = store.claim(root, container_id, _facts(bundle, lease, machine))
         undo.callback(os.close, lock)
-        undo.callback(_undo, ctx, store.remove, container)
+        undo.callback(_undo, ctx, _forget, ctx, container)
         undo.callback(lambda: _undo(ctx, cgroup_pool.give_back, container.record["cgroups"]))
         undo.callback(lease.joined)
         lease.make(container.set_cgroups)
@@ -130,6 +132,12 @@ def _undo(ctx: Context, step: Callable[..., object], *arguments: object) -> None
         step(*arguments)
     except (RundctlError, OSError) as error:
         ctx.debug(f"undo create: {error}")
+
+
+def _forget(ctx: Context, container: Container) -> None:
+    """As with runc poststop hooks run also if no other did; while the container is locked, so that a ``delete --force`` waits for them."""
+    store.remove(container)
+    poststop.run(ctx, container, container.record["bundle"])
 
 
 def _facts(bundle: Bundle, lease: cgroup_pool.Lease, machine: resources.Machine) -> dict[str, object]:
@@ -348,11 +356,20 @@ class Launch:
         for kind in ("prestart", "createRuntime"):
             wanted = self.bundle.spec.get("hooks", {}).get(kind)
             if wanted:
-                hooks.run(kind, wanted, state_json(self.container.record, Status.CREATING, machine.pid))
+                self._run_hooks(kind, wanted, machine)
                 self.stages.mark(kind)
         _check(machine.request(wire.PLAN, compiled.encode()), compiled, "create container")
         rootfs_choice.check_live(self.lower)
         self.stages.mark("plan")
+
+    def _run_hooks(self, kind: str, wanted: list[dict[str, Any]], machine: vm.Vm) -> None:
+        """Not longer than the VM lives: ``delete --force``, which ends it, waits for our lock."""
+        shim = os.pidfd_open(machine.pid)  # our child, which nobody has reaped
+        try:
+            state = state_json(self.container.record, Status.CREATING, machine.pid)
+            hooks.run(kind, wanted, state, self.bundle.path, shim)
+        finally:
+            os.close(shim)
 
     def _commit(self, machine: vm.Vm) -> None:
         """From here on the container is: record, pid file, and only then the shim's leave to outlive us."""

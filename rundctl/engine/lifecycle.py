@@ -7,7 +7,7 @@ import os
 import signal
 from contextlib import ExitStack, contextmanager, suppress
 
-from rundctl.engine import store, vm
+from rundctl.engine import poststop, store, vm
 from rundctl.engine.interruption import UndoneFirst
 from rundctl.engine.stages import Stages
 from rundctl.errors import DamagedError, GuestError, HostError, ProcessError, RundctlError, StateError, words
@@ -236,10 +236,11 @@ def _command(container: Container, kind: int, verb: str) -> None:
         raise GuestError(f"{verb} {container.id}: {result.describe()}", hint="rundctl kill ID KILL works all the same")
 
 
-def delete(ctx: Context, container_id: str, *, force: bool = False) -> None:
+def delete(ctx: Context, container_id: str, *, force: bool = False, directory: str = ".") -> None:
     """Forget a container and free all it holds. StateError if it runs and ``force`` is not given, or does not exist.
 
-    With ``force`` one that does not exist is fine (containerd deletes twice), and of one whose record is damaged goes what there is.
+    With ``force`` one that does not exist is fine (containerd deletes twice), and of one whose record is damaged goes what there is. ``directory``: where
+    poststop hooks run: with runc in the caller's, but those of ``run`` in the bundle.
     """
     try:
         container = store.load(ctx.root, container_id)
@@ -262,7 +263,7 @@ def delete(ctx: Context, container_id: str, *, force: bool = False) -> None:
     if status is Status.CREATING:
         _end_creator(container)
     _end(container)
-    _delete_ended(ctx, container, force=force)
+    _delete_ended(ctx, container, force=force, directory=directory)
 
 
 def _delete_damaged(ctx: Context, container_id: str, damage: DamagedError) -> None:
@@ -276,7 +277,7 @@ def _delete_damaged(ctx: Context, container_id: str, damage: DamagedError) -> No
     ctx.warn(f"{damage.message}: removed; its cgroups may be left, and its poststop hooks have not run")
 
 
-def _delete_ended(ctx: Context, container: Container, *, force: bool) -> None:
+def _delete_ended(ctx: Context, container: Container, *, force: bool, directory: str) -> None:
     from rundctl.engine import cgroup_pool, cgroup_refill  # 2 ms that state, start and kill need not pay
 
     try:
@@ -292,7 +293,7 @@ def _delete_ended(ctx: Context, container: Container, *, force: bool) -> None:
         store.remove(container)
     finally:
         os.close(lock)
-    _poststop(ctx, container)
+    poststop.run(ctx, container, directory)
     if ctx.settings.pool_refill == "delete":
         _tell(ctx, cgroup_refill.after(container.record["cgroups"]))
 
@@ -329,7 +330,7 @@ def run(ctx: Context, options: CreateOptions) -> int:
         start(ctx, options.id)
     except BaseException:
         with _only_told(ctx, f"delete {options.id}"):
-            delete(ctx, options.id, force=True)
+            delete(ctx, options.id, force=True, directory=options.bundle)
         raise
     stages.mark("start")
     _report(ctx, options, stages)
@@ -340,7 +341,7 @@ def run(ctx: Context, options: CreateOptions) -> int:
     with _only_told(ctx, f"delete {options.id}"):
         sudden = store.load(ctx.root, options.id).sudden_end()
         if not options.keep:
-            delete(ctx, options.id)
+            delete(ctx, options.id, directory=options.bundle)
     if sudden:
         raise GuestError(f"container {options.id} ended: {sudden}", exit_code=code)
     return code
@@ -376,18 +377,10 @@ def _poststart(container: Container) -> None:
     if not wanted:
         return
     try:
-        hooks.run("poststart", wanted, _state(container))
+        hooks.run("poststart", wanted, _state(container), container.record["bundle"])
     except HostError:
         _end(container)
         raise
-
-
-def _poststop(ctx: Context, container: Container) -> None:
-    """Nothing is left that a failure could stop: it is told, and the others run all the same."""
-    wanted = container.record["hooks"]["poststop"]
-    if wanted:
-        for problem in hooks.run_all(wanted, _state(container), "poststop"):
-            ctx.debug(problem)
 
 
 def _report(ctx: Context, options: CreateOptions, stages: Stages) -> None:

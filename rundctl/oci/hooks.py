@@ -6,36 +6,54 @@ import json
 import os
 import select
 import signal
-import time
+from contextlib import contextmanager, suppress
 
-from rundctl.errors import HostError
+from rundctl.errors import GuestError, HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 _OUTPUT_SHOWN = 2048  # bytes of a failed hook's output that go into the error
-_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
-def run(kind: str, hooks: list[dict[str, Any]], state: dict[str, Any]) -> None:
-    """Run hooks of a kind, in order; the first that fails raises HostError: all kinds but poststop."""
-    for index, hook in enumerate(hooks):
-        _run_one(hook, f"{kind} hook #{index} {hook['path']}", state)
+def run(kind: str, hooks: list[dict[str, Any]], state: dict[str, Any], directory: str, shim: int | None = None) -> None:
+    """Run hooks of a kind, in order, in ``directory``; the first that fails raises HostError: all kinds but poststop.
+
+    ``shim``: the pidfd of a container without which they are for nothing: if it ends first the hook is killed, GuestError.
+    """
+    with _inside(directory):
+        for index, hook in enumerate(hooks):
+            _run_one(hook, f"{kind} hook #{index} {hook['path']}", state, shim)
 
 
-def run_all(hooks: list[dict[str, Any]], state: dict[str, Any], kind: str) -> list[str]:
+def run_all(kind: str, hooks: list[dict[str, Any]], state: dict[str, Any], directory: str) -> list[str]:
     """Run all hooks of a kind whatever fails, and return a line for each failure: poststop."""
     failures = []
-    for index, hook in enumerate(hooks):
-        try:
-            _run_one(hook, f"{kind} hook #{index} {hook['path']}", state)
-        except HostError as error:
-            failures.append(str(error))
+    with _inside(directory):
+        for index, hook in enumerate(hooks):
+            try:
+                _run_one(hook, f"{kind} hook #{index} {hook['path']}", state, None)
+            except HostError as error:
+                failures.append(str(error))
     return failures
 
 
-def _run_one(hook: dict[str, Any], name: str, state: dict[str, Any]) -> None:
+@contextmanager
+def _inside(directory: str) -> Iterator[None]:
+    """posix_spawn(3) has no directory to start in, so we go there. A bundle that is gone must not keep poststop hooks from running: they run here."""
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)  # needs no permission, and works in a directory that was removed
+    try:
+        with suppress(OSError):
+            os.chdir(directory)
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
+def _run_one(hook: dict[str, Any], name: str, state: dict[str, Any], shim: int | None) -> None:
     """Files in memory rather than pipes for input and output: no daemon that a hook leaves behind can block us."""
     timeout_s = hook.get("timeout", 0)
     state_file = os.memfd_create("state")
@@ -43,7 +61,7 @@ def _run_one(hook: dict[str, Any], name: str, state: dict[str, Any]) -> None:
     try:
         os.write(state_file, json.dumps(state).encode())
         os.lseek(state_file, 0, os.SEEK_SET)
-        reason = _reason(_spawn_and_wait(hook, name, (state_file, output), timeout_s), timeout_s)
+        reason = _reason(_wait(_spawn(hook, name, state_file, output), name, timeout_s, shim), timeout_s)
         if reason:
             raise HostError(f"error running {name}: {reason}{_tail(output)}")
     finally:
@@ -51,41 +69,45 @@ def _run_one(hook: dict[str, Any], name: str, state: dict[str, Any]) -> None:
         os.close(output)
 
 
-def _spawn_and_wait(hook: dict[str, Any], name: str, files: tuple[int, int], timeout_s: int) -> int | None:
-    """Wait status of the hook, or None if it was killed for taking too long. HostError if it cannot be started."""
+def _spawn(hook: dict[str, Any], name: str, state_file: int, output: int) -> int:
+    """Its pid. HostError if it cannot be started.
+
+    As with runc a hook ignores no signal, whatever our caller ignores, and we while we undo a start.
+    """
     if not os.path.isabs(hook["path"]):
         raise HostError(f"error running {name}: the path is not absolute")
     variables = (variable.partition("=") for variable in hook.get("env", ()))
-    state_file, output = files
     try:
-        pid = os.posix_spawn(
+        return os.posix_spawn(
             hook["path"],
             hook.get("args") or [hook["path"]],
             {key: value for key, _, value in variables if key},
             file_actions=[(os.POSIX_SPAWN_DUP2, state_file, 0), *((os.POSIX_SPAWN_DUP2, output, fd) for fd in (1, 2))],
             setsigmask=(),
-            setsigdef=_IGNORED_BY_PYTHON,
+            setsigdef=signal.valid_signals(),
         )
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise HostError(f"error running {name}: {reason}") from error
-    return _wait(pid, timeout_s)
 
 
-def _wait(pid: int, timeout_s: int) -> int | None:
+def _wait(pid: int, name: str, timeout_s: int, shim: int | None) -> int | None:
+    """Wait status of the hook, or None if it took too long; it does not outlive this. GuestError if the shim ended first."""
     pidfd = os.pidfd_open(pid)
     try:
         poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        deadline = time.monotonic() + timeout_s
+        for fd in (pidfd, shim):
+            if fd is not None:
+                poll.register(fd, select.POLLIN)
         # Python resumes poll(2) after a signal handler by itself, with the time that is left.
-        ended = poll.poll(max(0, deadline - time.monotonic()) * 1000 if timeout_s else None)
-        if not ended:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        return status if ended else None
+        ended = [fd for fd, _ in poll.poll(timeout_s * 1000 or None)]
     finally:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)  # of one that has ended it changes nothing
+        _, status = os.waitpid(pid, 0)
         os.close(pidfd)
+    if ended and pidfd not in ended:
+        raise GuestError(f"{name}: killed, since the container was")
+    return status if ended else None
 
 
 def _reason(status: int | None, timeout_s: int) -> str:

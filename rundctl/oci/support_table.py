@@ -94,7 +94,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
             ("prestart", "on the host, before the container's process exists; a failure ends `create`"),
             ("createRuntime", "on the host, after prestart; a failure ends `create`"),
             ("poststart", "on the host; a failure ends the container, as in runc"),
-            ("poststop", "on the host; failures are reported, and `delete` goes on"),
+            ("poststop", "on the host, also when `create` fails; failures are warnings, and the others run"),
         )
         for suffix in ("", "[].path", "[].args", "[].env", "[].timeout")
     ),

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import stat
 import time
 from pathlib import Path
-
-import pytest
 
 from .conftest import Cli, JsonDict
 
@@ -273,30 +270,6 @@ def test_propagation(sh) -> None:
     out = sh("cat /proc/self/mountinfo", change=change).stdout.decode().splitlines()
     root = next(line for line in out if line.split()[4] == "/")
     assert "shared:" in root
-
-
-@pytest.mark.parametrize("when", ["prestart", "createRuntime", "poststart", "poststop"])
-def test_hooks(cli: Cli, bundle, tmp_path: Path, when: str) -> None:
-    script = tmp_path / "hook"
-    script.write_text(f'#!/bin/sh\necho "$1 $FOO" > {tmp_path}/args; cat > {tmp_path}/state\n')
-    script.chmod(0o755)
-
-    def change(config: JsonDict) -> None:
-        config["hooks"] = {when: [{"path": str(script), "args": ["hook", "arg"], "env": ["FOO=bar"]}]}
-
-    cli("run", "--bundle", str(bundle("/bin/true", change=change)), "hooked")
-    assert (tmp_path / "args").read_text() == "arg bar\n"
-    told = json.loads((tmp_path / "state").read_text())
-    assert told["id"] == "hooked"
-    assert (told["pid"] > 0) == (when != "poststop")
-
-
-def test_a_failing_hook_fails_the_create(cli: Cli, bundle) -> None:
-    def change(config: JsonDict) -> None:
-        config["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "echo no thanks >&2; exit 3"]}]}
-
-    assert b"no thanks" in cli("create", "--bundle", str(bundle("/bin/true", change=change)), "h", code=1).stderr
-    assert cli("list", "-q").stdout == b""
 
 
 def test_each_clone_is_its_own_machine(sh) -> None:

@@ -1,0 +1,109 @@
+"""Hooks of the host: when they run, where, and what ends them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from .conftest import Cli, JsonDict, eventually
+
+
+def _told(directory: Path, kind: str, then: str = "exit 0") -> JsonDict:
+    """A hook that leaves its state and the directory it runs in."""
+    script = f"cat > {directory}/{kind}; pwd > {directory}/{kind}.pwd; {then}"
+    return {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]}
+
+
+@pytest.mark.parametrize("when", ["prestart", "createRuntime", "poststart", "poststop"])
+def test_hooks(cli: Cli, bundle, tmp_path: Path, when: str) -> None:
+    script = tmp_path / "hook"
+    script.write_text(f'#!/bin/sh\necho "$1 $FOO" > {tmp_path}/args; cat > {tmp_path}/state; pwd > {tmp_path}/pwd\n')
+    script.chmod(0o755)
+
+    def change(config: JsonDict) -> None:
+        config["hooks"] = {when: [{"path": str(script), "args": ["hook", "arg"], "env": ["FOO=bar"]}]}
+
+    where = bundle("/bin/true", change=change)
+    cli("run", "--bundle", str(where), "hooked")
+    assert (tmp_path / "args").read_text() == "arg bar\n"
+    told = json.loads((tmp_path / "state").read_text())
+    assert told["id"] == "hooked"
+    assert (told["pid"] > 0) == (when != "poststop")
+    assert (tmp_path / "pwd").read_text() == f"{where}\n"
+
+
+def test_directories_of_single_verbs(cli: Cli, bundle, tmp_path: Path) -> None:
+    """As with runc: `delete`, which is told of no bundle, runs them where it is itself."""
+    kinds = ("prestart", "createRuntime", "poststart", "poststop")
+    where = bundle(
+        "/bin/true", change=lambda config: config.update(hooks={kind: [_told(tmp_path, kind)] for kind in kinds})
+    )
+    cli.create("d", where)
+    cli("start", "d")
+    cli.wait_status("d", "stopped")
+    cli("delete", "d")
+    assert [(tmp_path / f"{kind}.pwd").read_text().strip() for kind in kinds] == [str(where)] * 3 + [os.getcwd()]
+
+
+def test_a_failing_hook_fails_the_create(cli: Cli, bundle) -> None:
+    def change(config: JsonDict) -> None:
+        config["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "echo no thanks >&2; exit 3"]}]}
+
+    assert b"no thanks" in cli("create", "--bundle", str(bundle("/bin/true", change=change)), "h", code=1).stderr
+    assert cli("list", "-q").stdout == b""
+
+
+@pytest.mark.parametrize("verb", ["create", "run"])
+@pytest.mark.parametrize(("argv0", "then"), [("/nonexistent", "exit 0"), ("/bin/true", "exit 3")])
+def test_poststop_hooks_of_a_create_that_failed(
+    cli: Cli, bundle, tmp_path: Path, verb: str, argv0: str, then: str
+) -> None:
+    def change(config: JsonDict) -> None:
+        broken = {"path": "/bin/sh", "args": ["sh", "-c", "echo oh dear; exit 4"]}
+        config["hooks"] = {
+            "createRuntime": [_told(tmp_path, "createRuntime", then)],
+            "poststop": [broken, _told(tmp_path, "poststop", f"[ ! -e {cli.root}/h ] && touch {tmp_path}/removed")],
+        }
+
+    where = bundle(argv0, change=change)
+    said = cli(verb, "--bundle", str(where), "h", code=1).stderr.decode().splitlines()
+    assert said[0] == "rundctl: warning: error running poststop hook #0 /bin/sh: exit status 4: oh dear"
+    assert ("no such file" if argv0 == "/nonexistent" else "createRuntime hook #0") in said[1]
+    assert len(said) == 2
+    told = json.loads((tmp_path / "poststop").read_text())
+    assert (told["id"], told["status"], told["pid"]) == ("h", "stopped", 0)
+    assert (tmp_path / "poststop.pwd").read_text() == f"{where}\n"
+    assert (tmp_path / "removed").exists(), "it runs when the container is gone"
+
+
+@pytest.mark.parametrize("how", ["delete", "signal"])
+@pytest.mark.parametrize("when", ["prestart", "createRuntime"])
+def test_a_create_whose_hook_hangs_can_be_ended(cli: Cli, bundle, tmp_path: Path, when: str, how: str) -> None:
+    def change(config: JsonDict) -> None:
+        hang = f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 90"
+        config["hooks"] = {when: [_told(tmp_path, when, hang)], "poststop": [_told(tmp_path, "poststop")]}
+
+    where = str(bundle("/bin/true", change=change))
+    with cli.popen("create", "--bundle", where, "h", stderr=subprocess.PIPE) as create:
+        eventually((tmp_path / "pid").exists, "the hook runs")
+        before = time.monotonic()
+        if how == "delete":
+            cli("delete", "--force", "h")
+            assert (tmp_path / "poststop").exists(), "delete waits for it"
+        else:
+            create.send_signal(signal.SIGTERM)
+        assert create.stderr is not None
+        said = create.stderr.read()
+        assert create.wait(20) == (1 if how == "delete" else -signal.SIGTERM)
+    assert time.monotonic() - before < 20
+    assert how == "signal" or f"{when} hook #0 /bin/sh: killed".encode() in said
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    assert (tmp_path / "poststop").exists()
+    assert b"does not exist" in cli("state", "h", code=1).stderr
