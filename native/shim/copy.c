@@ -19,6 +19,11 @@
 #include "cleanup.h"
 #include "shim.h"
 
+/* A rename takes a moment; who renames all the time keeps a start from its end, and hides nothing. */
+enum { ROUNDS = 50, PAUSE_US = 2000 };
+enum { WHOLE_PROCFS = 1 }; /* the number of its root (PROC_ROOT_INO, linux/proc_ns.h) */
+enum { OUT_OF_REACH = 1 };
+
 static int collect_at(struct copy *copy, struct mounts *mounts, const char *path);
 
 int open_beneath(int directory, const char *path)
@@ -37,6 +42,12 @@ static bool is_shortage(int error)
 	return error == -EMFILE || error == -ENFILE || error == -ENOMEM;
 }
 
+/* What even root does not get to: another user's FUSE, or a file system whose server is gone or does not want us. */
+static bool is_refusal(int error)
+{
+	return error == -EACCES || error == -EPERM || error == -EIO || error == -ENOTCONN || error == -ESTALE || error == -ETIMEDOUT;
+}
+
 /* Finds the piece that a path leads through last. From there on less can be renamed; in a procfs, nothing. */
 static void find_parent(const struct copy *copy, struct piece *piece)
 {
@@ -51,43 +62,58 @@ static void find_parent(const struct copy *copy, struct piece *piece)
 	}
 }
 
-/* What of a procfs a descriptor shows, as a path from its root on; NULL if the table does not tell, or if it has only processes (subset=pid). */
-static char *part_of(struct mounts *mounts, int fd, unsigned long long number)
+/* What of a procfs a descriptor shows, as a path from its root on; NULL if the table does not tell, or tells of another mount that had this number, or if it has
+ * only processes (subset=pid). */
+static char *part_of(struct mounts *mounts, const struct piece *piece, bool is_root)
 {
-	const struct mounted *mounted = mounts_read(mounts) < 0 ? NULL : mounts_find(mounts, number);
+	const struct mounted *mounted = mounts_read(mounts) < 0 ? NULL : mounts_find(mounts, piece->number);
 	char path[PATH_MAX], *part;
-	const char *inside;
+	const char *inside = "";
+	struct stat status;
 	bool is_whole;
 
-	if (!mounted || path_of(fd, path) < 0)
+	if (!mounted || fstat(piece->place, &status) < 0)
 		return NULL;
-	inside = strcmp(path, mounted->target) == 0 ? "" : path_below(path, mounted->target);
-	if (!inside)
+	is_whole = status.st_ino == WHOLE_PROCFS;
+	if (is_whole != (is_root && strcmp(mounted->root, "/") == 0))
 		return NULL;
-	is_whole = !*inside && strcmp(mounted->root, "/") == 0;
-	if (is_whole && faccessat(fd, "stat", F_OK, AT_SYMLINK_NOFOLLOW) < 0)
+	if (is_whole && faccessat(piece->place, "stat", F_OK, AT_SYMLINK_NOFOLLOW) < 0)
 		return NULL;
-	return asprintf(&part, ".%s%s%s", is_whole ? "" : mounted->root, *inside ? "/" : "", inside) < 0 ? NULL : part;
+	if (!is_root && (path_of(piece->place, path) < 0 || !(inside = path_below(path, mounted->target))))
+		return NULL;
+	return asprintf(&part, ".%s%s%s", strcmp(mounted->root, "/") == 0 ? "" : mounted->root, *inside ? "/" : "", inside) < 0 ? NULL : part;
+}
+
+/* Of a process, which the lid has not. */
+static bool is_of_process(const char *part)
+{
+	return strncmp(part, "./", 2) == 0 && isdigit((unsigned char)part[2]);
+}
+
+static int copy_nothing(struct piece *piece)
+{
+	piece->is_empty = true;
+	return mount_nothing(piece->place);
 }
 
 /* A detached mount: the copy of what is in a place, or nothing where that is a procfs. Nor is anything shown of a namespace, which would live on and could come
  * to hold itself, or of what cannot be copied: an unbindable mount, or one whose server is gone, so that nobody can say what it is. */
-static int copy_of(const struct copy *copy, struct mounts *mounts, struct piece *piece)
+static int copy_of(const struct copy *copy, struct mounts *mounts, struct piece *piece, bool is_root)
 {
 	struct statfs status;
 	int tree = fstatfs(piece->place, &status) < 0 ? -errno : 0;
 
 	piece->read_only = copy->read_only;
 	if (tree == 0 && status.f_type == PROC_SUPER_MAGIC) {
-		piece->part = part_of(mounts, piece->place, piece->number);
+		piece->part = part_of(mounts, piece, is_root);
 		piece->read_only |= (status.f_flags & ST_RDONLY) != 0;
-		return mount_nothing(piece->place);
+		return copy_nothing(piece);
 	}
 	if (tree == 0 && status.f_type == NSFS_MAGIC)
-		return mount_nothing(piece->place);
+		return copy_nothing(piece);
 	if (tree == 0)
 		tree = mount_copy(piece->place, copy->read_only);
-	return tree >= 0 || is_shortage(tree) || copy->count == 0 ? tree : mount_nothing(piece->place);
+	return tree >= 0 || is_shortage(tree) || copy->count == 0 ? tree : copy_nothing(piece);
 }
 
 /* Notes the mount's number, and tells whether the place is its root. */
@@ -111,7 +137,7 @@ static bool is_collected(const struct copy *copy, unsigned long long number)
 }
 
 /* What runtimes mount on the files of a procfs to hide and protect them is found without the table, which might miss it. */
-static int collect_masks(struct copy *copy, struct mounts *mounts, const char *procfs, int place)
+static int collect_masks(struct copy *copy, struct mounts *mounts, const char *procfs, int place, bool is_whole)
 {
 	cleanup_close int fd = openat(place, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	cleanup_closedir DIR *listing = fd < 0 ? NULL : fdopendir(fd);
@@ -119,17 +145,18 @@ static int collect_masks(struct copy *copy, struct mounts *mounts, const char *p
 	int error = 0;
 
 	if (!listing)
-		return -errno;
+		return errno == ENOTDIR || errno == ENOENT ? 0 : -errno;
 	(void)take_fd(&fd);
-	/* Processes come last. */
-	while (!error && (entry = readdir(listing)) && !isdigit((unsigned char)entry->d_name[0])) {
+	while (error >= 0 && (errno = 0, entry = readdir(listing))) {
 		cleanup_free char *path = NULL;
 
+		if (is_whole && isdigit((unsigned char)entry->d_name[0]))
+			return 0; /* processes come last */
 		if (asprintf(&path, "%s%s%s", procfs, *procfs ? "/" : "", entry->d_name) < 0)
 			return -ENOMEM;
 		error = entry->d_name[0] == '.' ? 0 : collect_at(copy, mounts, path);
 	}
-	return error;
+	return error < 0 ? error : -errno;
 }
 
 static void piece_free(struct piece *piece)
@@ -160,18 +187,19 @@ static int collect(struct copy *copy, struct mounts *mounts, struct piece piece)
 
 	piece.tree = -1;
 	if (copy->count == 0 || (is_root && !is_collected(copy, piece.number)))
-		error = piece.tree = copy_of(copy, mounts, &piece);
+		error = piece.tree = copy_of(copy, mounts, &piece, is_root);
 	if (piece.tree >= 0)
 		error = append(copy, &piece);
 	if (piece.tree < 0 || error < 0) {
 		piece_free(&piece);
 		return error;
 	}
-	if (!copy->recursive || !piece.part || strcmp(piece.part, ".") != 0)
+	if (!copy->recursive || !piece.part || is_of_process(piece.part))
 		return 0;
-	return collect_masks(copy, mounts, piece.path, piece.place);
+	return collect_masks(copy, mounts, piece.path, piece.place, strcmp(piece.part, ".") == 0);
 }
 
+/* OUT_OF_REACH if we are refused there; what is not there, is not collected. */
 static int collect_at(struct copy *copy, struct mounts *mounts, const char *path)
 {
 	struct piece piece = {.path = strdup(path)};
@@ -183,7 +211,18 @@ static int collect_at(struct copy *copy, struct mounts *mounts, const char *path
 	if (piece.place >= 0)
 		return collect(copy, mounts, piece);
 	free(piece.path);
-	return is_shortage(piece.place) ? piece.place : 0;
+	return is_shortage(piece.place) ? piece.place : is_refusal(piece.place) ? OUT_OF_REACH : 0;
+}
+
+/* -EAGAIN if it should be there and is not: it may be what hides something, so it cannot be left out. */
+static int collect_line(struct copy *copy, struct mounts *mounts, const struct mounted *line, const char *path)
+{
+	const char *inside = path_below(line->target, path);
+	int error = inside ? collect_at(copy, mounts, inside) : OUT_OF_REACH;
+
+	if (error)
+		return error < 0 ? error : 0;
+	return is_collected(copy, line->number) || !mounts_shows(mounts, line, copy->pieces[0].number, path) ? 0 : -EAGAIN;
 }
 
 static int collect_below(struct copy *copy, struct mounts *mounts, int source)
@@ -193,16 +232,12 @@ static int collect_below(struct copy *copy, struct mounts *mounts, int source)
 
 	if (!error)
 		error = mounts_read(mounts);
-	for (size_t i = 0; i < mounts->count && !error; i++) {
-		const char *inside = path_below(mounts->list[i].target, path);
-
-		if (inside)
-			error = collect_at(copy, mounts, inside);
-	}
+	for (size_t i = 0; i < mounts->count && !error; i++)
+		error = collect_line(copy, mounts, &mounts->list[i], path);
 	return error;
 }
 
-int copy_collect(struct copy *copy, struct mounts *mounts, int source, bool recursive, bool read_only)
+static int collect_all(struct copy *copy, struct mounts *mounts, int source, bool recursive, bool read_only)
 {
 	struct piece piece = {.path = strdup(""), .place = fcntl(source, F_DUPFD_CLOEXEC, 0)};
 	int error = !piece.path ? -ENOMEM : piece.place < 0 ? -errno : 0;
@@ -217,16 +252,49 @@ int copy_collect(struct copy *copy, struct mounts *mounts, int source, bool recu
 	return error;
 }
 
-/* What has no place any more is left out. */
+int copy_collect(struct copy *copy, struct mounts *mounts, int source, bool recursive, bool read_only)
+{
+	int error = -EAGAIN;
+
+	for (int round = 0; error == -EAGAIN && round < ROUNDS; round++) {
+		if (round) {
+			copy_free(copy);
+			mounts_free(mounts);
+			(void)usleep(PAUSE_US);
+		}
+		error = collect_all(copy, mounts, source, recursive, read_only);
+	}
+	return error == -EAGAIN ? -EBUSY : error;
+}
+
+static int move(int tree, int parent, const char *path)
+{
+	cleanup_close int place = open_beneath(parent, path);
+
+	if (place < 0)
+		return place;
+	return syscall(SYS_move_mount, tree, "", place, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0 ? -errno : 0;
+}
+
+/* What lies in a mount that shows less than the host's may have no place there; elsewhere it is only renamed, and comes back. */
 static int lay(const struct copy *copy, struct piece *piece)
 {
 	const struct piece *parent = &copy->pieces[piece->parent];
-	cleanup_close int place = parent->is_laid ? open_beneath(parent->tree, piece->rest) : -ENOENT;
+	int error = 0;
 
-	if (place < 0)
-		return is_shortage(place) ? place : 0;
-	piece->is_laid = syscall(SYS_move_mount, piece->tree, "", place, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) == 0;
-	return piece->is_laid || errno == ENOENT ? 0 : -errno;
+	if (!parent->is_laid)
+		return 0;
+	for (int round = 0; round < ROUNDS; round++) {
+		if (round)
+			(void)usleep(PAUSE_US);
+		error = move(piece->tree, parent->tree, piece->rest);
+		piece->is_laid = error == 0;
+		if (piece->is_laid || is_shortage(error))
+			return error;
+		if (parent->is_empty)
+			return 0;
+	}
+	return -EBUSY;
 }
 
 int copy_lay(struct copy *copy, int directory, const char *name)
@@ -246,4 +314,5 @@ void copy_free(struct copy *copy)
 	for (size_t i = 0; i < copy->count; i++)
 		piece_free(&copy->pieces[i]);
 	free(copy->pieces);
+	*copy = (struct copy){0};
 }

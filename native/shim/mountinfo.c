@@ -30,8 +30,9 @@ static void unescape(char *text)
 /* NUMBER PARENT DEVICE ROOT TARGET ... */
 static bool parse(char *line, struct mounted *mounted)
 {
-	mounted->number = strtoull(line, NULL, 10);
-	for (int field = 0; field < 3; field++)
+	mounted->number = strtoull(line, &line, 10);
+	mounted->parent = strtoull(line, &line, 10);
+	for (int field = 0; field < 2; field++)
 		(void)strsep(&line, " ");
 	mounted->root = strsep(&line, " ");
 	mounted->target = strsep(&line, " ");
@@ -77,8 +78,9 @@ int mounts_read(struct mounts *mounts)
 	char *rest, *line;
 	int error;
 
-	if (mounts->list)
+	if (mounts->is_read)
 		return 0;
+	mounts_free(mounts);
 	error = read_text(&mounts->text);
 	rest = mounts->text;
 	while (!error && (line = strsep(&rest, "\n"))) {
@@ -91,9 +93,12 @@ int mounts_read(struct mounts *mounts)
 		}
 		mounts->count += parse(line, &mounts->list[mounts->count]);
 	}
-	if (!error)
+	if (error)
+		return error;
+	if (mounts->count)
 		qsort(mounts->list, mounts->count, sizeof(*mounts->list), compare);
-	return error;
+	mounts->is_read = true;
+	return 0;
 }
 
 const struct mounted *mounts_find(const struct mounts *mounts, unsigned long long number)
@@ -113,8 +118,39 @@ const char *path_below(const char *path, const char *directory)
 	return path[length] == '/' && path[length + 1] ? path + length + 1 : NULL;
 }
 
+/* Whether it is mounted in the other, however deep. */
+static bool is_inside(const struct mounts *mounts, const struct mounted *mounted, unsigned long long number)
+{
+	for (size_t depth = 0; mounted && depth < mounts->count; depth++) {
+		if (mounted->parent == number)
+			return true;
+		mounted = mounts_find(mounts, mounted->parent);
+	}
+	return false;
+}
+
+bool mounts_shows(const struct mounts *mounts, const struct mounted *mounted, unsigned long long source, const char *path)
+{
+	if (!is_inside(mounts, mounted, source))
+		return false;
+	for (size_t i = 0; i < mounts->count; i++) {
+		const struct mounted *other = &mounts->list[i];
+		bool is_around = is_inside(mounts, mounted, other->number);
+
+		/* Over the source itself: it was mounted after that was opened. */
+		if (is_around && other->number != source && strcmp(other->target, path) == 0 && is_inside(mounts, other, source))
+			return false;
+		if (is_around || other == mounted || !path_below(other->target, path))
+			continue;
+		if (strcmp(other->target, mounted->target) == 0 || path_below(mounted->target, other->target))
+			return false;
+	}
+	return true;
+}
+
 void mounts_free(struct mounts *mounts)
 {
 	free(mounts->list);
 	free(mounts->text);
+	*mounts = (struct mounts){0};
 }

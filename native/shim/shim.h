@@ -80,7 +80,7 @@ int path_of(int fd, char path[PATH_MAX]);
 
 /* mountinfo.c: one line: a mount's number, what of its file system is mounted, and where. */
 struct mounted {
-	unsigned long long number;
+	unsigned long long number, parent;
 	char *root, *target;
 };
 /* By targets: what is mounted in a mount comes after it. */
@@ -88,11 +88,14 @@ struct mounts {
 	char *text;
 	struct mounted *list;
 	size_t count;
+	bool is_read;
 };
-/* Reads the table the first time; -errno. */
+/* Reads the table, unless it was read since it was freed; -errno. */
 int mounts_read(struct mounts *mounts);
 void mounts_free(struct mounts *mounts);
 const struct mounted *mounts_find(const struct mounts *mounts, unsigned long long number);
+/* Whether the table shows it from a directory on, which is at `path` in the mount `source`: below it, and nothing is mounted over it. */
+bool mounts_shows(const struct mounts *mounts, const struct mounted *mounted, unsigned long long source, const char *path);
 /* The path from the directory on, or NULL if it is not below it; an empty directory: NULL. */
 const char *path_below(const char *path, const char *directory);
 
@@ -105,6 +108,7 @@ struct piece {
 	int place;		   /* that mount, O_PATH, while it is collected */
 	int tree;		   /* the copy */
 	bool is_laid;		   /* in the guest's sight */
+	bool is_empty;		   /* nothing is in the copy, or, of a procfs, less */
 	bool read_only;
 	char *part; /* if that mount is a procfs's: what of it, as a path from its root on; NULL: of processes, or of something else */
 };
@@ -115,9 +119,9 @@ struct copy {
 	bool recursive, read_only;
 };
 /* Copies the mount that `source` lies on, and if `recursive` each one below it, in the host's mount namespace, for a mount elsewhere cannot be copied. A procfs
- * is not: nothing is in its place. -errno. */
+ * is not: nothing is in its place. -errno; -EBUSY: what is mounted there is renamed or changed all the time. */
 int copy_collect(struct copy *copy, struct mounts *mounts, int source, bool recursive, bool read_only);
-/* Mounts all of it; -errno. */
+/* Mounts all of it; -errno as above. */
 int copy_lay(struct copy *copy, int directory, const char *name);
 void copy_free(struct copy *copy);
 /* A descriptor, O_PATH, of what is there without leaving the directory or following a link; -errno. */

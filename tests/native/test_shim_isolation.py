@@ -237,6 +237,67 @@ def test_a_recursive_volume_has_each_mount_that_can_be_seen_as_it_is(launch, tmp
     assert {"ro", "nosuid", "noexec", "noatime"} <= flags
 
 
+@pytest.fixture
+def masked(tmp_path):
+    """A source whose a/secret is hidden by a mount, among so many that the table is read in several moments."""
+    source = tmp_path / "source"
+    (source / "a/secret").mkdir(parents=True)
+    (source / "a/secret/key").touch()
+    with ExitStack() as undo:
+
+        def fill(place):
+            place.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["mount", "-t", "tmpfs", "t", place], check=True)
+            undo.callback(subprocess.run, ["umount", place], check=True)
+
+        fill(source / "a/secret")
+        for number in range(60):
+            fill(source / "room" / str(number))
+        yield source
+
+
+def key_in(launch, source):
+    """Whether a guest sees what is hidden; None if there is no guest."""
+    try:
+        _, facts = probe(launch, volumes=[(source, "rw", "tree")])
+    except json.JSONDecodeError:
+        return None
+    tree = facts["volumes"]["0"]["tree"]
+    assert "room/59" in tree
+    return any(path.endswith("secret/key") for path in tree)
+
+
+def test_what_hides_something_is_there_or_no_guest_is_whatever_is_renamed(launch, masked):
+    renaming = "import os, sys\nwhile True:\n os.rename('a', 'b')\n os.rename('b', 'a')\n"
+    other = subprocess.Popen([sys.executable, "-c", renaming], cwd=masked)
+    try:
+        assert True not in [key_in(launch, masked) for _ in range(15)]
+    finally:
+        other.kill()
+        other.wait()
+        if (masked / "b").exists():
+            (masked / "b").rename(masked / "a")
+
+
+def test_what_hides_something_cannot_be_moved_out_of_reach(launch, masked, tmp_path):
+    """To where its path is longer than any that can be opened at once."""
+    top = os.open(masked, os.O_RDONLY)
+    deepest = os.dup(top)
+    for _ in range(17):
+        os.mkdir("d" * 250, dir_fd=deepest)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=deepest)
+        os.close(deepest)
+        deepest = inner
+    os.rename("a", "a", src_dir_fd=top, dst_dir_fd=deepest)
+    try:
+        assert key_in(launch, masked) is None
+        assert "Device or resource busy" in (tmp_path / "c0/qemu.log").read_text()
+    finally:
+        os.rename("a", "a", src_dir_fd=deepest, dst_dir_fd=top)
+        os.close(deepest)
+        os.close(top)
+
+
 def test_volumes_leave_no_mount_on_the_host(launch, tmp_path):
     before = Path("/proc/self/mountinfo").read_text()
     probe(launch, volumes=[(tmp_path, "rw", "dir")])
