@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from shim_rig import wait_for
 
 from rundctl.guest import wire
 
@@ -291,7 +292,7 @@ def test_what_hides_something_cannot_be_moved_out_of_reach(launch, masked, tmp_p
     os.rename("a", "a", src_dir_fd=top, dst_dir_fd=deepest)
     try:
         assert key_in(launch, masked) is None
-        assert "Device or resource busy" in (tmp_path / "c0/qemu.log").read_text()
+        wait_for(lambda: "Device or resource busy" in (tmp_path / "c0/qemu.log").read_text())
     finally:
         os.rename("a", "a", src_dir_fd=deepest, dst_dir_fd=top)
         os.close(deepest)
