@@ -115,8 +115,8 @@ def test_a_helper_that_cannot_be_executed_is_told_to_the_creator(launch):
     shim = with_helper(launch, "/no/such/helper")
     with pytest.raises(GuestError, match="served exited with status 127"):
         shim.channel.wait(shim.channel.post(wire.PLAN, b"a plan", container=1), DEADLINE_S)
-    assert "start /no/such/helper: No such file or directory" in shim.log.read_text()
     assert shim.wait() == 255
+    assert "start /no/such/helper: No such file or directory" in shim.log.read_text()
 
 
 def test_an_end_that_qemus_may_explain_is_not_judged_before_qemus(launch):
