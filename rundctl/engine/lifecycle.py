@@ -283,9 +283,10 @@ def _delete_ended(ctx: Context, container: Container, *, force: bool, directory:
     try:
         lock = store.lock(container, LOCK_TIMEOUT_S)
     except StateError:
-        if force and not os.path.isdir(container.directory):
-            return  # a create that failed, or another delete, was faster
-        raise
+        if not force or os.path.isdir(container.directory):
+            raise
+        _wait_for_creator(container)  # it failed, and was faster; or another delete was
+        return
     try:
         _end(container)  # a create may have gone on until it let go of the lock
         unfinished = not container.record.get("committed")
@@ -301,6 +302,14 @@ def _delete_ended(ctx: Context, container: Container, *, force: bool, directory:
 def _tell(ctx: Context, outcome: str) -> None:
     if outcome:
         ctx.debug(outcome)
+
+
+def _wait_for_creator(container: Container) -> None:
+    """Until a create in progress has run its poststop hooks."""
+    creator = None if container.record.get("committed") else container.creator()
+    if creator is not None:
+        with creator:
+            creator.wait(LOCK_TIMEOUT_S)
 
 
 def _end_creator(container: Container) -> None:
