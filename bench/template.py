@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import smaps
 
-from rundctl.engine import hybrid_rootfs, kernel_template, rootfs_choice, settings
+from rundctl.engine import hybrid_rootfs, kernel_template, rootfs_choice, settings, template_store
 from rundctl.engine.template_inputs import Request
 from rundctl.guest import wire
 from rundctl.host import native, process
@@ -247,7 +247,7 @@ def _measure(fleet: Fleet, host: settings.Settings, lower: Lower, counts: list[i
         "template": {
             "build_s": template.manifest["build_s"],
             "mib_on_disk": round(
-                sum(os.stat(p).st_blocks for p in (template.memory, template.state, template.upper(0))) / 2048, 1
+                sum(os.stat(f"{template.directory}/{name}").st_blocks for name in template_store.FILES) / 2048, 1
             ),
         },
         "memory": {},

@@ -1,6 +1,6 @@
 /* What a guest is to see of the host's mounts, copied so that no procfs can be among it: each mount is copied alone, never with what is mounted below, and
- * only by a descriptor whose file system was looked at. What the table of mounts misses, or names wrongly because a directory is just being renamed, is
- * missing in the copy; nothing else follows from that. */
+ * only by a descriptor whose file system was looked at. What the table of mounts misses is missing in the copy. What it names and is not there, because a directory
+ * is just being renamed, has the table read anew, and in the end no copy made: it may hide something. */
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -35,14 +35,13 @@ int open_beneath(int directory, const char *path)
 	return fd < 0 ? -errno : fd;
 }
 
-/* Where we do not get to, nobody who serves the guest does: nothing need be shown or hidden there. But for want of memory or descriptors nothing may be left
- * out, since it may hide something. */
+/* For want of memory or descriptors nothing may be left out, since it may hide something. */
 static bool is_shortage(int error)
 {
 	return error == -EMFILE || error == -ENFILE || error == -ENOMEM;
 }
 
-/* What even root does not get to: another user's FUSE, or a file system whose server is gone or does not want us. */
+/* What even root does not get to, so that nobody who serves the guest does: another user's FUSE, or a file system whose server is gone or does not want us. */
 static bool is_refusal(int error)
 {
 	return error == -EACCES || error == -EPERM || error == -EIO || error == -ENOTCONN || error == -ESTALE || error == -ETIMEDOUT;

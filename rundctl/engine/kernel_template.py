@@ -9,7 +9,7 @@ Mechanism
     The key is a digest of everything the guest and its machine are made of,
     and both command lines come from the same MachineShape: a difference is a missing template, never a corrupt restore.
 Cost
-    Building: a boot and about a second. Disk: the memory pages the guest touched, 0.5 MiB of state, 52 KiB of upper. Finding: two JSON
+    Building: a boot and about a second. Disk: the memory pages the guest touched, 0.5 MiB of state, four times 52 KiB of upper. Finding: two JSON
     files and a stat for each ingredient. A clone: some 40 ms until its agent answers under emulation, 25 MiB of its own (docs/performance.md).
 Invariants
     A template is complete or not there (built aside, renamed). Its files never change: one that was touched or truncated is rebuilt, not used.

@@ -188,7 +188,7 @@ def install(home: str, name: str, parts: Parts) -> Kernel:
     target, temporary = f"{root}/{name}", f"{root}/.{name}.{os.getpid()}.tmp"
     with files.Lock(f"{root}/.lock"):
         for left in os.listdir(root):
-            if left.endswith((".tmp", ".old")):
+            if left[0] == "." and left.endswith((".tmp", ".old")):
                 shutil.rmtree(f"{root}/{left}", ignore_errors=True)
         try:
             os.makedirs(f"{temporary}/modules")

@@ -175,6 +175,7 @@ def test_what_a_killed_installation_left_is_no_kernel(tmp_path: Path) -> None:
     for left in (f".{name}.7.tmp", f".{name}.7.old"):
         shutil.copytree(kernels / name, kernels / left)
     assert kernel.names(str(tmp_path / "home")) == [name]
+    shutil.copytree(kernels / name, kernels / "mine.old")
     (kernels / name / kernel.MANIFEST).unlink()
     kernel.adopt(choice, memo)
-    assert [each.name for each in kernels.iterdir() if each.is_dir()] == [name]
+    assert sorted(each.name for each in kernels.iterdir() if each.is_dir()) == sorted([name, "mine.old"])
