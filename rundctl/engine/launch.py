@@ -242,7 +242,7 @@ class Launch:
 
     def _give_files(self, shim: ShimCommand, sockets: vm.Sockets) -> None:
         """What every shim has: its conversations, and its own view of the container."""
-        log = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        log = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         shim.give("creator", sockets.creator[1].fileno())
         shim.give("agent", sockets.agent[0].fileno())
         shim.give("qmp", sockets.qmp[0].fileno())

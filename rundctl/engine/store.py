@@ -26,6 +26,9 @@ _ELSEWHERE = f"{DEFAULT_ROOT}/{identity.ELSEWHERE}"
 _NEW, _OLD = ".new:", ".old:"  # with a colon, which no id holds
 _NAME_MAX = 255
 _RECORD = "record.json"
+_SAID_MAX = 4096  # bytes of a log's end: a kernel says little after why it panicked
+_LINE_MAX = 1024
+_PANIC = "Kernel panic - not syncing: "  # panic() of Linux, kernel/panic.c
 _SUDDEN = ("qemu", "virtiofsd", "oom", "agent", "internal")  # reasons of an exit record
 _LOCK_POLL_S = 0.01
 
@@ -108,7 +111,28 @@ class Container:
     def sudden_end(self) -> str:
         """Why the VM ended before its container did; empty if it did not, or if its shim was killed and could not say."""
         ending = self.exit_record()
-        return ending.get("detail", "") if ending.get("reason") in _SUDDEN else ""
+        if ending.get("reason") not in _SUDDEN:
+            return ""
+        return ": ".join(filter(None, (ending.get("detail", ""), self._panic())))
+
+    def last_words(self) -> str:
+        """What QEMU or the guest's kernel said last: of a panic, why. One line of plain characters, as a guest can have made it up."""
+        return self._panic() or next(reversed(self._said()), "")
+
+    def _panic(self) -> str:
+        found = [line.partition(_PANIC)[2] for line in self._said() if _PANIC in line]
+        return f"the guest's kernel panicked: {found[-1]}" if found else ""
+
+    def _said(self) -> list[str]:
+        """The last lines of what QEMU and its helpers said, and the guest on its console."""
+        try:
+            with open(self.path("qemu.log"), "rb") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - _SAID_MAX))
+                text = log.read(_SAID_MAX).decode("ascii", errors="replace")
+        except OSError:
+            return []
+        lines = ("".join(c if c.isprintable() else "?" for c in line.strip()) for line in text.splitlines())
+        return [line[-_LINE_MAX:] for line in lines if line]
 
     def not_running(self) -> StateError:
         """The error, in runc's words, for a verb that needs it to run."""

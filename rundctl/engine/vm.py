@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 from rundctl.errors import GuestError, words
 from rundctl.guest import wire
@@ -24,7 +24,6 @@ ANSWER_TIMEOUT_S = 60.0  # as in vmm.qmp: patience for an overloaded host; whoev
 COLD_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 3.0
 LAST_WORDS_S = 2.0  # how long a shim whose conversation ended may take to end itself
-_LINE_MAX = 1024  # of QEMU's last words
 _PID = struct.Struct("<III")
 _SIGNAL = struct.Struct("<II")
 _IDENTITY = struct.Struct(f"<Q{wire.ENTROPY_SIZE}s")
@@ -158,9 +157,6 @@ def signal_payload(signo: int, *, everyone: bool) -> bytes:
 
 
 def with_last_words(message: str, container: Container) -> str:
-    """Add why the VM ended, as far as its shim and QEMU could say it."""
-    words = [message, container.exit_record().get("detail", "")]
-    with suppress(OSError), open(container.path("qemu.log"), "rb") as log:
-        size = os.fstat(log.fileno()).st_size
-        words += os.pread(log.fileno(), _LINE_MAX, max(0, size - _LINE_MAX)).decode(errors="replace").splitlines()[-1:]
+    """Add why the VM ended, as far as its shim, QEMU and its guest could say it."""
+    words = [message, container.exit_record().get("detail", ""), container.last_words()]
     return ": ".join(dict.fromkeys(word for word in words if word))

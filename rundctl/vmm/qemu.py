@@ -27,6 +27,7 @@ LOWER_DEVICES = {"pmem": "/dev/pmem0", "blk": "/dev/vdb"}  # where the guest fin
 _ROOM_MIB = 4096  # of addresses beside the memory, for devices that are memory
 _MEMORY_SLOTS = 2
 _UPPER_SET = 1
+_STDERR = 2
 _FIRST_SLOT = 2  # PCI slot 0 is the host bridge; 1 is left to what a machine type may put there
 _SPARE_PORTS = 2
 _READ_ONLY_MEMORY = (8, 2)  # from here on a private mapping may be of a file that is opened for reading only
@@ -65,7 +66,7 @@ class Wiring:
     persistent      whether the guest may write to ``rootfs``
     lower           image of the shared layer                translations_mib  TCG's buffer of translated code (QEMU's own default: a GiB)
     empty           path of an empty directory                memory_path          named file with the guest's memory; "" = anonymous memory
-    kernel, initrd  of a boot, never of a clone               console              file for the serial port's output; without it: nowhere
+    kernel, initrd  of a boot, never of a clone               console              file for the serial port's output; without it: stderr
     memory          file of this guest's own memory, where clones do not share the template's (`MemoryMode.COPY`)
     shares          (tag, socket connected to a virtiofsd) of each directory that comes by virtio-fs, at most two
     """
@@ -337,13 +338,11 @@ def _slot(index: int) -> str:
 
 
 def _console(wiring: Wiring) -> list[Option]:
-    if wiring.console < 0:
-        chardev = Option("chardev", "null", {"id": "console"})
-    else:
-        chardev = Option(
-            "chardev", "file", {"id": "console", "path": f"/proc/self/fd/{wiring.console}", "append": True}
-        )
-    return [chardev, Option("serial", "chardev:console")]
+    path = f"/proc/self/fd/{wiring.console if wiring.console >= 0 else _STDERR}"
+    return [
+        Option("chardev", "file", {"id": "console", "path": path, "append": True}),
+        Option("serial", "chardev:console"),
+    ]
 
 
 def _boot(shape: MachineShape, wiring: Wiring, *, verbose: bool) -> list[Option]:

@@ -118,7 +118,7 @@ class Shim:
             "creator": creator.fileno(), "agent": agent_end.fileno(), "qmp": qmp.fileno(), "control": listener.fileno(),
             "state": self.fd(self.state, os.O_RDONLY | os.O_DIRECTORY),
             "rootfs": self.fd(self.rootfs, os.O_PATH | os.O_DIRECTORY),
-            "log": self.fd(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+            "log": self.fd(self.log, os.O_RDWR | os.O_CREAT | os.O_APPEND),
         }  # fmt: skip
         argv = [str(program), "launch", "--name", "test"]
         for name, number in numbers.items():

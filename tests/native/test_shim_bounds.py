@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from rundctl.guest import wire
 
 DEADLINE_S = 20.0
 GROWTH_MAX_KIB = 1024
-LOG_MAX = 64 * 1024  # of log.c
+LOG_MAX, LOG_LAST = 64 * 1024, 16 * 1024  # of log.c
 GONE = (BrokenPipeError, ConnectionResetError)
 SIGTERM_TO_ALL = struct.pack("<II", signal.SIGTERM, 1)
 
@@ -173,9 +174,22 @@ def test_the_log_has_the_first_words_and_the_last(launch):
         shim.channel.wait(1, DEADLINE_S)
     assert shim.wait() == 255
     said = shim.log.read_bytes()
-    assert LOG_MAX // 4 < len(said) <= LOG_MAX
+    assert LOG_MAX // 2 < len(said) <= LOG_MAX
     assert said.startswith(b"first words\nagain 0 ")
     assert said.endswith(b"\nlast words\n")
+    last = [int(line.split()[1]) for line in said[-LOG_LAST:].splitlines()[1:-1]]
+    assert last == list(range(last[0], 3000))
+
+
+def test_the_last_words_are_kept_also_when_they_come_letter_by_letter(launch):
+    """As from a guest's console: the log is full between any two of them."""
+    letters = "last = b'%04095d\\n' % 7; [os.write(2, last[i : i + 1]) for i in range(len(last))]"
+    script = f"import os; os.write(2, b'x' * {LOG_MAX - 4000}); {letters}; os._exit(3)"
+    shim = launch(qemu=(sys.executable, "-c", script))
+    with pytest.raises(GuestError, match="qemu exited with status 3"):
+        shim.channel.wait(1, DEADLINE_S)
+    assert shim.wait() == 255
+    assert shim.log.read_bytes().endswith(b"x" + b"0" * 4094 + b"7\n")
 
 
 def test_words_do_not_hold_qemu_up_when_the_shim_does_not_come_to_read_them(launch, tmp_path):

@@ -175,6 +175,31 @@ def _ends(cli: Cli, bundle, attack: str, script: str, reason: str, codes: set[in
     cli("delete", "hostile")
 
 
+def test_who_waits_for_the_container_hears_why_the_kernel_panicked(cli: Cli, bundle) -> None:
+    script = ENDS["panic"][0]
+    panicked = cli("run", "--bundle", str(bundle("/bin/sh", "-c", script, change=_take_over)), "hostile", code=255)
+    assert panicked.stderr == (
+        b"rundctl: container hostile ended: qemu exited with status 0: the guest's kernel panicked: "
+        b"Out of memory: compulsory panic_on_oom is enabled\n"
+    )
+
+
+def test_what_a_guest_says_on_its_console_has_a_bound_and_is_told_in_plain_characters(cli: Cli, bundle) -> None:
+    script = (
+        f"{NODE} node /dev/words c /sys/class/mem/kmsg/dev; i=0; "
+        "while [ $i -lt 3000 ]; do echo '<1>again and again and again' > /dev/words; i=$((i+1)); done; "
+        "printf '<1>\\033[2Jgone\\n' > /dev/words; sleep 1000"
+    )
+    cli.create("hostile", bundle("/bin/sh", "-c", script, change=_take_over))
+    cli("start", "hostile")
+    log = cli.root / "hostile/qemu.log"
+    eventually(lambda: log.read_bytes().rstrip().endswith(b"gone"), "the guest has said all", END_S)
+    assert LOG_MAX // 2 < log.stat().st_size <= LOG_MAX
+    cli("kill", "hostile", "KILL")
+    cli.wait_status("hostile", "stopped")
+    cli("delete", "hostile")
+
+
 @pytest.mark.parametrize("attack", HANGS)
 def test_a_guest_that_hangs_is_killed(cli: Cli, bundle, bystander: Path, tmp_path: Path, attack: str) -> None:
     ready, go = tmp_path / "ready", os.pipe()

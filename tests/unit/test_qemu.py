@@ -62,6 +62,15 @@ def test_template_and_clone_are_one_machine() -> None:
     ]  # fmt: skip
 
 
+def test_a_guest_s_console_is_its_qemu_s_stderr() -> None:
+    for argv in (
+        qemu.clone_argv(_shape(), _wiring(), 14)[0],
+        qemu.cold_argv(_shape(), _wiring(kernel=20, initrd=21))[0],
+    ):
+        assert "file,id=console,path=/proc/self/fd/2,append=on" in argv
+        assert "chardev:console" in argv
+
+
 def test_nothing_in_a_clone_can_punch_holes_into_the_template() -> None:
     clone, _ = qemu.clone_argv(_shape(), _wiring(), 14)
     assert not [word for word in clone if "balloon" in word or "virtio-mem" in word or "free-page" in word]

@@ -21,3 +21,16 @@ def test_last_words_are_qemus_last_line_and_bounded(tmp_path: Path) -> None:
     assert said == "create: qemu exited with status 1: qemu: no such \N{REPLACEMENT CHARACTER} device"
     (tmp_path / "qemu.log").write_bytes(b"x" * 100_000)
     assert vm.with_last_words("create", container) == f"create: qemu exited with status 1: {'x' * LINE_MAX}"
+
+
+def test_of_a_panic_it_is_said_why(tmp_path: Path) -> None:
+    container = store.Container(str(tmp_path), {})
+    (tmp_path / "exit").write_text("reason=qemu\ndetail=qemu exited with status 0\n")
+    assert container.sudden_end() == "qemu exited with status 0"
+    said = b"[    1.0] Kernel panic - not syncing: old\r\n[    1.5] Kernel panic - not syncing: no \x1b[2J memory\r\n[    1.5] Kernel Offset: disabled\r\n"
+    (tmp_path / "qemu.log").write_bytes(b"x" * 5000 + said)
+    why = "qemu exited with status 0: the guest's kernel panicked: no ?[2J memory"
+    assert container.sudden_end() == why
+    assert vm.with_last_words("create", container) == f"create: {why}"
+    (tmp_path / "exit").write_text("reason=container\ndetail=\n")
+    assert container.sudden_end() == ""  # it ended, whatever its guest did then
