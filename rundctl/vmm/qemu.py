@@ -31,6 +31,8 @@ _STDERR = 2
 _FIRST_SLOT = 2  # PCI slot 0 is the host bridge; 1 is left to what a machine type may put there
 _SPARE_PORTS = 2
 _READ_ONLY_MEMORY = (8, 2)  # from here on a private mapping may be of a file that is opened for reading only
+# Before, a vCPU that translates code while another changes it may keep what it was: kernels, which patch themselves as they run, panic (docs/performance.md).
+_CODE_CHANGES_SEEN = (9, 1)
 _FILE_FD_URI = (9, 0)  # from here on `fd:` on a plain file is deprecated, and file:/dev/fdset/N is there
 
 
@@ -194,7 +196,7 @@ def _argv(shape: MachineShape, wiring: Wiring, memory: Option, start: list[Optio
 def _board(shape: MachineShape, wiring: Wiring) -> list[Option]:
     """Machine, accelerator, processor. What q35 brings unasked and no guest of ours uses is left out."""
     kvm = shape.accelerator is Accelerator.KVM
-    accelerator = Option("accel", "kvm") if kvm else Option("accel", "tcg", {"tb-size": wiring.translations_mib})
+    accelerator = Option("accel", "kvm") if kvm else _emulator(shape, wiring)
     return [
         Option(
             "machine",
@@ -223,6 +225,13 @@ def _board(shape: MachineShape, wiring: Wiring) -> list[Option]:
         # Both sides: the stream then does not say "was stopped", and a clone runs as soon as it is loaded, without a `cont`.
         Option("global", "", {"migration.store-global-state": False}),
     ]
+
+
+def _emulator(shape: MachineShape, wiring: Wiring) -> Option:
+    properties: dict[str, str | int | bool] = {"tb-size": wiring.translations_mib}
+    if shape.vcpus > 1 and shape.qemu_version < _CODE_CHANGES_SEEN:
+        properties["thread"] = "single"
+    return Option("accel", "tcg", properties)
 
 
 def maps_memory_read_only(version: tuple[int, int]) -> bool:

@@ -35,6 +35,21 @@ def test_memory_and_vcpus(sh) -> None:
     assert 200 <= total_mib < 384
 
 
+def test_two_processors_go_on_while_the_kernel_changes_its_code(sh) -> None:
+    """A quota that comes and goes switches branches in the scheduler's code. QEMU 7.2's emulator with a thread a vCPU panics before 4000 rounds."""
+
+    def change(config: JsonDict) -> None:
+        _limited(200, 150000)(config)
+        cgroup = next(mount for mount in config["mounts"] if mount["destination"] == "/sys/fs/cgroup")
+        cgroup["options"].remove("ro")
+
+    script = (
+        "cd /sys/fs/cgroup; sh -c 'while :; do :; done' & i=0; "
+        'while [ $i -lt 300 ]; do echo "50000 100000" > cpu.max; echo max > cpu.max; i=$((i+1)); done; kill $!; echo $i'
+    )
+    assert sh(script, change=change).stdout == b"300\n"
+
+
 def test_the_container_can_use_its_limit_and_not_more(sh) -> None:
     script = "dd if=/dev/zero of=/dev/null bs=%dM count=1 2>/dev/null; echo $?"  # its buffer is memory of the container
     assert sh(script % 80, change=_limited(100)).stdout.split()[-1] == b"0"

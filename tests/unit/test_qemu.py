@@ -152,6 +152,28 @@ def test_emulation_s_buffer_is_not_part_of_the_machine() -> None:
     assert "tcg,tb-size=3" in qemu.clone_argv(_shape(), wiring, 14)[0]
 
 
+@pytest.mark.parametrize(
+    ("version", "vcpus", "chosen", "expected"),
+    [
+        ((7, 2), 2, Accelerator.TCG, "tcg,tb-size=16,thread=single"),
+        ((9, 0), 4, Accelerator.TCG, "tcg,tb-size=16,thread=single"),
+        ((7, 2), 1, Accelerator.TCG, "tcg,tb-size=16"),
+        ((9, 1), 2, Accelerator.TCG, "tcg,tb-size=16"),
+        ((7, 2), 2, Accelerator.KVM, "kvm"),
+    ],
+)
+def test_an_emulator_that_misses_changes_of_code_runs_all_vcpus_on_one_thread(
+    version: tuple[int, int], vcpus: int, chosen: Accelerator, expected: str
+) -> None:
+    shape = _shape(chosen, version, vcpus=vcpus)
+    for argv in (
+        qemu.template_argv(shape, _wiring(kernel=20, initrd=21))[0],
+        qemu.clone_argv(shape, _wiring(), 14)[0],
+        qemu.cold_argv(shape, _wiring(kernel=20, initrd=21))[0],
+    ):
+        assert argv[argv.index("-accel") + 1] == expected
+
+
 def test_newer_qemu_never_opens_the_memory_for_writing() -> None:
     clone, _ = qemu.clone_argv(_shape(version=(8, 2)), _wiring(), 14)
     assert "memory-backend-file,id=memory,size=128M,mem-path=/t/a,,b/memory,share=off,readonly=on,rom=off" in clone
