@@ -10,7 +10,6 @@
 
 /* Output of what was killed is given up when its reader has not moved for so long (docs/adr/0003-process-model.md). */
 enum { PATIENCE_MS = 2000, NS_PER_MS = 1000000 };
-enum { WORDS_LEFT = 16 }; /* pieces of the log that a pipe holds */
 
 int64_t now_ns(void)
 {
@@ -98,6 +97,6 @@ void finish(struct shim *shim)
 		(void)kill(shim->qemu, SIGKILL);
 		(void)waitpid(shim->qemu, NULL, 0);
 	}
-	log_take(shim->options->log, &shim->words, WORDS_LEFT);
+	log_take(shim->options->log, &shim->words, LOG_PIECES);
 	_exit(shim->ending.code);
 }

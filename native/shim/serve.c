@@ -25,6 +25,7 @@ enum {
 	POLLS_MAX = POLL_CLIENTS + CLIENTS_MAX,
 	INPUT_SIZE = 16 * 1024,
 	REST_MS = 100, /* before a connection is accepted for which there was no descriptor, if nothing else happens */
+	WORDS_REST_MS = 10, /* a guest's console comes letter by letter, and the pipe holds more than can come in this time */
 	LOSS_MS = 2000, /* how long QEMU may outlive its end of the agent's channel, or a helper that served it */
 	READS_PER_TURN = 8, /* so that a peer that floods holds nobody else up */
 };
@@ -286,7 +287,7 @@ static size_t fill_polls(struct shim *shim, struct pollfd *polls)
 	if (conn_pending(&shim->agent))
 		polls[POLL_AGENT].events |= POLLOUT;
 	polls[POLL_QMP] = (struct pollfd){.fd = shim->committed ? shim->monitor.fd : -1, .events = POLLIN};
-	polls[POLL_WORDS] = (struct pollfd){.fd = shim->words, .events = POLLIN};
+	polls[POLL_WORDS] = (struct pollfd){.fd = shim->words_rest ? -1 : shim->words, .events = POLLIN};
 	polls[POLL_INPUT] = (struct pollfd){.fd = wants_input(shim) ? shim->input.end.fd : -1, .events = POLLIN};
 	for (size_t i = 0; i < 2; i++) {
 		bool waiting = shim->outputs[i].backlog.size > 0;
@@ -326,6 +327,8 @@ static int timeout_ms(const struct shim *shim)
 {
 	if (wants_input(shim) && shim->input.eager)
 		return 0;
+	if (shim->words_rest)
+		return WORDS_REST_MS;
 	if (shim->control_rests)
 		return REST_MS;
 	if (shim->loss_ns && !shim->exited)
@@ -356,8 +359,9 @@ static void turn(struct shim *shim)
 		accept_clients(shim);
 	if (polls[POLL_QMP].fd >= 0 && polls[POLL_QMP].revents)
 		pause_serve(shim);
-	if (polls[POLL_WORDS].revents)
-		log_take(shim->options->log, &shim->words, 1);
+	shim->words_rest = polls[POLL_WORDS].fd >= 0 && polls[POLL_WORDS].revents;
+	if (shim->words_rest)
+		log_take(shim->options->log, &shim->words, LOG_PIECES);
 	if (wants_input(shim) && (polls[POLL_INPUT].revents || shim->input.eager))
 		read_input(shim);
 	if (shim->loss_ns && now_ns() - shim->loss_ns >= LOSS_MS * 1000000LL)

@@ -36,6 +36,7 @@ struct shim {
 	pid_t qemu; /* 0: ended */
 	int signals;
 	int control;
+	bool words_rest; /* QEMU has just said something, a letter perhaps: more of it is waited for */
 	bool control_rests; /* a connection could not be accepted: the next turn does not try again */
 	int words; /* of QEMU and the helpers, -1: none of them lives */
 	struct monitor monitor;

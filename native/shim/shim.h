@@ -60,6 +60,7 @@ void options_close_others(const struct options *options);
 /* `words`: what is to be its stdout and stderr. */
 pid_t vm_spawn(const struct options *options, int words);
 pid_t helper_spawn(const struct options *options, const struct helper *helper, int words);
+enum { LOG_PIECES = 16 }; /* of the log, which a pipe holds */
 /* log.c: a pipe for the words of QEMU and the helpers, which neither end ever waits for; -errno. */
 int log_pipe(int ends[2]);
 /* Moves what has come into the log, in at most `pieces` pieces. When all writers are gone, `*words` is closed, and -1. */

@@ -26,9 +26,13 @@ _ELSEWHERE = f"{DEFAULT_ROOT}/{identity.ELSEWHERE}"
 _NEW, _OLD = ".new:", ".old:"  # with a colon, which no id holds
 _NAME_MAX = 255
 _RECORD = "record.json"
-_SAID_MAX = 4096  # bytes of a log's end: a kernel says little after why it panicked
+_SAID_MAX = 16 * 1024  # bytes of a log's end, which LAST_SIZE of native/shim/log.c is too
 _LINE_MAX = 1024
-_PANIC = "Kernel panic - not syncing: "  # panic() of Linux, kernel/panic.c
+# kernel/panic.c and arch/x86/kernel/dumpstack.c of Linux; native/agent/log.c
+_PANIC = "Kernel panic - not syncing: "
+_PANIC_END = "---[ end "
+_OOPS = " [#"
+_AGENT = "] rundctl agent: "
 _SUDDEN = ("qemu", "virtiofsd", "oom", "agent", "internal")  # reasons of an exit record
 _LOCK_POLL_S = 0.01
 
@@ -116,15 +120,20 @@ class Container:
         return ": ".join(filter(None, (ending.get("detail", ""), self._panic())))
 
     def last_words(self) -> str:
-        """What QEMU or the guest's kernel said last: of a panic, why. One line of plain characters, as a guest can have made it up."""
-        return self._panic() or next(reversed(self._said()), "")
+        """Why the guest's kernel panicked, else what QEMU, a helper or the agent said last; a line of plain characters, for a guest can have made it up."""
+        others = [line for line in self._said() if not line.startswith("[") or _AGENT in line]
+        return self._panic() or next(reversed(others), "")
 
     def _panic(self) -> str:
-        found = [line.partition(_PANIC)[2] for line in self._said() if _PANIC in line]
-        return f"the guest's kernel panicked: {found[-1]}" if found else ""
+        said = self._said()
+        reasons = [line.partition(_PANIC)[2] for line in said if _PANIC in line and _PANIC_END not in line]
+        if not reasons:
+            return ""
+        oopses = [line.partition("] ")[2] for line in said if _OOPS in line]
+        return f"the guest's kernel panicked: {reasons[-1]}" + (f" ({oopses[0]})" if oopses else "")
 
     def _said(self) -> list[str]:
-        """The last lines of what QEMU and its helpers said, and the guest on its console."""
+        """The last lines of what QEMU and its helpers said, and of the guest's console, which begin with a time in brackets."""
         try:
             with open(self.path("qemu.log"), "rb") as log:
                 log.seek(max(0, os.fstat(log.fileno()).st_size - _SAID_MAX))

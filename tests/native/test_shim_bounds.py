@@ -165,16 +165,23 @@ def test_memory_that_is_lacking_is_not_taken_for_a_closed_channel(launch, releas
 # QEMU
 
 MANY = "i=0; while [ $i -lt 3000 ]; do echo {} $i ............................................................; i=$((i+1)); done"
+SAY = "import os; os.set_blocking(2, True); say = lambda text: os.write(2, text.encode()); "  # QEMU would lose words
 
 
-def test_the_log_has_the_first_words_and_the_last(launch):
-    script = f"echo first words; {MANY.format('again')} >&2; echo last words >&2; exit 3"
-    shim = launch(qemu=("/bin/sh", "-c", script))
+def _ends_after(launch, script: str) -> bytes:
+    shim = launch(qemu=(sys.executable, "-c", f"{SAY}{script}; os._exit(3)"))
     with pytest.raises(GuestError, match="qemu exited with status 3"):
         shim.channel.wait(1, DEADLINE_S)
     assert shim.wait() == 255
     said = shim.log.read_bytes()
     assert LOG_MAX // 2 < len(said) <= LOG_MAX
+    return said
+
+
+def test_the_log_has_the_first_words_and_the_last(launch):
+    said = _ends_after(
+        launch, f"say('first words\\n'); [say(f'again {{i}} {'.' * 60}\\n') for i in range(3000)]; say('last words\\n')"
+    )
     assert said.startswith(b"first words\nagain 0 ")
     assert said.endswith(b"\nlast words\n")
     last = [int(line.split()[1]) for line in said[-LOG_LAST:].splitlines()[1:-1]]
@@ -183,13 +190,8 @@ def test_the_log_has_the_first_words_and_the_last(launch):
 
 def test_the_last_words_are_kept_also_when_they_come_letter_by_letter(launch):
     """As from a guest's console: the log is full between any two of them."""
-    letters = "last = b'%04095d\\n' % 7; [os.write(2, last[i : i + 1]) for i in range(len(last))]"
-    script = f"import os; os.write(2, b'x' * {LOG_MAX - 4000}); {letters}; os._exit(3)"
-    shim = launch(qemu=(sys.executable, "-c", script))
-    with pytest.raises(GuestError, match="qemu exited with status 3"):
-        shim.channel.wait(1, DEADLINE_S)
-    assert shim.wait() == 255
-    assert shim.log.read_bytes().endswith(b"x" + b"0" * 4094 + b"7\n")
+    said = _ends_after(launch, f"say('x' * {LOG_MAX - 4000}); [say(letter) for letter in '%04095d.' % 7]")
+    assert said.endswith(b"x" + b"0" * 4094 + b"7.")
 
 
 def test_words_do_not_hold_qemu_up_when_the_shim_does_not_come_to_read_them(launch, tmp_path):

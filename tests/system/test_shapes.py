@@ -36,7 +36,8 @@ def test_memory_and_vcpus(sh) -> None:
 
 
 def test_two_processors_go_on_while_the_kernel_changes_its_code(sh) -> None:
-    """A quota that comes and goes switches branches in the scheduler's code. QEMU 7.2's emulator with a thread a vCPU panics before 4000 rounds."""
+    """A quota that comes and goes switches branches in the scheduler's code. QEMU 7.2's emulator with a thread a vCPU panics before 4000 rounds,
+    so this shows that the other way works; tests/unit/test_qemu.py holds which way is taken."""
 
     def change(config: JsonDict) -> None:
         _limited(200, 150000)(config)
