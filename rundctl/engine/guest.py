@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from rundctl.engine import vm
 from rundctl.errors import GuestError, StateError
 from rundctl.guest import wire
+from rundctl.types import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,10 +42,7 @@ class Guest:
 
     def ask(self, kind: int, payload: bytes) -> wire.Result:
         """One request about the container. StateError if it is paused, GuestError if there is no answer in time, or an error."""
-        if not self._container.status().can_answer:
-            raise StateError(
-                f"container {self._container.id} is {self._container.status().value}: its guest cannot be asked"
-            )
+        self._check_status()
         if self._channel is None:
             self._channel = vm.connect(self._undo, self._container)
         try:
@@ -53,11 +51,18 @@ class Guest:
             if not self._late:  # no delay: the conversation is over
                 self._undo.close()
                 self._channel = None
+            if self._container.status() is Status.PAUSED:  # while it was asked
+                self._check_status()
             raise
         if result.error:  # ECHILD is the shim's answer, when there is no guest any more
             words = "it has ended" if result.error == errno.ECHILD else os.strerror(result.error).lower()
             raise GuestError(f"container {self._container.id}: its guest: {words}")
         return result
+
+    def _check_status(self) -> None:
+        status = self._container.status()
+        if not status.can_answer:
+            raise StateError(f"container {self._container.id} is {status.value}: its guest cannot be asked")
 
     def _answer(self, channel: wire.Channel, kind: int, payload: bytes) -> wire.Result:
         if self._late:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from rundctl.engine.settings import Settings
     from rundctl.engine.store import Container
 
-KILL_TIMEOUT_S = 2.0
+KILL_TIMEOUT_S = 2.0  # until a SIGKILL is not the guest's business any more, but the host's
+SIGNAL_TIMEOUT_S = 10.0
 PAUSE_TIMEOUT_S = 10.0  # QEMU first waits for what its disks have under way
 LOCK_TIMEOUT_S = 60.0
 _EXIT_UNKNOWN = 255
@@ -176,7 +177,7 @@ def kill(ctx: Context, container_id: str, signo: int, *, everyone: bool = False)
 def _signal(container: Container, payload: bytes) -> wire.Result | None:
     """One that is paused meanwhile gets it later, as what is frozen does with runc: whoever sends it does not wait."""
     try:
-        return vm.ask(container, wire.SIGNAL, payload, KILL_TIMEOUT_S)
+        return vm.ask(container, wire.SIGNAL, payload, SIGNAL_TIMEOUT_S)
     except GuestError:
         if container.status() is Status.PAUSED:
             return wire.Result(0, 0)
