@@ -1,17 +1,22 @@
-/* The agent linked with calls that fail or wait, by the word in FAULT (`-Wl,--wrap`): what no host does when a test asks for it. */
+/* The agent linked with calls that fail or wait, by the word in FAULT (`-Wl,--wrap`): what no host does when a test asks for it. Two others are only
+ * told, on stderr: what no test may do to its host. */
 #include <errno.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 ssize_t __real_write(int fd, const void *bytes, size_t size);
 ssize_t __wrap_write(int fd, const void *bytes, size_t size);
 void __real_cgroup_remove(uint16_t container, int cgroup);
 void __wrap_cgroup_remove(uint16_t container, int cgroup);
+int __wrap_clock_settime(clockid_t clock, const struct timespec *now);
+void __wrap_sync(void);
 
 static bool fault(const char *name)
 {
@@ -47,4 +52,16 @@ void __wrap_cgroup_remove(uint16_t container, int cgroup)
 	if (fault("removal"))
 		sigwait(&end, &number);
 	__real_cgroup_remove(container, cgroup);
+}
+
+int __wrap_clock_settime(clockid_t clock, const struct timespec *now)
+{
+	dprintf(2, "clock %d: %lld.%09ld\n", (int)clock, (long long)now->tv_sec, now->tv_nsec);
+	return 0;
+}
+
+/* Of the whole machine, whatever others have written: it may take minutes. */
+void __wrap_sync(void)
+{
+	dprintf(2, "sync\n");
 }

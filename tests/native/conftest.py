@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import build
 from shim_rig import Shim
 
+from rundctl.host.mount_namespace import PrivateMounts
+
+WRAPPED = ("write", "cgroup_remove", "clock_settime", "sync")
+
 
 @pytest.fixture(scope="session")
 def sanitized(tmp_path_factory):
@@ -21,6 +26,25 @@ def sanitized(tmp_path_factory):
 @pytest.fixture(scope="session")
 def released(tmp_path_factory):
     return build.build(tmp_path_factory.mktemp("released"))
+
+
+@pytest.fixture(scope="session")
+def faulty(tmp_path_factory):
+    """The agent with agent_faults.c: it fails when told to, and leaves this host's clock and disks alone."""
+    target = tmp_path_factory.mktemp("faulty") / "agent"
+    source = Path(__file__).with_name("agent_faults.c")
+    wrapped = [f"-Wl,--wrap={name}" for name in WRAPPED]
+    subprocess.run([*build.command("agent", target, sanitize=True), source, *wrapped], check=True)
+    return target
+
+
+@pytest.fixture
+def own_mounts():
+    """The test and what it starts have a mount namespace, in which nobody else's mounts come and go, and which hears of every mount below it."""
+    with PrivateMounts():
+        for propagation in ("--make-rprivate", "--make-rshared"):
+            subprocess.run(["mount", propagation, "/"], check=True)
+        yield
 
 
 @pytest.fixture

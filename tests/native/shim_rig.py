@@ -1,13 +1,16 @@
 """A shim, launched as `create` launches it; the test plays QEMU's end of the agent channel, and some program QEMU."""
 
+import fcntl
 import os
 import select
 import signal
 import socket
 import struct
 import subprocess
+import termios
+import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rundctl.guest import wire
@@ -68,6 +71,10 @@ class Agent:
             container=request.container, process=request.process, tag=request.tag,
         )  # fmt: skip
 
+    def heard(self):
+        """Wait until all that was sent has been read: what others say from now on comes after it."""
+        wait_for(lambda: unread(self.socket) == 0)
+
     def credit(self, stream, size):
         self.send(wire.CREDIT, struct.pack("<I", size), flags=stream)
 
@@ -76,6 +83,26 @@ class Agent:
 
     def exited(self, status):
         self.send(wire.EXITED, struct.pack("<iI", status, 0))
+
+
+class Reader(threading.Thread):
+    """Reads a descriptor to its end."""
+
+    def __init__(self, fd):
+        super().__init__(daemon=True)
+        self.fd = fd
+        self.data = b""
+        self.start()
+
+    def run(self):
+        with suppress(OSError):  # a terminal's end is EIO
+            while block := os.read(self.fd, 65536):
+                self.data += block
+
+    def result(self):
+        self.join(DEADLINE_S)
+        assert not self.is_alive()
+        return self.data
 
 
 class Shim:
@@ -101,6 +128,7 @@ class Shim:
         self.rootfs.mkdir(exist_ok=True)
         self.state.mkdir(exist_ok=True)
         self.pid = 0
+        self.helpers = options.count("--helper")
         self.code = None
         self._pidfd = -1
         self.opened = []
@@ -202,8 +230,8 @@ class Shim:
         return dict(line.split("=", 1) for line in (self.state / "exit").read_text().splitlines())
 
     def qemu_pid(self):
-        """The shim's last child, once it has become the program that stands for QEMU. Helpers come before it."""
-        return wait_for(lambda: self._child(-1))
+        """The shim's child after all helpers, which have to live, once it has become the program that stands for QEMU."""
+        return wait_for(lambda: self._child(self.helpers))
 
     def helper_pid(self):
         """The same of the first helper."""
@@ -211,10 +239,19 @@ class Shim:
 
     def _child(self, index):
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        child = children[index] if children else None
+        child = children[index] if len(children) > index else None
         if child and os.readlink(f"/proc/{child}/exe") != os.readlink(f"/proc/{self.pid}/exe"):
             return int(child)
         return None
+
+    @contextmanager
+    def stopped(self):
+        """What happens meanwhile it finds all at once."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     def end(self):
         for ours in (self.creator, self.agent.socket, self.qmp, *self.clients):
@@ -229,6 +266,11 @@ class Shim:
         if self.errors.exists():
             assert "Sanitizer" not in (text := self.errors.read_text()), text
             assert "runtime error" not in text, text
+
+
+def unread(connected):
+    """How much of what was sent over a socket the other end has not read."""
+    return struct.unpack("i", fcntl.ioctl(connected, termios.TIOCOUTQ, bytes(4)))[0]
 
 
 def wait_for(condition, deadline_s=DEADLINE_S):

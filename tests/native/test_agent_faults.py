@@ -2,28 +2,15 @@
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "native"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import build
 from agent_rig import Bundle, Rig, exit_code
 
-SOURCE = Path(__file__).with_name("agent_faults.c")
-WRAPPED = ("-Wl,--wrap=write", "-Wl,--wrap=cgroup_remove")
-
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
-
-
-@pytest.fixture(scope="session")
-def faulty(tmp_path_factory):
-    target = tmp_path_factory.mktemp("faulty") / "agent"
-    subprocess.run([*build.command("agent", target, sanitize=True), SOURCE, *WRAPPED], check=True)
-    return target
 
 
 def test_nothing_is_lost_where_writes_find_no_memory(faulty, tmp_path):

@@ -342,6 +342,7 @@ def test_sysctl_hostname_and_loopback(rig, bundle):
     assert Path("/proc/sys/kernel/hostname").read_text() != "told\n"
 
 
+@pytest.mark.usefixtures("own_mounts")
 def test_host_mounts_are_untouched(rig, bundle):
     before = Path("/proc/self/mountinfo").read_text()
     run(

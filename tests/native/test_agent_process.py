@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import struct
+import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from rundctl.guest import ops, wire
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from agent_rig import ALONE, CLONE_NEWTIME, NAMESPACES, Bundle, Rig, exit_code, exit_status
+from agent_rig import ALONE, CLONE_NEWTIME, DEADLINE_S, NAMESPACES, Bundle, Rig, exit_code, exit_status
+from shim_rig import unread, wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 
@@ -252,16 +254,22 @@ def test_two_containers_do_not_mix(rig, bundle):
     assert (seen, statuses) == ({1: b"to 1", 2: b"to 2"}, {1: 1, 2: 2})
 
 
+def settled_descriptors(rig):
+    """An answer comes when the container before, whose EXITED may be here already, is let go of."""
+    assert rig.signal(0).error == errno.ESRCH
+    return rig.descriptors()
+
+
 def test_many_short_containers_leave_nothing(released, bundle):
     with Rig(released["agent"]) as rig:
         rig.run(bundle.plan("true"))
-        before = rig.descriptors()
+        before = settled_descriptors(rig)
         for index in range(200):
             if index % 10 == 0:
                 assert rig.create(bundle.plan("nothing")).error == errno.ENOENT
             status, out, _ = rig.run(bundle.plan("echo", str(index)))
             assert (exit_code(status), out) == (0, f"{index}\n")
-        assert rig.descriptors() == before
+        assert settled_descriptors(rig) == before
         assert rig.children() == []
 
 
@@ -273,9 +281,7 @@ def test_agents_end_ends_containers(sanitized, bundle):
     handle = os.pidfd_open(int(pid))
     rig.end()
     assert rig.process.returncode == 0, rig.words
-    import select
-
-    assert select.select([handle], [], [], 10)[0], "the container outlived its agent"
+    assert select.select([handle], [], [], DEADLINE_S)[0], "the container outlived its agent"
     os.close(handle)
 
 
@@ -297,41 +303,41 @@ def test_machine_plan(rig, tmp_path):
     assert (result.error, result.index) == (errno.ENOENT, 1)
 
 
-def test_identity_and_settle(sanitized, tmp_path):
-    """In namespaces of its own, with the present time, and a file in the place of drop_caches."""
-
+def test_identity_and_settle(faulty, tmp_path):
+    """In namespaces of its own, with a file in the place of drop_caches; what it does to the clock and the disks is only told."""
     drop = tmp_path / "drop_caches"
     drop.write_text("")
     script = f'mount --bind {drop} /proc/sys/vm/drop_caches && exec "$@"'
-    with Rig(sanitized["agent"], [*ALONE, "sh", "-c", script, "sh"]) as rig:
+    with Rig(faulty, [*ALONE, "sh", "-c", script, "sh"]) as rig:
         secret = os.urandom(wire.ENTROPY_SIZE)
-        result = rig.ask(wire.IDENTITY, struct.pack("<Q", time.time_ns()) + secret + b"told-apart")
+        result = rig.ask(wire.IDENTITY, struct.pack("<Q", 12_000_000_034) + secret + b"told-apart")
         assert result.error == 0, result.describe()
         (inner,) = rig.children()
         in_namespace = ["nsenter", f"--target={inner}", "--uts", "hostname"]
-        import subprocess
-
         assert subprocess.check_output(in_namespace, text=True) == "told-apart\n"
         assert _memory_holds(int(inner), secret[8:56]) is False
         assert rig.ask(wire.IDENTITY, b"short").error == errno.EPROTO
+        rig.channel.notify(wire.CLOCK, struct.pack("<Q", 56_000_000_078))
         assert rig.ask(wire.SETTLE, container=1).error == errno.EPROTO
         assert rig.ask(wire.SETTLE).error == 0
         assert drop.read_text() == "3"
         rig.channel.hello(wire.ROLE_SHIM)  # a clone's first words
         assert rig.signal(signal.SIGTERM).error == errno.ESRCH
+    told = [line for line in rig.words.splitlines() if line.startswith(("clock ", "sync"))]
+    assert told == ["clock 0: 12.000000034", "clock 0: 56.000000078", "sync"]
 
 
-def test_entropy_that_comes_in_two_pieces_is_wiped(sanitized):
+def test_entropy_that_comes_in_two_pieces_is_wiped(faulty):
     """Behind another frame: its first piece is moved to the start of the buffer when the second is read."""
-    with Rig(sanitized["agent"], ALONE) as rig:
+    with Rig(faulty, ALONE) as rig:
         secret, tag = os.urandom(wire.ENTROPY_SIZE), 1000
-        payload = struct.pack("<Q", time.time_ns()) + secret
+        payload = struct.pack("<Q", 10**18) + secret
         refused = wire.HEADER.pack(0, wire.SETTLE, 0, 1, 0, tag - 1)
         sent = refused + wire.HEADER.pack(len(payload), wire.IDENTITY, 0, 0, 0, tag) + payload
         for piece in (sent[:-8], sent[-8:]):
             rig.socket.sendall(piece)
-            time.sleep(0.2)
-        assert rig.channel.wait(tag, 10).error == 0
+            wait_for(lambda: unread(rig.socket) == 0)
+        assert rig.channel.wait(tag, DEADLINE_S).error == 0
         (inner,) = rig.children()
         moved_by = wire.HEADER.size  # of the frame before: as much of the first piece's end is not overwritten
         assert _memory_holds(int(inner), secret[-8 - moved_by : -8]) is False

@@ -28,12 +28,12 @@ def bundle(tmp_path):
 
 
 @pytest.fixture
-def settled(sanitized, tmp_path):
+def settled(faulty, tmp_path):
     """An agent that said a snapshot may be taken, and the host's pids of agent and spare."""
     drop = tmp_path / "drop_caches"
     drop.write_text("")
     script = f'mount --bind {drop} /proc/sys/vm/drop_caches && exec "$@"'
-    with Rig(sanitized["agent"], [*ALONE, "sh", "-c", script, "sh"]) as rig:
+    with Rig(faulty, [*ALONE, "sh", "-c", script, "sh"]) as rig:
         assert rig.ask(wire.SETTLE).error == 0
         rig.channel.hello(wire.ROLE_SHIM)
         (agent,) = rig.children()

@@ -16,7 +16,7 @@ import pytest
 from rundctl.guest import ops, wire
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from agent_rig import Bundle, Rig, exit_code, exit_status
+from agent_rig import DEADLINE_S, Bundle, Rig, exit_code, exit_status
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 MEGABYTE = 1 << 20
@@ -116,7 +116,9 @@ def test_output_is_drained_after_exit(rig, bundle):
 
 
 def test_closed_stdin_is_told_once(rig, bundle):
-    rig.create(bundle.shell("exec <&-; echo closed; sleep 0.2; cat /proc/self/comm"))
+    rig.create(
+        bundle.shell("exec <&-; echo closed; while [ ! -e /mnt/told ]; do sleep 0.05; done; cat /proc/self/comm")
+    )
     rig.start()
     kinds = []
     while True:
@@ -126,6 +128,7 @@ def test_closed_stdin_is_told_once(rig, bundle):
         kinds.append((frame.type, frame.flags))
         if frame.type == wire.CLOSE and frame.flags == wire.STDIN:
             rig.data(b"crossed on the way")
+            (bundle.root / "mnt/told").touch()
     assert kinds.count((wire.CLOSE, wire.STDIN)) == 1
     assert (wire.CLOSE, wire.STDOUT) in kinds
     assert (wire.CLOSE, wire.STDERR) in kinds
@@ -153,7 +156,7 @@ def test_bad_stream_frames_are_answered_and_survived(rig, bundle, kind, flags, p
     rig.create(bundle.plan("true"))
     rig.channel.notify(kind, payload, container=1, flags=flags)
     with pytest.raises(wire.GuestError, match=r"stream|credit"):
-        rig.channel.next_frame(10)
+        rig.channel.next_frame(DEADLINE_S)
     rig.channel._frames.clear()
     assert rig.start().error == 0
     assert exit_code(rig.finish()[0]) == 0
@@ -165,7 +168,7 @@ def test_more_data_than_credit(rig, bundle):
         rig.data(bytes(wire.PAYLOAD_MAX))
     with pytest.raises(wire.GuestError, match="without credit"):
         while True:
-            rig.channel.next_frame(10)
+            rig.channel.next_frame(DEADLINE_S)
     rig.channel._frames.clear()
     assert rig.signal(signal.SIGKILL).error == 0
 
@@ -190,7 +193,7 @@ def test_broken_framing_ends_the_conversation_not_the_agent(sanitized, garbage):
         assert rig.signal(0).error == errno.ESRCH
         rig.socket.sendall(garbage)
         with pytest.raises(wire.GuestError, match="violation"):
-            rig.channel.next_frame(10)
+            rig.channel.next_frame(DEADLINE_S)
         rig.socket.sendall(b"more of it" * 100)
         assert rig.process.poll() is None
 
@@ -199,4 +202,4 @@ def test_wrong_version(sanitized):
     with Rig(sanitized["agent"]) as rig:
         rig.channel.hello(wire.ROLE_SHIM)  # a second HELLO, in a conversation that has begun
         with pytest.raises(wire.GuestError, match="violation"):
-            rig.channel.next_frame(10)
+            rig.channel.next_frame(DEADLINE_S)
