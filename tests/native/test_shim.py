@@ -393,8 +393,8 @@ def test_launcher_joins_its_cgroups_and_tells_how_long_it_took(launch):
             shim = launch(options=("--cgroup", str(procs.fileno())), keep=(procs.fileno(),))
         assert str(shim.pid) in (cgroup / "cgroup.procs").read_text().split()
         join_us, clone_us = shim.took_us
-        assert 0 < join_us < 1e6
-        assert 0 < clone_us < 1e6
+        assert 0 < join_us < DEADLINE_S * 1e6
+        assert 0 < clone_us < DEADLINE_S * 1e6
         shim.channel.close()
         shim.wait()
     finally:

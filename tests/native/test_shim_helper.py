@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,6 +33,22 @@ def with_helper(launch, *argv, qemu=SLEEP, **arguments):
         return launch(qemu=(*argv, ";", *qemu), options=options, keep=(keep, directory), **arguments)
 
 
+@pytest.fixture
+def go(tmp_path):
+    """A FIFO, and a line to end the helper that reads it: the helper's is there also if it opens the FIFO later."""
+    path = tmp_path / "go"
+    os.mkfifo(path)
+    writing = os.open(path, os.O_RDWR)
+    yield path, lambda: os.write(writing, b"go\n")
+    os.close(writing)
+
+
+def await_end(pidfd):
+    """Of who need not be reaped."""
+    assert select.select([pidfd], [], [], DEADLINE_S)[0]
+    os.close(pidfd)
+
+
 def facts_of_helper(launch, tmp_path, serve, options=(), keep=()):
     """What the probe finds as a helper. ``serve``: what comes after its name and descriptor."""
     reading, writing = os.pipe()
@@ -46,6 +64,7 @@ def facts_of_helper(launch, tmp_path, serve, options=(), keep=()):
         os.close(reading)
 
 
+@pytest.mark.usefixtures("own_mounts")
 @pytest.mark.parametrize("mode", ["ro", "rw"])
 def test_a_helper_sees_its_directory_in_the_place_of_the_containers(launch, tmp_path, mode):
     (tmp_path / "data/inner").mkdir(parents=True)
@@ -97,7 +116,7 @@ def test_a_killed_helper_ends_the_vm_at_once(launch):
     shim = with_helper(launch, *SLEEP).running()
     qemu = os.pidfd_open(shim.qemu_pid())
     os.kill(shim.helper_pid(), signal.SIGKILL)
-    assert shim.wait(LOSS_S) == 255
+    assert shim.wait() == 255
     assert shim.record()["reason"] == "served"
     assert shim.record()["detail"] == "served was killed by signal 9"
     with pytest.raises(ProcessLookupError):
@@ -105,9 +124,26 @@ def test_a_killed_helper_ends_the_vm_at_once(launch):
     os.close(qemu)
 
 
-def test_a_helper_that_exits_ends_the_vm(launch):
-    shim = with_helper(launch, "/bin/sh", "-c", "exit 3").planned().commit()
+def test_a_killed_helper_does_not_wait_for_what_may_explain_its_end(launch):
+    shim = with_helper(launch, *SLEEP).running()
+    pids = shim.helper_pid(), shim.qemu_pid()  # in the order in which the shim finds them
+    ends = [os.pidfd_open(pid) for pid in pids]
+    with shim.stopped():
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for end in ends:
+            await_end(end)
     assert shim.wait() == 255
+    assert shim.record()["detail"] == "served was killed by signal 9"
+
+
+def test_a_helper_that_exits_ends_the_vm(launch, go):
+    fifo, end_helper = go
+    shim = with_helper(launch, "/bin/sh", "-c", f"read line < {fifo}; exit 3").running()
+    begun = time.monotonic()
+    end_helper()
+    assert shim.wait() == 255
+    assert time.monotonic() - begun >= LOSS_S  # in which QEMU's end would have come, if it had been the reason
     assert (shim.record()["reason"], shim.record()["detail"]) == ("served", "served exited with status 3")
 
 
@@ -119,11 +155,16 @@ def test_a_helper_that_cannot_be_executed_is_told_to_the_creator(launch):
     assert "start /no/such/helper: No such file or directory" in shim.log.read_text()
 
 
-def test_an_end_that_qemus_may_explain_is_not_judged_before_qemus(launch):
-    shim = with_helper(launch, "/bin/sh", "-c", "read nothing; exit 0").running()
+def test_an_end_that_qemus_may_explain_is_not_judged_before_qemus(launch, go):
+    fifo, end_helper = go
+    shim = with_helper(launch, "/bin/sh", "-c", f"read line < {fifo}; exit 0").running()
     qemu = shim.qemu_pid()
-    assert shim.is_alive(LOSS_S / 4)  # the helper, whose stdin is at its end, is gone
-    os.kill(qemu, signal.SIGKILL)
+    ends = [os.pidfd_open(pid) for pid in (shim.helper_pid(), qemu)]
+    with shim.stopped():  # it finds the helper's end first, and both before it would judge that
+        end_helper()
+        os.kill(qemu, signal.SIGKILL)
+        for end in ends:
+            await_end(end)
     assert shim.wait() == 137
     assert shim.record()["reason"] == "qemu"
 

@@ -123,8 +123,12 @@ def test_qemu_has_default_signals(launch):
     _, facts = probe(launch)
     assert int(facts["blocked"], 16) == 0
     # The probe, Python, itself ignores SIGPIPE (13) and SIGXFSZ (25); 32 and 33 are the C library's, which lets nobody reset them.
-    # A shell's background job, which this suite may be, has its keyboard's signals ignored: SIGINT (2) and SIGQUIT (3).
-    ours = [number for number in (signal.SIGINT, signal.SIGQUIT) if signal.getsignal(number) == signal.SIG_IGN]
+    # A shell's background job, which this suite may be, has its keyboard's signals ignored: SIGINT (2) and SIGQUIT (3). Below nohup: SIGHUP (1).
+    ours = [
+        number
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+        if signal.getsignal(number) == signal.SIG_IGN
+    ]
     allowed = (1 << 12 | 1 << 24 | 1 << 31 | 1 << 32) | sum(1 << (number - 1) for number in ours)
     assert int(facts["ignored"], 16) & ~allowed == 0
 
@@ -299,6 +303,7 @@ def test_what_hides_something_cannot_be_moved_out_of_reach(launch, masked, tmp_p
         os.close(top)
 
 
+@pytest.mark.usefixtures("own_mounts")
 def test_volumes_leave_no_mount_on_the_host(launch, tmp_path):
     before = Path("/proc/self/mountinfo").read_text()
     probe(launch, volumes=[(tmp_path, "rw", "dir")])

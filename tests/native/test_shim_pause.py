@@ -8,6 +8,7 @@ import struct
 import time
 
 import pytest
+from shim_rig import Reader
 
 from rundctl.guest import wire
 
@@ -220,8 +221,11 @@ def test_stop_of_a_paused_one_flushes_what_the_shim_holds(launch):
     monitor = Monitor(shim)
     monitor.confirm(monitor.command())
     assert result_of(client, tag).error == 0
-    client.post(wire.STOP)
-    with os.fdopen(reader, "rb") as stdin:
-        assert stdin.read() == output
+    shim.agent.heard()
+    with shim.stopped():  # else its patience with us might be at its end
+        client.post(wire.STOP)
+        reading = Reader(reader)
+    assert reading.result() == output
+    os.close(reader)
     assert shim.wait() == 137
     assert shim.record()["reason"] == "stopped"
