@@ -239,7 +239,7 @@ def test_malformed_heads(rig, head):
 
 
 # A plan that passes the check runs in namespaces of its own; one with WAIT missing never does. So: any bytes without a WAIT.
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300), st.integers(0, 12))
 def test_arbitrary_bytes(rig, data, count):
     payload = struct.pack("<QIIqq", NAMESPACES, count + 1, 0, 0, 0) + data

@@ -9,7 +9,7 @@ import pytest
 from rundctl.host import cgroupfs
 from rundctl.host.mount_namespace import PrivateMounts
 
-from . import cgroup_rig
+from . import cgroup_rig, hypothesis_profile
 from .cgroup_fake import tree
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rundctl.host.cgroupfs import Hierarchy
+
+hypothesis_profile.load()
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def _words() -> st.SearchStrategy[list[str]]:
     return st.lists(word, max_size=6)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(words=_words())
 def test_typer_understands_the_same(words: list[str]) -> None:
     """Whatever one of the parsers accepts, the other accepts with the same values."""

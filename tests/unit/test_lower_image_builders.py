@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
@@ -24,24 +25,38 @@ from .lower_rig import (
     names,
 )
 
-if TYPE_CHECKING:
-    pass
-
-
 BUILDER = """
-import sys
+import os, signal, sys
 from rundctl.engine import lower_image_build
 from rundctl.engine.lower_images import Content
-home, room, *directories = sys.argv[1:]
-content = Content(tuple(directories), room_mib=int(room) if room else None)
-image = lower_image_build.build(home, content, lambda step: print(step, flush=True), max_mib=10240)
+home, stop_at, *directories = sys.argv[1:]
+def progress(step):
+    print(step, flush=True)
+    if stop_at and step.startswith(stop_at):
+        os.kill(os.getpid(), signal.SIGSTOP)
+image = lower_image_build.build(home, Content(tuple(directories)), progress, max_mib=10240)
 print(image.path, flush=True)
 """
 
 
-def builder(home: str, *layers: Path, room_mib: int | str = "") -> subprocess.Popen[str]:
-    argv = [sys.executable, "-c", BUILDER, home, str(room_mib), *map(str, layers)]
+def builder(home: str, *layers: Path, stop_at: str = "") -> subprocess.Popen[str]:
+    argv = [sys.executable, "-c", BUILDER, home, stop_at, *map(str, layers)]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def stopped_builder(home: str, *layers: Path) -> Iterator[None]:
+    """One that has stopped itself amid its work, where it holds the lock of its workspace and no other; afterwards it goes on, and succeeds."""
+    with builder(home, *layers, stop_at="reading") as stopped:
+        seen = os.waitid(os.P_PID, stopped.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert seen is not None
+        assert seen.si_code == os.CLD_STOPPED, stopped.communicate()
+        try:
+            yield
+        finally:
+            stopped.send_signal(signal.SIGCONT)
+        stopped.communicate(timeout=DEADLINE_S)
+    assert stopped.returncode == 0
 
 
 def test_builders_at_once_build_once(home: str, tmp_path: Path) -> None:
@@ -63,18 +78,10 @@ def test_another_content_does_not_wait(home: str, tmp_path: Path, directory: Pat
     """While one builder is stopped amid its work."""
     slow = tmp_path / "slow"
     slow.mkdir()
-    with builder(home, slow) as stopped:
-        assert stopped.stdout is not None
-        assert stopped.stdout.readline().startswith("reading")
-        stopped.send_signal(signal.SIGSTOP)
-        try:
-            done = builder(home, directory)
-            assert done.communicate(timeout=DEADLINE_S)[0]
-            assert done.returncode == 0
-        finally:
-            stopped.send_signal(signal.SIGCONT)
-        stopped.communicate(timeout=DEADLINE_S)
-    assert stopped.returncode == 0
+    with stopped_builder(home, slow):
+        done = builder(home, directory)
+        assert done.communicate(timeout=DEADLINE_S)[0]
+        assert done.returncode == 0
 
 
 def test_a_killed_builder_leaves_what_the_next_sweeps(home: str, tmp_path: Path, directory: Path) -> None:
@@ -105,16 +112,10 @@ def test_a_running_builder_is_not_swept(home: str, tmp_path: Path, directory: Pa
     slow = tmp_path / "slow"
     slow.mkdir()
     (slow / "data").write_bytes(os.urandom(MIB))
-    with builder(home, slow) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline().startswith("reading")
-        running.send_signal(signal.SIGSTOP)
+    with stopped_builder(home, slow):
         build(home, Content.of_directory(str(directory), "1"))
         assert lower_image_store.prune(home) == []
         assert f".{Content((str(slow),)).key}.tmp" in names(home)
-        running.send_signal(signal.SIGCONT)
-        running.communicate(timeout=DEADLINE_S)
-    assert running.returncode == 0
 
 
 def children(pid: int) -> list[int]:
@@ -190,16 +191,24 @@ def test_what_failed_is_not_tried_again_soon(home: str, directory: Path) -> None
     deepen(directory)
     content = Content((str(directory),))
     start(home, directory)
-    eventually(lambda: "4095 bytes" in log_of(home), "the log says why")
+    builder_has_failed(home, 1)
     said = start(home, directory).stdout
     assert said.startswith("no image is built: the last attempt failed: ")
     assert "an image takes paths of at most 4095 bytes" in said
     failure = lower_images.failure_path(home, content.key)
-    for seconds in (-lower_images.RETRY_S - 1, lower_images.RETRY_S + 10):  # late; or the clock was set back
-        eventually(lambda: start(home, directory).stdout.startswith("no image is built: the last"), "it failed again")
+    late, clock_set_back = -lower_images.RETRY_S - 1, lower_images.RETRY_S + 3600
+    for failures, seconds in enumerate((late, clock_set_back), 2):
         then = time.time() + seconds
         os.utime(failure, (then, then))
         assert start(home, directory).stdout == f"image {content.key} is being built\n"
+        builder_has_failed(home, failures)
+        assert start(home, directory).stdout.startswith("no image is built: the last")
+
+
+def builder_has_failed(home: str, times: int) -> None:
+    """What it logs is the last that it does: the content is not locked any more, and the failure is remembered."""
+    eventually(lambda: log_of(home).count("\n") == times, "the log says why")
+    assert log_of(home).count("4095 bytes") == times
 
 
 def test_a_start_survives_a_home_that_cannot_be_written(directory: Path, tmp_path: Path) -> None:

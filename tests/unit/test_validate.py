@@ -68,7 +68,7 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | in
 JUNK = st.sampled_from([None, True, -1, 0, 2**70, 1.5, "", "RLIMIT_NO", [], {}, [None], {"a": 1}])
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_both_validators_agree(fast: Any, slow: Draft4Validator, data: st.DataObject) -> None:
     config: Any = json.loads((DATA / "podman-volumes.json").read_bytes())

@@ -1,0 +1,7 @@
+"""What the tests of the contract share."""
+
+from __future__ import annotations
+
+from ..unit import hypothesis_profile  # noqa: TID252
+
+hypothesis_profile.load()
