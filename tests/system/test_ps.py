@@ -40,9 +40,19 @@ def lines(cli: Cli, *options: str) -> list[str]:
     return cli("ps", "p", *options).stdout.decode().splitlines()
 
 
+def table(cli: Cli, *last_words: str) -> list[str]:
+    """Once it has rows that end like that: who has been forked may not have called execve(2), nor forked in its turn, when the shell says "ready"."""
+
+    def have_come() -> list[str]:
+        found = lines(cli)
+        return found if all(any(row.endswith(word) for row in found) for word in last_words) else []
+
+    return eventually(have_come, f"rows that end with {last_words}")
+
+
 def test_a_container_with_children(cli: Cli, running) -> None:
     running(CHILDREN)
-    head, *rows = lines(cli)
+    head, *rows = table(cli, " sleep 1001", " sleep 1002", " sleep 1003")
     assert head == HEAD
     fields = [row.split(None, 7) for row in rows]
     assert fields[0][:3] == ["root", "1", "0"]
@@ -62,6 +72,7 @@ def test_the_numbers_are_those_that_the_container_sees(cli: Cli, bundle, tmp_pat
         cli.create("p", bundle("/bin/sh", "-c", "sleep 1000 & echo $!; wait"), stdout=stdout)
     cli("start", "p")
     eventually(lambda: out.read_bytes().endswith(b"\n"), "told")
+    table(cli, " sleep 1000")
     assert lines(cli, "-o", "pid,args")[1:][-1].split() == [out.read_text().strip(), "sleep", "1000"]
 
 
@@ -85,7 +96,10 @@ def test_beside_runc(cli: Cli, running, spec: JsonDict, tmp_path: Path) -> None:
         return done.returncode, done.stdout.splitlines()
 
     try:
-        eventually(lambda: len(theirs(name)[1]) == 3, "runc's container has its child")
+        eventually(
+            lambda: any(row.endswith(" sleep 1000") for row in theirs(name)[1]), "runc's container has its child"
+        )
+        table(cli, " sleep 1000")
         for options in ((), ("-ef",), ("-eo", "pid,ppid,args"), ("-o", "pid,comm")):
             code, expected = theirs(name, *options)
             found = lines(cli, *options)
@@ -112,6 +126,7 @@ def test_json_is_the_pid_that_callers_know(cli: Cli, bundle) -> None:
 
 def test_more_than_one_answer_holds(cli: Cli, running) -> None:
     running(CROWD)
+    eventually(lambda: sum(row.endswith(" sleep 1000") for row in lines(cli)) == MANY, "all sleep", 120)
     head, *rows = lines(cli, "-o", "pid,args")
     assert head.split() == ["PID", "COMMAND"]
     assert len(rows) == MANY + 1
@@ -122,6 +137,7 @@ def test_more_than_one_answer_holds(cli: Cli, running) -> None:
 
 def test_hostile_names(cli: Cli, running) -> None:
     running(HOSTILE)
+    table(cli, " sleep 1000")
     text = cli("ps", "p").stdout.decode()
     assert len(text.splitlines()) == 4
     assert all(character.isprintable() or character == "\n" for character in text)
