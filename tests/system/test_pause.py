@@ -179,9 +179,11 @@ def test_output_that_its_reader_did_not_take_is_delivered_after_the_end(cli: Cli
     qemu = qemu_of(cli, "p")
     _idle(qemu)  # pipe, shim and guest are full
     cli("pause", "p")
-    threading.Thread(target=cli, args=("kill", "p", "KILL"), daemon=True).start()
+    kill = threading.Thread(target=cli, args=("kill", "p", "KILL"), daemon=True)
+    kill.start()
     with os.fdopen(reader, "rb") as stdin:
         data = stdin.read()
+    kill.join()  # its pipes are descriptors of ours
     assert len(data) > 64 * 1024, "more than the pipe held"
     numbers = data.splitlines()[:-1]
     assert numbers == [b"%d" % number for number in range(len(numbers))]
@@ -203,8 +205,8 @@ def test_the_time_of_day_is_right_after_it(cli: Cli, running) -> None:
     cli("pause", "p")
     time.sleep(3)  # what the guest must not have slept
     said = out.read_bytes().count(b"\n")
-    cli("resume", "p")
     now = time.time()
+    cli("resume", "p")
     eventually(lambda: out.read_bytes().count(b"\n") > said + 3, "it tells the time again")
     last = float(out.read_bytes().splitlines()[said + 2].split(b".")[0])
     assert last >= int(now) - 1

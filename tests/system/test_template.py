@@ -107,8 +107,7 @@ def test_killed_builder_leaves_no_qemu_and_is_swept_up_after(home: Settings) -> 
     template_prune.prune(home, Limits(everything=True))
     builder = _builder(home)
     assert builder.stdout is not None
-    while "booting" not in builder.stdout.readline():
-        pass
+    assert any("booting" in line for line in builder.stdout)
     deadline = time.monotonic() + _DEADLINE_S
     while not (children := psutil.Process(builder.pid).children(recursive=True)):
         assert time.monotonic() < deadline
@@ -116,7 +115,7 @@ def test_killed_builder_leaves_no_qemu_and_is_swept_up_after(home: Settings) -> 
     builder.send_signal(signal.SIGKILL)
     builder.wait()
     builder.stdout.close()
-    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert psutil.wait_procs(children, timeout=_DEADLINE_S)[1] == []
     built = kernel_template.ensure(home, _quiet)
     assert sorted(os.listdir(template_store.root(home.home))) == [".lock", built.key]
     assert not [path for path in Path(built.directory).iterdir() if path.suffix == ".log"]
