@@ -6,9 +6,13 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from rundctl.engine import settings, template_store
+from rundctl.vmm import binary
 
 from .conftest import RUNDCTL, Cli, JsonDict
 
@@ -246,26 +250,61 @@ def _home() -> dict[str, str]:
     return {name: os.environ[name] for name in ("RUNDCTL_HOME",) if name in os.environ}
 
 
-@pytest.fixture
-def own_home(tmp_path: Path, template: str) -> Path:
-    """A copy of RUNDCTL_HOME whose template may be damaged."""
-    del template
-    home = tmp_path / "home"
-    subprocess.run(
-        ["cp", "-a", "--sparse=always", os.environ.get("RUNDCTL_HOME", "/var/lib/rundctl"), home], check=True
-    )
-    return home
+@dataclass(frozen=True)
+class Home:
+    """A RUNDCTL_HOME with one template, and the environment that leads to both."""
+
+    template: Path
+    env: dict[str, str]
 
 
-@pytest.mark.parametrize("damage", ["memory", "state", "upper3/image", "manifest", "all"])
-def test_a_damaged_template_is_rebuilt(cli: Cli, bundle, own_home: Path, damage: str) -> None:
-    for template in (own_home / "templates").iterdir():
-        if damage == "all":
-            shutil.rmtree(template) if template.is_dir() else template.unlink()
-        for file in template.glob(f"{damage}*") if template.is_dir() else ():
-            os.truncate(file, 100)
-    done = cli("run", "--bundle", str(bundle("/bin/echo", "fine")), "e", env={"RUNDCTL_HOME": str(own_home)})
+def _make_home(home: Path, key: str) -> Home:
+    """A home of the kernels and QEMU that the host's has, and of a copy of one template that is as good as the host's, and may be damaged."""
+    chosen = settings.load()
+    shared = Path(chosen.home)
+    (home / "kernels").symlink_to(shared / "kernels")
+    config = home / "rundctl.toml"
+    qemu = binary.find(binary.Choice(chosen.home, chosen.qemu))  # the key of a template is also of its path
+    config.write_text(f"home = {json.dumps(str(home))}\nqemu = {json.dumps(qemu)}\n")
+    copy = home / "templates" / key
+    copy.parent.mkdir(mode=0o700)
+    source = shared / "templates" / key
+    subprocess.run(["cp", "-a", "--sparse=always", shared / "digests.json", home], check=True)
+    subprocess.run(["cp", "-a", "--sparse=always", "--reflink=auto", source, copy], check=True)
+    manifest = json.loads((copy / template_store.MANIFEST).read_text())
+    for name, described in manifest["files"].items():
+        described["identity"] = template_store.file_identity(str(copy / name))
+    (copy / template_store.MANIFEST).write_text(json.dumps(manifest))
+    assert _is_intact(copy)
+    return Home(copy, {**os.environ, "RUNDCTL_CONFIG": str(config), "RUNDCTL_HOME": str(home)})
+
+
+def _is_intact(template: Path) -> bool:
+    manifest = template_store.read_manifest(str(template))
+    return manifest is not None and template_store.is_intact(str(template), manifest)
+
+
+def _built_ns(template: Path) -> int:
+    return int(json.loads((template / template_store.MANIFEST).read_text())["built_ns"])
+
+
+@pytest.mark.parametrize("damage", ["nothing", "memory", "state", "upper3/image", "manifest", "all"])
+def test_a_damaged_template_is_rebuilt(cli: Cli, bundle, template: str, tmp_path: Path, damage: str) -> None:
+    """And none that is not."""
+    directory = tmp_path / "home"
+    directory.mkdir()
+    home = _make_home(directory, template.strip())
+    copy = home.template
+    before = _built_ns(copy)
+    if damage == "all":
+        shutil.rmtree(copy)
+    for file in copy.glob(f"{damage}*"):
+        os.truncate(file, 100)
+    assert _is_intact(copy) == (damage == "nothing")
+    done = cli("run", "--bundle", str(bundle("/bin/echo", "fine")), "e", env=home.env)
     assert done.stdout == b"fine\n"
+    assert _is_intact(copy)
+    assert (_built_ns(copy) == before) == (damage == "nothing")
 
 
 def test_full_disk(cli: Cli, bundle, tmp_path: Path) -> None:
@@ -290,20 +329,22 @@ def test_full_disk(cli: Cli, bundle, tmp_path: Path) -> None:
         subprocess.run(["umount", small], check=True)
 
 
-def test_full_disk_while_the_upper_is_made(cli: Cli, bundle, own_home: Path, tmp_path: Path) -> None:
+def test_full_disk_while_the_upper_is_made(cli: Cli, bundle, template: str, tmp_path: Path) -> None:
     """RUNDCTL_HOME on a full file system: the upper cannot be copied, or, where it can be reflinked, need not be."""
     disk = tmp_path / "disk"
-    used = int(subprocess.run(["du", "-sm", own_home], capture_output=True, check=True).stdout.split()[0])
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={used + 8}m", "tmpfs", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], check=True)
     try:
-        subprocess.run(["cp", "-a", "--sparse=always", f"{own_home}/.", disk], check=True)
+        home = _make_home(disk, template.strip())
+        used = int(subprocess.run(["du", "-sm", disk], capture_output=True, check=True).stdout.split()[0])
+        subprocess.run(["mount", "-o", f"remount,size={used + 8}m", disk], check=True)
         with (disk / "fill").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(b"x" * 4096)
-        env = {"RUNDCTL_HOME": str(disk)}
-        done = cli("run", "--bundle", str(bundle("/bin/true")), "e", env=env, code=1)
+        done = cli("run", "--bundle", str(bundle("/bin/true")), "e", env=home.env, code=1)
+        assert b"make the upper layer" in done.stderr
         assert b"o space left on device" in done.stderr
         assert len(done.stderr.splitlines()) == 1
+        assert _is_intact(home.template)
     finally:
         subprocess.run(["umount", disk], check=True)
