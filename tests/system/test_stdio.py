@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+from pathlib import Path
 
 from .conftest import Cli, digest
+from .runtimes import bind
 
 MIB = 1 << 20
 SIZE = 50 * MIB
 
 
-def test_50_mb_through_stdout(sh) -> None:
-    done = sh(f"head -c {SIZE} /dev/urandom | tee /tmp/data; sha256sum /tmp/data >&2")
+def test_50_mb_through_stdout(sh, tmp_path: Path) -> None:
+    """Of a file that the host made: to make as much, and its digest, takes an emulated guest a minute."""
+    data = os.urandom(SIZE)
+    (tmp_path / "data").write_bytes(data)
+    done = sh("cat /data", change=lambda config: config["mounts"].append(bind(tmp_path / "data", "/data", "ro")))
     assert len(done.stdout) == SIZE
-    assert done.stderr.decode().split()[0] == digest(done.stdout)
+    assert digest(done.stdout) == digest(data)
 
 
 def test_50_mb_through_stdin(sh) -> None:
