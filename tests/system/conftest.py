@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import psutil
 import pytest
 
 from rundctl.engine import settings
@@ -27,11 +26,11 @@ JsonDict = dict[str, Any]
 T = TypeVar("T")
 
 
-def eventually(probe: Callable[[], T], what: str, timeout_s: float = 20.0) -> T:
-    """Poll until the probe is true: for states of the kernel that send no event."""
+def eventually(probe: Callable[[], T], what: str | Callable[[], str], timeout_s: float = 20.0) -> T:
+    """Poll until the probe is true: for states of the kernel that send no event. ``what`` is only called if it never is."""
     deadline = time.monotonic() + timeout_s
     while not (value := probe()):
-        assert time.monotonic() < deadline, f"never happened: {what}"
+        assert time.monotonic() < deadline, f"never happened: {what if isinstance(what, str) else what()}"
         time.sleep(0.02)
     return value
 
@@ -115,17 +114,24 @@ def cli(tmp_path: Path, template: str) -> Iterator[Cli]:
     del template
     command = Cli(tmp_path / "root")
     yield command
+    if not any(command.root.iterdir()):
+        return  # `list` takes longer than to look
     for container in json.loads(command("list", "-f", "json").stdout or b"[]") or []:
         command("delete", "--force", container["id"], code=None)
 
 
-@pytest.fixture
-def spec(rootfs: Path, tmp_path: Path) -> JsonDict:
-    """``rundctl spec``'s config.json, without a terminal and on the shared rootfs."""
-    directory = tmp_path / "spec"
-    directory.mkdir()
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """``rundctl spec``'s config.json."""
+    directory = tmp_path_factory.mktemp("spec")
     subprocess.run([RUNDCTL, "spec", "--bundle", directory], check=True)
-    config: JsonDict = json.loads((directory / "config.json").read_text())
+    return (directory / "config.json").read_text()
+
+
+@pytest.fixture
+def spec(example: str, rootfs: Path) -> JsonDict:
+    """It, without a terminal and on the shared rootfs."""
+    config: JsonDict = json.loads(example)
     config["process"]["terminal"] = False
     config["root"] = {"path": str(rootfs), "readonly": False}
     return config
@@ -172,8 +178,8 @@ def sh(cli: Cli, bundle: Callable[..., Path]) -> Callable[..., subprocess.Comple
 
 
 @pytest.fixture
-def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Settings for the containers of this test, in place of the host's, with its home; their template is built."""
+def settle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Settings for the containers of this test, in place of the host's, with its home."""
     home = settings.load().home
 
     def write(**others: str | int) -> None:
@@ -181,6 +187,16 @@ def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         config = tmp_path / "rundctl.toml"
         config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in chosen.items()))
         monkeypatch.setenv("RUNDCTL_CONFIG", str(config))
+
+    return write
+
+
+@pytest.fixture
+def configure(settle: Callable[..., None]) -> Callable[..., None]:
+    """The same, and their template is built."""
+
+    def write(**others: str | int) -> None:
+        settle(**others)
         subprocess.run([RUNDCTL, "template", "build"], capture_output=True, timeout=600, check=True)
 
     return write
@@ -204,17 +220,23 @@ def _cgroup_suffix(root: Path) -> str:
 def _processes(marker: str, suffix: str) -> list[str]:
     """Processes in a cgroup of this root, or with the test's directory on their command line."""
     found = []
-    for process in psutil.process_iter(["pid", "cmdline", "status"]):
-        if process.info["pid"] == os.getpid() or process.info["status"] == psutil.STATUS_ZOMBIE:
-            continue
-        line = " ".join(process.info["cmdline"] or [])
+    for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            cgroups = Path(f"/proc/{process.info['pid']}/cgroup").read_text()
+            line = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ")
+            cgroups = Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
         except OSError:
             continue
-        if marker in line or suffix in cgroups:
-            found.append(f"{process.info['pid']} {line[:200]}")
+        if (marker in line or suffix in cgroups) and int(pid) != os.getpid() and not _is_zombie(pid):
+            found.append(f"{pid} {line[:200]}")
     return found
+
+
+def _is_zombie(pid: str) -> bool:
+    """Or gone since."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def _mounts(marker: str) -> list[str]:
@@ -241,7 +263,9 @@ def nothing_left(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Non
     elsewhere = Path("/run/rundctl/.elsewhere")
     links = [link.name for link in elsewhere.glob(f"*@{suffix[1:]}")] if elsewhere.exists() else []
     assert links == [], "links left for --root"
-    eventually(lambda: not _processes(str(tmp_path), suffix), f"processes left: {_processes(str(tmp_path), suffix)}")
+    eventually(
+        lambda: not _processes(str(tmp_path), suffix), lambda: f"processes left: {_processes(str(tmp_path), suffix)}"
+    )
     assert _mounts(str(tmp_path)) == []
     assert _cgroups(suffix) == []
     assert len(os.listdir("/proc/self/fd")) <= descriptors

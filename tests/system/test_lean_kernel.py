@@ -219,19 +219,23 @@ def test_it_leaves_more_memory_than_debian_s(sh, lean: kernel.Kernel, stock_kern
 
 
 def test_it_boots_faster_than_debian_s(
-    cli: Cli, bundle, lean: kernel.Kernel, stock_kernel: str, configure: Callable[..., None]
+    cli: Cli, bundle, lean: kernel.Kernel, stock_kernel: str, settle: Callable[..., None]
 ) -> None:
     where = str(bundle("/bin/true"))
 
     def cold_s(name: str) -> float:
-        configure(kernel=name)
+        settle(kernel=name)
         before = time.monotonic()
         cli("run", "--template", "off", "--bundle", where, "cold")
         return time.monotonic() - before
 
-    # In turn, and the best of each: what else runs on the machine can only add.
-    rounds = [(cold_s(stock_kernel), cold_s(lean.name)) for _ in range(3)]
-    stock, ours = (min(column) for column in zip(*rounds, strict=True))
+    # In turn, and the best of each: what else runs on the machine can only add. The first round is enough where it leaves no doubt.
+    rounds: list[tuple[float, float]] = []
+    while len(rounds) < 3:
+        rounds.append((cold_s(stock_kernel), cold_s(lean.name)))
+        stock, ours = (min(column) for column in zip(*rounds, strict=True))
+        if 2 * ours < stock:
+            break
     assert 1.5 * ours < stock, rounds
 
 

@@ -7,6 +7,7 @@ those of any container. What differs is in ``DIFFERENCES``, with the reason, and
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -119,6 +120,14 @@ class Tree:
         for place in (self.rootfs, *self.layers):
             found |= rootfs_data.fingerprint(place)
         return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left() -> Iterator[None]:
+    """No descriptor after the module; all else that a container could leave is what ``view`` looks for, and a test here has no container."""
+    descriptors = len(os.listdir("/proc/self/fd"))
+    yield
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
 @pytest.fixture(scope="module")
