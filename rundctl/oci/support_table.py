@@ -189,7 +189,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "linux.resources.cpu.quota",
         "honoured",
-        "the VM gets as many vCPUs as it needs, the guest's cgroup enforces it; on the host the VM may use a quarter of a CPU more",
+        "the VM gets as many vCPUs as it needs (emulated maybe on one thread), the guest's cgroup enforces it; on the host the VM may use a quarter CPU more",
     ),
     ("linux.resources.cpu.period", "honoured", "in the guest and on the host"),
     ("linux.resources.cpu.burst", "honoured", "in the guest and on the host"),

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rundctl.engine import lower_image_build, lower_images
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from rundctl.engine.lower_images import Content, Image
 
+T = TypeVar("T")
 MAX_MIB = 10240
 DEADLINE_S = 60
 MIB = 1 << 20
@@ -47,11 +48,12 @@ def host_reads_erofs() -> bool:
     return "\terofs\n" in Path("/proc/filesystems").read_text()
 
 
-def eventually(probe: Callable[[], object], what: str) -> None:
+def eventually(probe: Callable[[], T], what: str) -> T:
     deadline = time.monotonic() + DEADLINE_S
-    while not probe():
+    while not (value := probe()):
         assert time.monotonic() < deadline, f"never happened: {what}"
         time.sleep(0.005)
+    return value
 
 
 def corrupt(path: Path) -> None:

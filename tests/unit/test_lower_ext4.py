@@ -159,8 +159,7 @@ def test_cp_ends_with_its_builder(home: str, tmp_path: Path, directory: Path) ->
         (big / str(number)).write_bytes(bytes(MIB))
     content = Content((str(big),)).with_room(64)
     with builder(home, big, room_mib=64) as killed:
-        eventually(lambda: [pid for pid in children(killed.pid) if _is_cp(pid)], "cp runs")
-        cp = children(killed.pid)
+        cp = eventually(lambda: [pid for pid in children(killed.pid) if _is_cp(pid)], "cp runs")
         killed.kill()
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in cp), "cp ends with its builder")
     assert names(home) == {f".{content.key}.tmp"}

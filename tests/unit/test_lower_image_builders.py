@@ -29,18 +29,18 @@ BUILDER = """
 import os, signal, sys
 from rundctl.engine import lower_image_build
 from rundctl.engine.lower_images import Content
-home, stop_at, *directories = sys.argv[1:]
+home, room, stop_at, *directories = sys.argv[1:]
 def progress(step):
     print(step, flush=True)
     if stop_at and step.startswith(stop_at):
         os.kill(os.getpid(), signal.SIGSTOP)
-image = lower_image_build.build(home, Content(tuple(directories)), progress, max_mib=10240)
+image = lower_image_build.build(home, Content(tuple(directories), room_mib=int(room) if room else None), progress, max_mib=10240)
 print(image.path, flush=True)
 """
 
 
-def builder(home: str, *layers: Path, stop_at: str = "") -> subprocess.Popen[str]:
-    argv = [sys.executable, "-c", BUILDER, home, stop_at, *map(str, layers)]
+def builder(home: str, *layers: Path, room_mib: int | str = "", stop_at: str = "") -> subprocess.Popen[str]:
+    argv = [sys.executable, "-c", BUILDER, home, str(room_mib), stop_at, *map(str, layers)]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
 
 
