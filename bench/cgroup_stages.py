@@ -11,8 +11,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rundctl.engine import cgroup_fill, cgroup_pool
-from rundctl.engine.cgroup_lease import Pool
+from rundctl.engine.cgroups import cgroup_pool, fill
+from rundctl.engine.cgroups.ownership import Pool
 from rundctl.host import cgroup_settings, cgroupfs
 
 if TYPE_CHECKING:
@@ -108,10 +108,10 @@ class Bench:
         return cgroup_pool.lease(self.hierarchies, f"{self.parent}/starts/{name}", directory, self._state)
 
     def _fill(self, size: int) -> None:
-        cgroup_fill.fill(self.hierarchies, f"{self.parent}/starts", size, lambda _: None, self._state)
+        fill.fill(self.hierarchies, f"{self.parent}/starts", size, lambda _: None, self._state)
 
     def _drain(self) -> None:
-        cgroup_fill.drain(self.hierarchies, f"{self.parent}/starts", lambda _: None, self._state)
+        fill.drain(self.hierarchies, f"{self.parent}/starts", lambda _: None, self._state)
 
     def measure(self, way: str, at_once: int, starts: int) -> dict[str, Any]:
         """So many starts at once, again and again until there were enough."""

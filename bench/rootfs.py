@@ -36,7 +36,8 @@ import rootfs_prepare
 import smaps
 from rootfs_image import FULL, QUICK, RUNDCTL, Image, Sizes
 
-from rundctl.engine import kernel_template, settings
+from rundctl.engine import settings
+from rundctl.engine.template import kernel_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

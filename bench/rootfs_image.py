@@ -11,8 +11,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rundctl.engine import lower_images, settings
-from rundctl.engine.lower_images import Content
+from rundctl.engine import settings
+from rundctl.engine.rootfs.images import content as lower_images
+from rundctl.engine.rootfs.images.content import Content
 
 RUNDCTL = os.environ.get("RUNDCTL", f"{sys.prefix}/bin/rundctl")
 MIB = 1 << 20

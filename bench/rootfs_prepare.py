@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import upper
 
-from rundctl.engine import kernel_template, lower_image_build, settings, template_store
-from rundctl.engine.lower_images import Content
+from rundctl.engine import settings
+from rundctl.engine.rootfs.images import build
+from rundctl.engine.rootfs.images.content import Content
+from rundctl.engine.template import kernel_template, store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +30,7 @@ PRIVATE = {"9p": UPPER, "virtiofs": UPPER, "erofs-pmem": UPPER, "erofs-blk": UPP
 def measure(scratch: Path, sizes: Sizes) -> dict[str, Any]:
     """By what is private, kind of file system, and how many at once ("in a row": in one process): milliseconds."""
     sources = {UPPER: kernel_template.ensure(settings.load(), print).upper(0), DISK: _image(scratch)}
-    places = {UPPER: template_store.UPPERS, DISK: ("disk/image",)}
+    places = {UPPER: store.UPPERS, DISK: ("disk/image",)}
     result: dict[str, Any] = {name: {} for name in sources}
     for kind in upper.KINDS:
         with upper.disk(kind, scratch) as point:
@@ -50,6 +52,6 @@ def _image(scratch: Path) -> str:
     rootfs.mkdir()
     (rootfs / "data").write_bytes(os.urandom(DATA_MIB << 20))
     content = Content.of_directory(str(rootfs), "bench").with_room(settings.load().upper_mib)
-    image = lower_image_build.build(str(home), content, lambda _: None, max_mib=1 << 20)
+    image = build.build(str(home), content, lambda _: None, max_mib=1 << 20)
     shutil.rmtree(rootfs)
     return image.path

@@ -26,8 +26,10 @@ from typing import TYPE_CHECKING, Any, Self
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import smaps
 
-from rundctl.engine import hybrid_rootfs, kernel_template, rootfs_choice, settings, template_store
-from rundctl.engine.template_inputs import Request
+from rundctl.engine import settings
+from rundctl.engine.rootfs import choice, hybrid_rootfs
+from rundctl.engine.template import kernel_template, store
+from rundctl.engine.template.inputs import Request
 from rundctl.guest import wire
 from rundctl.host import native, process
 from rundctl.oci import bundle as bundles
@@ -35,7 +37,7 @@ from rundctl.vmm import qemu
 from rundctl.vmm.qmp import Qmp
 
 if TYPE_CHECKING:
-    from rundctl.engine.lower import Lower
+    from rundctl.engine.rootfs.transport import Lower
 
 RUNDCTL = os.environ.get("RUNDCTL", f"{sys.prefix}/bin/rundctl")
 QUIET_S = 20.0  # before anything of an idle clone is measured: its start has timers of its own
@@ -226,7 +228,7 @@ def measure(counts: list[int], starts: int, transport: str) -> dict[str, Any]:
     host = settings.load()
     with tempfile.TemporaryDirectory() as scratch, Fleet(Path(scratch), transport) as fleet, ExitStack() as undo:
         bundle = bundles.load(str(fleet.bundle))
-        lower = rootfs_choice.choose(undo, bundle, host, host.memory_mib, lambda: kernel_template.able(host))
+        lower = choice.choose(undo, bundle, host, host.memory_mib, lambda: kernel_template.able(host))
         return _measure(fleet, host, lower, counts, starts)
 
 
@@ -247,7 +249,7 @@ def _measure(fleet: Fleet, host: settings.Settings, lower: Lower, counts: list[i
         "template": {
             "build_s": template.manifest["build_s"],
             "mib_on_disk": round(
-                sum(os.stat(f"{template.directory}/{name}").st_blocks for name in template_store.FILES) / 2048, 1
+                sum(os.stat(f"{template.directory}/{name}").st_blocks for name in store.FILES) / 2048, 1
             ),
         },
         "memory": {},

@@ -22,7 +22,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rundctl.engine import kernel_template, settings, template_store, upper
+from rundctl.engine import settings
+from rundctl.engine.template import kernel_template, store, upper
 from rundctl.host import files
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _TIMES = struct.Struct("=QQ")
 _START = """
 import os, struct, sys, time
 sys.path[:0] = {path!r}
-from rundctl.engine import upper
+from rundctl.engine.template import upper
 ready, go, result, end = map(int, sys.argv[1:5])
 images = sys.argv[5:]
 os.write(ready, b"r")
@@ -74,7 +75,7 @@ def disk(kind: str, directory: Path) -> Iterator[Path]:
         image.unlink()
 
 
-def put(source: str, directory: Path, names: Iterable[str] = template_store.UPPERS) -> list[Path]:
+def put(source: str, directory: Path, names: Iterable[str] = store.UPPERS) -> list[Path]:
     """Copy an image's data, as often as templates hold it and where they have it."""
     images = [directory / name for name in names]
     for image in images:

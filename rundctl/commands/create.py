@@ -8,7 +8,7 @@ from rundctl.commands.declare import Options, Verb
 
 def run(options: Options) -> int:
     """Create a container; it waits for ``start``."""
-    from rundctl.engine import lifecycle
+    from rundctl.engine.container import lifecycle
 
     lifecycle.create(engine.context(options), engine.create_options(options))
     return 0

@@ -8,7 +8,7 @@ from rundctl.commands.declare import Flag, Options, Verb
 
 def run(options: Options) -> int:
     """Remove what is left of a container."""
-    from rundctl.engine import lifecycle
+    from rundctl.engine.container import lifecycle
 
     lifecycle.delete(engine.context(options), options.text("ID"), force=options.on("force"))
     return 0

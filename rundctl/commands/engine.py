@@ -13,7 +13,7 @@ from rundctl.errors import UsageError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.commands.declare import Options
-    from rundctl.engine.lifecycle import Context, CreateOptions
+    from rundctl.engine.container.lifecycle import Context, CreateOptions
 
 ARGUMENTS = (ID,)
 _TEMPLATE = {"": None, "on": True, "off": False}
@@ -37,7 +37,8 @@ CREATE_FLAGS = (
 
 def context(options: Options) -> Context:
     """The engine's context for a call."""
-    from rundctl.engine import lifecycle, settings
+    from rundctl.engine import settings
+    from rundctl.engine.container import lifecycle
 
     return lifecycle.Context(
         options.text("root") or None,
@@ -57,7 +58,7 @@ def _systemd_cgroup(options: Options) -> bool:
 def create_options(options: Options, *, detach: bool = True, keep: bool = False) -> CreateOptions:
     """What ``create`` and ``run`` ask of the engine; UsageError for what is refused."""
     _refuse(options)
-    from rundctl.engine import lifecycle
+    from rundctl.engine.container import lifecycle
 
     if options.on("no-pivot"):
         options.debug("--no-pivot has no effect: the guest's root is never a host directory")

@@ -18,7 +18,7 @@ _NS_PER_S = 10**9
 
 def run(options: Options) -> int:
     """Print a line of JSON an event."""
-    from rundctl.engine import events
+    from rundctl.engine.container import events
 
     interval_ns = duration.parse(options.text("interval"), "--interval")
     if interval_ns <= 0:

@@ -10,15 +10,16 @@ from rundctl.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rundctl.engine.lower_image_store import Entry
-    from rundctl.engine.lower_images import Content
+    from rundctl.engine.rootfs.images.content import Content
+    from rundctl.engine.rootfs.images.store import Entry
 
 
 def list_(options: Options) -> int:
     """One line an image."""
-    from rundctl.engine import lower_image_store, settings
+    from rundctl.engine import settings
+    from rundctl.engine.rootfs.images import store
 
-    found = lower_image_store.entries(settings.load().home)
+    found = store.entries(settings.load().home)
     if options.on("json"):
         write(json.dumps([entry.facts() for entry in found], indent=2) + "\n")
     else:
@@ -29,7 +30,8 @@ def list_(options: Options) -> int:
 def build(options: Options) -> int:
     """Build a rootfs's image unless it is there; its key is printed."""
     from rundctl.commands.progress import Progress
-    from rundctl.engine import lower_image_build, settings
+    from rundctl.engine import settings
+    from rundctl.engine.rootfs.images import build as lower_image_build
 
     content = _content(options.text("ROOTFS"), options.text("immutable"))
     chosen = settings.load()
@@ -43,10 +45,11 @@ def build(options: Options) -> int:
 
 def prune(options: Options) -> int:
     """Remove what nothing can use, and what is over the limit given; the keys are printed."""
-    from rundctl.engine import lower_image_store, settings
+    from rundctl.engine import settings
+    from rundctl.engine.rootfs.images import store
 
     limit = options.number("max-size") if options.text("max-size") else None
-    removed = lower_image_store.prune(settings.load().home, max_mib=limit, everything=options.on("all"))
+    removed = store.prune(settings.load().home, max_mib=limit, everything=options.on("all"))
     write("".join(f"{key}\n" for key in removed))
     return 0
 
@@ -54,18 +57,19 @@ def prune(options: Options) -> int:
 def verify(options: Options) -> int:
     """Compare all images with their digests and remove the damaged; their keys are printed, and the status is 1 if there are any."""
     from rundctl.commands.progress import Progress
-    from rundctl.engine import lower_image_store, settings
+    from rundctl.engine import settings
+    from rundctl.engine.rootfs.images import store
 
     del options
     with Progress() as progress:
-        damaged = lower_image_store.verify(settings.load().home, progress.say)
+        damaged = store.verify(settings.load().home, progress.say)
     write("".join(f"{key}\n" for key in damaged))
     return 1 if damaged else 0
 
 
 def _content(rootfs: str, version: str) -> Content:
-    from rundctl.engine import overlay_mount
-    from rundctl.engine.lower_images import Content
+    from rundctl.engine.rootfs.images import overlay as overlay_mount
+    from rundctl.engine.rootfs.images.content import Content
     from rundctl.oci.options import IMMUTABLE
 
     if version:

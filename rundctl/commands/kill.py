@@ -11,7 +11,7 @@ _LAST = 64  # SIGRTMAX of the guest: the same ABI as the host's
 
 def run(options: Options) -> int:
     """Send a signal to the container's first process."""
-    from rundctl.engine import lifecycle
+    from rundctl.engine.container import lifecycle
 
     number = signal_number(options.text("SIGNAL"))
     lifecycle.kill(engine.context(options), options.text("ID"), number, everyone=options.on("all"))

@@ -17,7 +17,7 @@ _COLUMNS = ("id", "pid", "status", "bundle", "created", "owner")
 
 def run(options: Options) -> int:
     """Print the containers of a root."""
-    from rundctl.engine import lifecycle
+    from rundctl.engine.container import lifecycle
 
     containers = lifecycle.list_(engine.context(options))
     if options.on("quiet"):

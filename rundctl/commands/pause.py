@@ -8,7 +8,7 @@ from rundctl.commands.declare import Options, Verb
 
 def run(options: Options) -> int:
     """Stop a container's virtual machine."""
-    from rundctl.engine import lifecycle
+    from rundctl.engine.container import lifecycle
 
     lifecycle.pause(engine.context(options), options.text("ID"))
     return 0

@@ -11,7 +11,9 @@ from rundctl.errors import UsageError
 
 def fill(options: Options) -> int:
     """Make a pool, or fill it up."""
-    from rundctl.engine import cgroup_fill, cgroup_pool, settings
+    from rundctl.engine import settings
+    from rundctl.engine.cgroups import cgroup_pool
+    from rundctl.engine.cgroups import fill as cgroup_fill
     from rundctl.host import cgroupfs
 
     size = options.number("size") if options.text("size") else settings.load().pool_size
@@ -24,7 +26,7 @@ def fill(options: Options) -> int:
 
 def status(options: Options) -> int:
     """One line a pool."""
-    from rundctl.engine import cgroup_fill
+    from rundctl.engine.cgroups import fill as cgroup_fill
 
     found = cgroup_fill.status()
     if options.on("json"):
@@ -38,7 +40,7 @@ def status(options: Options) -> int:
 
 def drain(options: Options) -> int:
     """End pools."""
-    from rundctl.engine import cgroup_fill
+    from rundctl.engine.cgroups import fill as cgroup_fill
     from rundctl.host import cgroupfs
 
     cgroup_fill.drain(cgroupfs.hierarchies(), options.text("parent"), options.debug)

@@ -12,7 +12,7 @@ from rundctl.commands.output import write
 
 def run(options: Options) -> int:
     """Print the processes of a container."""
-    from rundctl.engine import processes
+    from rundctl.engine.container import processes
 
     ctx = engine.context(options)
     if options.text("format") == "json":

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rundctl.engine.processes import Listing
+    from rundctl.engine.container.processes import Listing
     from rundctl.guest.processes import Process
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400

@@ -8,7 +8,7 @@ from rundctl.commands.declare import Flag, Options, Verb
 
 def run(options: Options) -> int:
     """Create and start a container; in the foreground, exit as it exits."""
-    from rundctl.engine import lifecycle
+    from rundctl.engine.container import lifecycle
 
     asked = engine.create_options(options, detach=options.on("detach"), keep=options.on("keep"))
     return lifecycle.run(engine.context(options), asked)

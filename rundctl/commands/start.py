@@ -8,7 +8,7 @@ from rundctl.commands.declare import Options, Verb
 
 def run(options: Options) -> int:
     """Let a created container's process run."""
-    from rundctl.engine import lifecycle
+    from rundctl.engine.container import lifecycle
 
     lifecycle.start(engine.context(options), options.text("ID"))
     return 0

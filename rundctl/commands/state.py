@@ -11,7 +11,7 @@ from rundctl.commands.output import write
 
 def run(options: Options) -> int:
     """Print the state as the runtime-spec defines it, indented by two as runc prints it."""
-    from rundctl.engine import lifecycle
+    from rundctl.engine.container import lifecycle
 
     write(json.dumps(lifecycle.state(engine.context(options), options.text("ID")), indent=2) + "\n")
     return 0

@@ -8,7 +8,7 @@ from rundctl.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rundctl.engine.storage import Status
+    from rundctl.engine.template.reflink_store import Status
 
 _UNITS = {"M": 20, "G": 30, "T": 40}  # powers of two
 _STATES = {
@@ -22,11 +22,12 @@ _STATES = {
 def init(options: Options) -> int:
     """Make the store and mount it."""
     from rundctl.commands.progress import Progress
-    from rundctl.engine import settings, storage
+    from rundctl.engine import settings
+    from rundctl.engine.template import reflink_store
 
     size = _bytes(options.text("size")) if options.text("size") else None
     with Progress() as progress:
-        made = storage.init(settings.load().home, size, progress.say)
+        made = reflink_store.init(settings.load().home, size, progress.say)
     write(_text(made))
     return 0
 
@@ -34,11 +35,12 @@ def init(options: Options) -> int:
 def mount(options: Options) -> int:
     """Mount the store."""
     from rundctl.commands.progress import Progress
-    from rundctl.engine import settings, storage
+    from rundctl.engine import settings
+    from rundctl.engine.template import reflink_store
 
     del options
     with Progress() as progress:
-        mounted = storage.mount(settings.load().home, progress.say)
+        mounted = reflink_store.mount(settings.load().home, progress.say)
     write(_text(mounted))
     return 0
 
@@ -48,19 +50,21 @@ def status(options: Options) -> int:
     import dataclasses
     import json
 
-    from rundctl.engine import settings, storage
+    from rundctl.engine import settings
+    from rundctl.engine.template import reflink_store
 
-    found = storage.status(settings.load().home)
+    found = reflink_store.status(settings.load().home)
     write(json.dumps(dataclasses.asdict(found), indent=2) + "\n" if options.on("json") else _text(found))
     return 0
 
 
 def remove(options: Options) -> int:
     """Unmount and delete the store; the keys of the templates in it are printed."""
-    from rundctl.engine import settings, storage
+    from rundctl.engine import settings
+    from rundctl.engine.template import reflink_store
 
     del options
-    for key in storage.remove(settings.load().home):
+    for key in reflink_store.remove(settings.load().home):
         write(f"{key}\n")
     return 0
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def build(options: Options) -> int:
     """Build the template unless it exists; its key is printed."""
     from rundctl.commands.progress import Progress
-    from rundctl.engine import kernel_template, settings
+    from rundctl.engine import settings
+    from rundctl.engine.template import kernel_template
 
     del options
     with Progress() as progress:
@@ -26,11 +27,11 @@ def build(options: Options) -> int:
 
 def list_(options: Options) -> int:
     """One line a template."""
-    from rundctl.engine import template_store
+    from rundctl.engine.template import store
 
     del options
     rows = [("KEY", "MEMORY", "VCPUS", "SIZE", "STATE")]
-    for entry in template_store.entries(_settings().home):
+    for entry in store.entries(_settings().home):
         shape = entry.manifest.get("shape", {})
         state = "ok" if entry.intact else "damaged"
         rows.append(
@@ -48,16 +49,16 @@ def list_(options: Options) -> int:
 
 def show(options: Options) -> int:
     """A template's manifest."""
-    from rundctl.engine import template_store
+    from rundctl.engine.template import store
 
-    entry = template_store.entry(_settings().home, options.text("KEY"))
+    entry = store.entry(_settings().home, options.text("KEY"))
     write(json.dumps(entry.manifest, indent=2) + "\n")
     return 0
 
 
 def prune(options: Options) -> int:
     """Remove what nothing current can use, and what is over the limits given; the keys are printed."""
-    from rundctl.engine import template_prune
+    from rundctl.engine.template import prune as template_prune
 
     limits = template_prune.Limits(
         unused_days=options.number("unused-days") if options.text("unused-days") else None,
@@ -72,11 +73,12 @@ def prune(options: Options) -> int:
 def _settings() -> Settings:
     """The settings, with the reflink store mounted if there is one: the templates are in it."""
     from rundctl.commands.progress import Progress
-    from rundctl.engine import settings, storage
+    from rundctl.engine import settings
+    from rundctl.engine.template import reflink_store
 
     loaded = settings.load()
     with Progress() as progress:
-        storage.mount_if_there(loaded.home, progress.say)
+        reflink_store.mount_if_there(loaded.home, progress.say)
     return loaded
 
 

@@ -37,7 +37,7 @@ _UNITS = "bkmgtp"
 
 def run(options: Options) -> int:
     """Hold a container to other limits."""
-    from rundctl.engine import update
+    from rundctl.engine.container import update
 
     place = options.text("resources")
     asked = _read(place) if place else _from_flags(options)

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from rundctl.engine import cgroup_fill, lower_image_store, seccomp, settings, storage, template_inputs, template_store
+from rundctl.engine import settings
+from rundctl.engine.cgroups import fill
+from rundctl.engine.plan import seccomp
+from rundctl.engine.rootfs.images import store as lower_image_store
+from rundctl.engine.template import inputs, reflink_store
+from rundctl.engine.template import store as template_store
 from rundctl.errors import HostError, RundctlError, words
 from rundctl.guest import kernel
 from rundctl.host import cgroupfs, ficlone, machine, native, process
@@ -118,8 +123,8 @@ def _tools(_: Settings) -> Iterator[Finding]:
 
 
 def _qemu(chosen: Settings) -> Iterator[Finding]:
-    memo = template_inputs.open_memo(chosen)
-    path = template_inputs.find_qemu(chosen)
+    memo = inputs.open_memo(chosen)
+    path = inputs.find_qemu(chosen)
     found = binary.known(path, memo) or binary.examine(path, memo)
     what = f"{path} {_version(found.version)}, machine {found.machine}"
     if qemu.maps_memory_read_only(found.version):
@@ -133,7 +138,7 @@ def _qemu(chosen: Settings) -> Iterator[Finding]:
 
 def _lean_qemu(chosen: Settings) -> Iterator[Finding]:
     """A lean QEMU is nobody's package: it is for us to say that its source has been mended since."""
-    path = template_inputs.find_qemu(chosen)
+    path = inputs.find_qemu(chosen)
     name = next((name for name in binary.names(chosen.home) if binary.program(chosen.home, name) == path), "")
     if not name:
         text = "of the host: a lean one starts sooner and needs less memory in each container"
@@ -152,11 +157,11 @@ def _version(version: tuple[int, int]) -> str:
 
 
 def _accelerator(chosen: Settings) -> Iterator[Finding]:
-    memo = template_inputs.open_memo(chosen)
+    memo = inputs.open_memo(chosen)
     verdict = accelerator.given(chosen.accelerator)
     if verdict is None:
         host = machine.known(memo) or machine.examine(memo)
-        digest = memo.digest(template_inputs.find_qemu(chosen))
+        digest = memo.digest(inputs.find_qemu(chosen))
         verdict = accelerator.recall(memo, accelerator.circumstances(digest, host))
     if verdict is None:
         text = f"not known yet: {accelerator.KVM_DEVICE} is there, but only booting a guest tells whether it works"
@@ -173,7 +178,7 @@ def _accelerator(chosen: Settings) -> Iterator[Finding]:
 def _kernel(chosen: Settings) -> Iterator[Finding]:
     there = kernel.names(chosen.home)
     choice = kernel.Choice(chosen.home, chosen.kernel, chosen.kernel_modules)
-    found = kernel.find(choice, template_inputs.open_memo(chosen))
+    found = kernel.find(choice, inputs.open_memo(chosen))
     if found is None:
         text = f"{chosen.kernel} (from the settings) has not been taken over yet"
         yield Finding("kernel", Level.WARN, text, "rundctl template build")
@@ -187,8 +192,8 @@ def _reflinks(chosen: Settings) -> Iterator[Finding]:
     if not os.path.isdir(chosen.home):
         yield Finding("reflink", Level.WARN, f"{chosen.home} is missing", "rundctl kernel fetch makes it")
         return
-    image, templates = storage.image_path(chosen.home), template_store.root(chosen.home)
-    if os.path.exists(image) and not storage.is_mounted(chosen.home):
+    image, templates = reflink_store.image_path(chosen.home), template_store.root(chosen.home)
+    if os.path.exists(image) and not reflink_store.is_mounted(chosen.home):
         text = f"{image}, the reflink store, is not mounted: the next create does it, or says why it cannot"
         yield Finding("reflink", Level.WARN, text, "rundctl storage mount")
         return
@@ -256,7 +261,7 @@ def _virtiofsd(chosen: Settings) -> Iterator[Finding]:
             "virtiofsd", Level.OK, "not installed; only root file systems by virtio-fs need it", virtiofsd.HINT
         )
         return
-    memo = template_inputs.open_memo(chosen)
+    memo = inputs.open_memo(chosen)
     found = virtiofsd.known(path, memo) or virtiofsd.examine(path, memo)
     yield Finding("virtiofsd", Level.OK, f"{found.path}: {found.version}")
 
@@ -264,7 +269,7 @@ def _virtiofsd(chosen: Settings) -> Iterator[Finding]:
 def _current_key(chosen: Settings) -> str | None:
     """Of the template that the settings lead to. Not through `kernel_template.find`, which notes the template's use."""
     try:
-        known = template_inputs.known(chosen, template_inputs.Request(), template_inputs.open_memo(chosen))
+        known = inputs.known(chosen, inputs.Request(), inputs.open_memo(chosen))
     except RundctlError:
         return None  # why is told by the checks of QEMU and kernel
     return None if known is None else known[1]
@@ -322,7 +327,7 @@ def _favordynmods(found: list[cgroupfs.Hierarchy]) -> Iterator[Finding]:
 
 def _pools(_: Settings) -> Iterator[Finding]:
     """Cgroups made ahead, and slots of the dead, which the next fill takes back."""
-    found = cgroup_fill.status()
+    found = fill.status()
     if not found:
         yield Finding("pool", Level.OK, "none: cgroups are made on the spot", "rundctl pool fill makes some ahead")
     for pool in found:

@@ -12,7 +12,7 @@ import pytest
 from groups import ROOT, Group, until
 from shim_rig import Shim
 
-from rundctl.engine import cgroup_pool
+from rundctl.engine.cgroups import cgroup_pool
 from rundctl.host import cgroup_settings, cgroupfs, native
 from rundctl.host.cgroup_settings import Limits
 

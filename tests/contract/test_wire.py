@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rundctl.engine import vm
+from rundctl.engine.container import vm
 from rundctl.errors import GuestError
 from rundctl.guest import ops, wire
 

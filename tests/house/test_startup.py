@@ -31,8 +31,8 @@ HEAVY = frozenset(
         "importlib.metadata",
         "tomllib",
         "threading",
-        "rundctl.engine.disk",
-        "rundctl.engine.shares",
+        "rundctl.engine.rootfs.disk",
+        "rundctl.engine.rootfs.shares",
         "rundctl.vmm.virtiofsd",
     ]
 )
@@ -45,12 +45,12 @@ print(json.dumps([code, sorted(sys.modules)]))
 """
 CREATE = """
 import json, sys
-import rundctl.cli, rundctl.commands.create, rundctl.engine.lifecycle, rundctl.engine.launch
+import rundctl.cli, rundctl.commands.create, rundctl.engine.container.lifecycle, rundctl.engine.container.create
 print(json.dumps([0, sorted(sys.modules)]))
 """
 DELETE = """
 import json, sys
-import rundctl.cli, rundctl.commands.delete, rundctl.engine.lifecycle, rundctl.engine.cgroup_pool, rundctl.engine.cgroup_refill
+import rundctl.cli, rundctl.commands.delete, rundctl.engine.container.lifecycle, rundctl.engine.cgroups.cgroup_pool, rundctl.engine.cgroups.refill
 print(json.dumps([0, sorted(sys.modules)]))
 """
 
@@ -72,7 +72,7 @@ def test_hot_verbs_load_nothing_heavy(verb: str, tmp_path: object) -> None:
     code, modules = loaded(PROBE, "--root", f"{tmp_path}/none", verb, "no-such-container")
     assert code == 1
     assert f"rundctl.commands.{verb}" in modules
-    assert "rundctl.engine.lifecycle" in modules
+    assert "rundctl.engine.container.lifecycle" in modules
     assert not modules & HEAVY
     if verb != "create":  # who makes cgroups, or has found some to give back, needs their modules
         assert not [name for name in modules if "cgroup" in name]
@@ -81,7 +81,7 @@ def test_hot_verbs_load_nothing_heavy(verb: str, tmp_path: object) -> None:
 @pytest.mark.parametrize("program", [CREATE, DELETE])
 def test_what_create_and_delete_load_later_is_not_heavy(program: str) -> None:
     _, modules = loaded(program)
-    assert "rundctl.engine.cgroup_pool" in modules
+    assert "rundctl.engine.cgroups.cgroup_pool" in modules
     assert not modules & HEAVY
 
 

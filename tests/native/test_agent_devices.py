@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rundctl.engine import device_filter
+from rundctl.engine.plan import device_filter
 from rundctl.guest import ops
 from rundctl.host import cgroupfs
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rundctl.engine import lower_images, settings
+from rundctl.engine import settings
+from rundctl.engine.rootfs.images import content
 
 _BENCH = Path(__file__).resolve().parents[2] / "bench/rootfs.py"
 
@@ -18,7 +19,7 @@ _BENCH = Path(__file__).resolve().parents[2] / "bench/rootfs.py"
 def test_quick(tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     del template
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    images = Path(lower_images.root(settings.load().home))
+    images = Path(content.root(settings.load().home))
     before = set(os.listdir(images)) if images.exists() else set()
     path = os.pathsep.join([str(_BENCH.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import lower_images, settings
-from rundctl.engine.lower_images import Content
+from rundctl.engine import settings
+from rundctl.engine.rootfs.images import content as lower_images
+from rundctl.engine.rootfs.images.content import Content
 from rundctl.oci import options
 
 from .conftest import Cli, JsonDict, eventually

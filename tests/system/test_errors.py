@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rundctl.engine import settings, template_store
+from rundctl.engine import settings
+from rundctl.engine.template import store
 from rundctl.vmm import binary
 
 from .conftest import RUNDCTL, Cli, JsonDict
@@ -271,21 +272,21 @@ def _make_home(home: Path, key: str) -> Home:
     source = shared / "templates" / key
     subprocess.run(["cp", "-a", "--sparse=always", shared / "digests.json", home], check=True)
     subprocess.run(["cp", "-a", "--sparse=always", "--reflink=auto", source, copy], check=True)
-    manifest = json.loads((copy / template_store.MANIFEST).read_text())
+    manifest = json.loads((copy / store.MANIFEST).read_text())
     for name, described in manifest["files"].items():
-        described["identity"] = template_store.file_identity(str(copy / name))
-    (copy / template_store.MANIFEST).write_text(json.dumps(manifest))
+        described["identity"] = store.file_identity(str(copy / name))
+    (copy / store.MANIFEST).write_text(json.dumps(manifest))
     assert _is_intact(copy)
     return Home(copy, {**os.environ, "RUNDCTL_CONFIG": str(config), "RUNDCTL_HOME": str(home)})
 
 
 def _is_intact(template: Path) -> bool:
-    manifest = template_store.read_manifest(str(template))
-    return manifest is not None and template_store.is_intact(str(template), manifest)
+    manifest = store.read_manifest(str(template))
+    return manifest is not None and store.is_intact(str(template), manifest)
 
 
 def _built_ns(template: Path) -> int:
-    return int(json.loads((template / template_store.MANIFEST).read_text())["built_ns"])
+    return int(json.loads((template / store.MANIFEST).read_text())["built_ns"])
 
 
 @pytest.mark.parametrize("damage", ["nothing", "memory", "state", "upper3/image", "manifest", "all"])

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import template_store
 from rundctl.engine.settings import HOME
+from rundctl.engine.template import store
 from rundctl.host import files
 from rundctl.oci.linux import CAPABILITIES
 
@@ -97,8 +97,8 @@ def _home() -> str:
 
 def _templates() -> dict[str, list[str]]:
     """Keys of the templates whose files are what their manifests say, and all names in their directories."""
-    root = Path(template_store.root(_home()))
-    intact = [entry.key for entry in template_store.entries(_home()) if entry.intact]
+    root = Path(store.root(_home()))
+    intact = [entry.key for entry in store.entries(_home()) if entry.intact]
     return {key: sorted(str(path) for path in (root / key).rglob("*")) for key in intact}
 
 
@@ -117,9 +117,9 @@ def same_contents_after_the_whole_suite(template: str) -> Iterator[None]:
     """When the last test is over, every template is byte by byte what it was when it was built, whatever ran before this file's tests."""
     yield
     wrong = []
-    for entry in template_store.entries(_home()):
-        for name in template_store.FILES if entry.intact else ():
-            fd = os.open(f"{template_store.root(_home())}/{entry.key}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    for entry in store.entries(_home()):
+        for name in store.FILES if entry.intact else ():
+            fd = os.open(f"{store.root(_home())}/{entry.key}/{name}", os.O_RDONLY | os.O_CLOEXEC)
             if files.content_digest(fd) != entry.manifest["files"][name]["digest"]:
                 wrong.append(f"{entry.key}/{name}")
             os.close(fd)
@@ -270,9 +270,9 @@ def test_what_qemu_says_of_a_guest_has_a_bound(cli: Cli, bundle, tmp_path: Path)
 
 
 def test_only_root_can_read_a_template(template: str) -> None:
-    root = Path(template_store.root(_home()))
+    root = Path(store.root(_home()))
     assert stat.S_IMODE((root / template.strip()).stat().st_mode) == 0o700
-    for name in template_store.FILES:
+    for name in store.FILES:
         status = (root / template.strip() / name).stat()
         assert status.st_uid == 0
         assert stat.S_IMODE(status.st_mode) & ~0o600 == 0

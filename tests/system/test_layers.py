@@ -25,7 +25,7 @@ _LOOK = "cat /app/*; ls -d /app/* /app/sub/* /moved /moved/* /data/* 2>/dev/null
 _REMOVER = """
 import shutil, sys
 from rundctl import cli
-from rundctl.engine import kernel_template
+from rundctl.engine.template import kernel_template
 image, find = sys.argv.pop(), kernel_template.find
 
 def after_the_choice(*arguments):

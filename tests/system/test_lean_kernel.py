@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import combinations, settings
+from rundctl.engine import settings
+from rundctl.engine.rootfs import combinations
 from rundctl.guest import cpio, initramfs, kernel, kernel_build, kernel_default, kernel_options
 from rundctl.vmm import binary
 

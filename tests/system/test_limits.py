@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from rundctl.engine import cgroup_pool
+from rundctl.engine.cgroups import cgroup_pool
 
 from .conftest import Cli, JsonDict, eventually
 from .runtimes import RUNC, bundled, runtime_of

@@ -44,8 +44,8 @@ def counted(function):
     return call
 
 from rundctl import cli
-from rundctl.engine.cgroup_lease import Pool
-from rundctl.engine.store import Container
+from rundctl.engine.cgroups.ownership import Pool
+from rundctl.engine.records.store import Container
 from rundctl.host.cgroupfs import Hierarchy
 
 for kind, names in ((Pool, ("lease", "unhint", "hint", "drop", "set_baseline")), (Container, ("save",)),

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from rundctl.engine import lower_images, settings, template_store
+from rundctl.engine import settings
+from rundctl.engine.rootfs.images import content
+from rundctl.engine.template import store
 from rundctl.oci import options
 
 from . import rootfs_data
@@ -211,7 +213,7 @@ def test_a_damaged_image_is_made_anew(cli: Cli, on, image: Path, lower: str, dam
     """Before a guest has it; of blk: test_blk.py."""
     where = on(image, "/bin/cat", "/etc/group")
     expected = cli("run", "--bundle", str(where), "e").stdout
-    found = lower_images.find(settings.load().home, lower_images.Content.of_directory(str(image), str(image)))
+    found = content.find(settings.load().home, content.Content.of_directory(str(image), str(image)))
     assert found
     damage(Path(found.path))
     assert cli("run", "--bundle", str(where), "e").stdout == expected
@@ -223,13 +225,13 @@ def test_an_image_whose_disk_has_rotted(cli: Cli, on, image: Path, lower: str) -
     """What a start does not look for: the guest cannot mount it, and one line says what finds and mends it."""
     where = on(image, "/bin/true")
     cli("run", "--bundle", str(where), "e")
-    found = lower_images.find(settings.load().home, lower_images.Content.of_directory(str(image), str(image)))
+    found = content.find(settings.load().home, content.Content.of_directory(str(image), str(image)))
     assert found
     with open(found.path, "r+b") as file:
         file.write(bytes(4096))
-    manifest = Path(found.path).with_name(template_store.MANIFEST)
+    manifest = Path(found.path).with_name(store.MANIFEST)
     facts = json.loads(manifest.read_text())
-    facts["files"]["image"]["identity"] = template_store.file_identity(found.path)
+    facts["files"]["image"]["identity"] = store.file_identity(found.path)
     manifest.write_text(json.dumps(facts))
     done = cli("run", "--bundle", str(where), "e", code=1)
     assert done.stderr.decode().count("\n") == 1

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rundctl.engine import lower_images, settings
-from rundctl.engine.lower_images import Content
+from rundctl.engine import settings
+from rundctl.engine.rootfs.images import content
+from rundctl.engine.rootfs.images.content import Content
 
 from .conftest import Cli, JsonDict, digest, eventually
 
@@ -53,7 +54,7 @@ def test_many_containers_have_one_page_cache(cli: Cli, bundle: Callable[..., Pat
 
     where = bundle("/bin/sh", "-c", _SCRIPT, change=change)
     cli("run", "--bundle", str(where), "first", stdin=b"")  # builds image and template
-    image = lower_images.find(settings.load().home, Content.of_directory(str(rootfs), "1"))
+    image = content.find(settings.load().home, Content.of_directory(str(rootfs), "1"))
     assert image is not None
     with open(image.path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import combinations, settings
+from rundctl.engine import settings
+from rundctl.engine.rootfs import combinations
 from rundctl.guest import kernel
 from rundctl.oci.options import LOWER
 from rundctl.vmm import binary

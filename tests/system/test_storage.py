@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import settings, storage, template_store
+from rundctl.engine import settings
+from rundctl.engine.template import reflink_store
+from rundctl.engine.template import store as template_store
 from rundctl.host import files, loop
 
 from .conftest import RUNDCTL, Cli
@@ -235,7 +237,7 @@ def test_a_builder_that_waited_builds_in_the_store(home: Path) -> None:
     with files.Lock(path):
         process = subprocess.Popen([sys.executable, "-c", waiter, path], stdout=subprocess.PIPE)
         image = f"{home}/storage.img"
-        storage._format(image, 512 << 20, print)
+        reflink_store._format(image, 512 << 20, print)
         with loop.Loop(image) as device:
             subprocess.run(["mount", device.path, home / "templates"], check=True)
         inside = os.stat(home / "templates").st_dev

@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from rundctl.engine import kernel_template, settings, template_prune, template_store
-from rundctl.engine.template_inputs import Request
-from rundctl.engine.template_prune import Limits
+from rundctl.engine import settings
+from rundctl.engine.template import kernel_template, prune, store
+from rundctl.engine.template.inputs import Request
+from rundctl.engine.template.prune import Limits
 from rundctl.guest import kernel_fetch
 
 if TYPE_CHECKING:
     from rundctl.engine.settings import Settings
-    from rundctl.engine.template_store import Template
+    from rundctl.engine.template.store import Template
 
 pytestmark = pytest.mark.vm
-_ENSURE = (
-    "from rundctl.engine import kernel_template, settings; print(kernel_template.ensure(settings.load(), print).key)"
-)
+_ENSURE = "from rundctl.engine.template import kernel_template; from rundctl.engine import settings; print(kernel_template.ensure(settings.load(), print).key)"
 _DEADLINE_S = 120.0
 
 
@@ -70,7 +69,7 @@ def test_manifest_tells_accelerator_and_why(template: Template) -> None:
 
 def test_finding_starts_no_process_and_hashes_nothing(home: Settings, template: Template) -> None:
     code = (
-        "import sys; from rundctl.engine import kernel_template, settings\n"
+        "import sys; from rundctl.engine.template import kernel_template; from rundctl.engine import settings\n"
         "sys.addaudithook(lambda event, _: sys.exit(event) if event in ('os.posix_spawn', 'subprocess.Popen', 'os.fork') else None)\n"
         "print(kernel_template.find(settings.load()).key)\n"
         "assert not {'subprocess', 'hashlib', 'shutil', 'dataclasses', 'tempfile'} & set(sys.modules), sorted(sys.modules)\n"
@@ -96,7 +95,7 @@ def test_damaged_is_rebuilt(home: Settings, template: Template) -> None:
 
 
 def test_concurrent_builders_build_once(home: Settings) -> None:
-    template_prune.prune(home, Limits(everything=True))
+    prune.prune(home, Limits(everything=True))
     builders = [_builder(home) for _ in range(2)]
     outputs = [builder.communicate(timeout=_DEADLINE_S)[0].splitlines() for builder in builders]
     assert len({lines[-1] for lines in outputs}) == 1
@@ -104,7 +103,7 @@ def test_concurrent_builders_build_once(home: Settings) -> None:
 
 
 def test_killed_builder_leaves_no_qemu_and_is_swept_up_after(home: Settings) -> None:
-    template_prune.prune(home, Limits(everything=True))
+    prune.prune(home, Limits(everything=True))
     builder = _builder(home)
     assert builder.stdout is not None
     assert any("booting" in line for line in builder.stdout)
@@ -117,15 +116,15 @@ def test_killed_builder_leaves_no_qemu_and_is_swept_up_after(home: Settings) -> 
     builder.stdout.close()
     assert psutil.wait_procs(children, timeout=_DEADLINE_S)[1] == []
     built = kernel_template.ensure(home, _quiet)
-    assert sorted(os.listdir(template_store.root(home.home))) == [".lock", built.key]
+    assert sorted(os.listdir(store.root(home.home))) == [".lock", built.key]
     assert not [path for path in Path(built.directory).iterdir() if path.suffix == ".log"]
 
 
 def test_prune_keeps_the_current_one(home: Settings) -> None:
     current = kernel_template.ensure(home, _quiet)
-    stale = Path(template_store.root(home.home), "0" * 32)
+    stale = Path(store.root(home.home), "0" * 32)
     stale.mkdir()
-    assert template_prune.prune(home, Limits()) == [stale.name]
+    assert prune.prune(home, Limits()) == [stale.name]
     assert kernel_template.find(home) is not None
-    assert template_prune.prune(home, Limits(everything=True)) == [current.key]
-    assert template_store.entries(home.home) == []
+    assert prune.prune(home, Limits(everything=True)) == [current.key]
+    assert store.entries(home.home) == []

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import hybrid_rootfs, kernel_template, lower, settings, template_store
-from rundctl.engine.template_inputs import Request
+from rundctl.engine import settings
+from rundctl.engine.rootfs import hybrid_rootfs, transport
+from rundctl.engine.template import kernel_template, store
+from rundctl.engine.template.inputs import Request
 from rundctl.guest import kernel_fetch, ops, wire
 from rundctl.host import files, process
 from rundctl.vmm import qemu
 from rundctl.vmm.qmp import Qmp
 
 if TYPE_CHECKING:
-    from rundctl.engine.template_store import Template
+    from rundctl.engine.template.store import Template
 
 pytestmark = pytest.mark.vm
 _TIMEOUT_S = 60.0
@@ -58,7 +60,7 @@ class Clone:
         wiring = qemu.Wiring(
             agent=agent_far.fileno(),
             qmp=monitor_far.fileno(),
-            upper=held(hybrid_rootfs.open_private(lower.nine_p("/"), template)),
+            upper=held(hybrid_rootfs.open_private(transport.nine_p("/"), template)),
             empty=template.empty,
             memory_path=template.memory,
             rootfs=exports[0],
@@ -76,7 +78,7 @@ class Clone:
     def run(self, script: str) -> str:
         """Run a shell script in a container on the hybrid rootfs; its output."""
         made = [
-            *hybrid_rootfs.guest_ops(lower.nine_p("/"), volumes=True),
+            *hybrid_rootfs.guest_ops(transport.nine_p("/"), volumes=True),
             ops.root(hybrid_rootfs.ROOT),
             ops.mount("proc", "/proc", "proc"),
             ops.bind(hybrid_rootfs.VOLUMES, "/mnt"),
@@ -101,14 +103,14 @@ class Clone:
 
 def _digests(template: Template) -> list[str]:
     result = []
-    for path in (f"{template.directory}/{name}" for name in template_store.FILES):
+    for path in (f"{template.directory}/{name}" for name in store.FILES):
         with open(path, "rb") as file:
             result.append(files.content_digest(file.fileno()))
     return result
 
 
 def test_two_clones_at_once(ready: Template, rootfs: Path, tmp_path: Path) -> None:
-    before = [ready.manifest["files"][name]["digest"] for name in template_store.FILES]
+    before = [ready.manifest["files"][name]["digest"] for name in store.FILES]
     (tmp_path / "seen").write_text("from the host\n")
     script = (
         "cat /mnt/seen; echo {0} >/mnt/by{0}; cat /proc/sys/kernel/random/boot_id; echo {0} >/etc/hosts; mv /home /moved; "

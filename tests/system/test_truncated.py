@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import lower_images, settings
-from rundctl.engine.lower_images import Content
+from rundctl.engine import settings
+from rundctl.engine.rootfs.images import content
+from rundctl.engine.rootfs.images.content import Content
 
 from .conftest import Cli, JsonDict
 
@@ -32,7 +33,7 @@ def test_an_image_cut_short_under_a_vm(cli: Cli, bundle: Callable[..., Path], ro
     where = bundle("/bin/sh", "-c", "while :; do cat /bin/busybox >/dev/null; done", change=change)
     cli.create("t", where)
     cli("start", "t")
-    image = lower_images.find(settings.load().home, Content.of_directory(str(own), "1"))
+    image = content.find(settings.load().home, Content.of_directory(str(own), "1"))
     assert image is not None
     os.truncate(image.path, 0)
     cli.wait_status("t", "stopped")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import settings, template_store, upper
+from rundctl.engine import settings
+from rundctl.engine.template import store, upper
 from rundctl.host import ficlone, files
 
 from .conftest import RUNDCTL, Cli, eventually
@@ -101,7 +102,7 @@ class Steps:
 def test_size_is_configured_and_part_of_the_shape(
     home: Path, sh: Callable[..., subprocess.CompletedProcess[bytes]]
 ) -> None:
-    (entry,) = template_store.entries(str(home))
+    (entry,) = store.entries(str(home))
     assert entry.manifest["shape"]["upper_mib"] == _UPPER_MIB
     size_kib = int(sh("df -k / | tail -n 1").stdout.split()[1])
     assert _UPPER_MIB * 1024 * 3 // 4 < size_kib <= _UPPER_MIB * 1024
@@ -142,7 +143,7 @@ def test_deleting_gives_space_back(home: Path, cli: Cli, bundle: Callable[..., P
 
 
 def _keys(home: Path) -> list[str]:
-    return [entry.key for entry in template_store.entries(str(home))]
+    return [entry.key for entry in store.entries(str(home))]
 
 
 def test_a_full_host_is_an_error_in_the_guest(
@@ -195,10 +196,10 @@ def test_copies(tmp_path: Path) -> None:
 
 def test_the_template_has_its_image_in_each_allocation_group(home: Path) -> None:
     """So that clones made at once meet at no lock of XFS: each copy has blocks of its own, and in a store those of another group."""
-    (template,) = (home / "templates").glob("*/" + template_store.MANIFEST)
-    images = [template.parent / name for name in template_store.UPPERS]
+    (template,) = (home / "templates").glob("*/" + store.MANIFEST)
+    images = [template.parent / name for name in store.UPPERS]
     described = json.loads(template.read_text())["files"]
-    assert len({described[name]["digest"] for name in template_store.UPPERS}) == 1
+    assert len({described[name]["digest"] for name in store.UPPERS}) == 1
     assert not any("shared" in _tool("filefrag", "-v", str(image)) for image in images)
     if (home / "storage.img").exists():
         assert sorted(map(_groups, images)) == [["0"], ["1"], ["2"], ["3"]]

@@ -14,7 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rundctl.engine import settings, shares, template_store
+from rundctl.engine import settings
+from rundctl.engine.rootfs import shares
+from rundctl.engine.template import store
 from rundctl.oci import options
 
 from .conftest import Cli, JsonDict, eventually
@@ -179,10 +181,10 @@ def test_many_at_once_and_the_template_stays_as_it_was(cli: Cli, bundle: Callabl
     where = bundle("/bin/sh", "-c", "echo $(cat /v/file)", change=_by_virtiofs(bind(volume, "/v", "bind", "ro")))
     cli("run", "--bundle", str(where), "first")
     home = settings.load().home
-    before = {each.key: each.intact for each in template_store.entries(home)}
+    before = {each.key: each.intact for each in store.entries(home)}
     runs = [cli.popen("run", "--bundle", str(where), f"v{n}", stdout=subprocess.PIPE) for n in range(4)]
     assert [run.communicate(timeout=120)[0] for run in runs] == [b"of the host\n"] * 4
-    assert {each.key: each.intact for each in template_store.entries(home)} == before
+    assert {each.key: each.intact for each in store.entries(home)} == before
 
 
 def test_a_memory_limit_has_room_for_copy_and_daemons(cli: Cli, bundle: Callable[..., Path], volume: Path) -> None:

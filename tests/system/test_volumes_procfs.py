@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rundctl.engine import settings, shares
+from rundctl.engine import settings
+from rundctl.engine.rootfs import shares
 from rundctl.oci import options
 
 from .conftest import Cli, JsonDict, eventually

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from shim_rig import Shim, wait_for
 
-from rundctl.engine import cgroup_pool, cgroup_systemd
+from rundctl.engine.cgroups import cgroup_pool
+from rundctl.engine.cgroups import systemd as cgroup_systemd
 from rundctl.errors import HostError
 from rundctl.host import cgroup_settings, cgroupfs, native, systemd
 from rundctl.host.cgroup_settings import UNLIMITED, Limits
@@ -176,7 +177,7 @@ def test_a_killed_creator_leaves_nothing(tmp_path):
     """The placeholder waits at a pipe of its creator's: kill -9 ends both, and systemd the scope."""
     code = f"""
 import time
-from rundctl.engine import cgroup_systemd
+from rundctl.engine.cgroups import systemd as cgroup_systemd
 from rundctl.host import cgroupfs
 lease = cgroup_systemd.lease(cgroupfs.hierarchies(), cgroup_systemd.path_of("", {NAME!r}))
 lease.make(lambda facts: None)

@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rundctl.engine import cgroup_fill, cgroup_pool
-from rundctl.engine.cgroup_lease import Pool
+from rundctl.engine.cgroups import cgroup_pool
+from rundctl.engine.cgroups import fill as cgroup_fill
+from rundctl.engine.cgroups.ownership import Pool
 from rundctl.host import cgroupfs
 
 if TYPE_CHECKING:

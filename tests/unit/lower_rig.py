@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from rundctl.engine import lower_image_build, lower_images
+from rundctl.engine.rootfs.images import build as lower_image_build
+from rundctl.engine.rootfs.images import content as lower_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rundctl.engine.lower_images import Content, Image
+    from rundctl.engine.rootfs.images.content import Content, Image
 
 T = TypeVar("T")
 MAX_MIB = 10240

@@ -11,8 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rundctl.engine import cgroup_fill, cgroup_lease, cgroup_pool
-from rundctl.engine.cgroup_lease import Pool
+from rundctl.engine.cgroups import cgroup_pool, ownership
+from rundctl.engine.cgroups import fill as cgroup_fill
+from rundctl.engine.cgroups.ownership import Pool
 from rundctl.host import files
 
 from .cgroup_fake import FakeHierarchy, tree
@@ -87,7 +88,7 @@ class Machine(RuleBasedStateMachine):
         ):
             self.patches.setattr(Pool, name, counted(getattr(Pool, name)))
         self.patches.setattr(files, "replace_link", counted(files.replace_link))
-        self.patches.setattr(cgroup_lease, "start_time", lambda _pid: ALIVE)
+        self.patches.setattr(ownership, "start_time", lambda _pid: ALIVE)
         self.directory = tempfile.TemporaryDirectory()
         at = Path(self.directory.name)
         fakes = [
@@ -217,7 +218,7 @@ class Machine(RuleBasedStateMachine):
                 self.rig.drain()
             for each in self.rig.hierarchies:
                 assert each.children(PARENT) == []
-            assert cgroup_lease.pools(self.rig.state) == []
+            assert ownership.pools(self.rig.state) == []
         finally:
             self.patches.undo()
             self.directory.cleanup()

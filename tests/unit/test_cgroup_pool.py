@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import cgroup_fill, cgroup_lease, cgroup_pool, cgroup_refill
-from rundctl.engine.cgroup_lease import Pool
+from rundctl.engine.cgroups import cgroup_pool, fill, ownership, refill
+from rundctl.engine.cgroups.ownership import Pool
 from rundctl.errors import ConfigError, HostError, StateError
 from rundctl.host import cgroupfs
 
@@ -37,7 +37,7 @@ def rig(hierarchies: list[Hierarchy], tmp_path: Path) -> Iterator[Rig]:
     if rig.pool.exists():
         rig.drain()
     assert rig.cgroups() == set()
-    assert cgroup_lease.pools(rig.state) == []
+    assert ownership.pools(rig.state) == []
 
 
 def own_names(rig: Rig, number: int) -> set[tuple[str, str]]:
@@ -52,7 +52,7 @@ def test_fill_makes_slots_and_drain_removes_them(rig: Rig) -> None:
     assert len(rig.cgroups()) == 3 * len(rig.hierarchies)
     rig.drain()
     assert rig.cgroups() == set()
-    assert cgroup_fill.status(rig.state) == []
+    assert fill.status(rig.state) == []
 
 
 def test_fill_makes_parents_and_drain_removes_those_it_made(rig: Rig) -> None:
@@ -148,7 +148,7 @@ def test_what_is_leased_when_the_pool_is_drained_goes_with_its_container(rig: Ri
     rig.delete("c")
     rig.delete("d")
     assert rig.cgroups() == set()
-    assert cgroup_fill.status(rig.state) == []
+    assert fill.status(rig.state) == []
 
 
 def test_a_name_in_use_is_joined_and_the_slot_returned(rig: Rig) -> None:
@@ -197,7 +197,7 @@ def test_given_back_twice_is_given_back_once(rig: Rig) -> None:
 
 
 def test_members_keep_a_slot_from_being_returned(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rundctl.engine.cgroup_slot.EMPTY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("rundctl.engine.cgroups.slot.EMPTY_TIMEOUT_S", 0.05)
     rig.fill(1)
     rig.create("c")
     with subprocess.Popen(["sleep", "100"]) as member:
@@ -279,7 +279,7 @@ def test_a_stale_hint_is_passed_over(rig: Rig) -> None:
     real = rig.pool.free()
     pool = rig.pool
 
-    class Stale(cgroup_lease.Pool):
+    class Stale(ownership.Pool):
         def free(self) -> list[int]:
             return [41, 42, *real]
 
@@ -324,7 +324,7 @@ def test_a_pool_of_an_earlier_boot_is_none(rig: Rig, monkeypatch: pytest.MonkeyP
     rig.fill(1)
     rig.create("c")
     facts = rig.facts("c")
-    monkeypatch.setattr(cgroup_lease, "boot_id", lambda: "another")
+    monkeypatch.setattr(ownership, "boot_id", lambda: "another")
     assert rig.create("d").describe() == f"made on the spot: {PARENT} has no pool"
     assert cgroup_pool.give_back(facts, rig.kind) == ""
     rig.delete("d")
@@ -340,17 +340,17 @@ def test_parents_that_cannot_be(tmp_path: Path) -> None:
         ("/" + "x" * 300, "too long"),
     ):
         with pytest.raises(ConfigError, match=words):
-            cgroup_fill.checked_parent(text)
+            fill.checked_parent(text)
     with pytest.raises(StateError, match="/none has no pool"):
-        cgroup_fill.drain([], "/none", print, str(tmp_path))
+        fill.drain([], "/none", print, str(tmp_path))
     with pytest.raises(HostError, match="no writable cgroup hierarchy"):
-        cgroup_fill.fill([], "/none", 1, print, str(tmp_path))
+        fill.fill([], "/none", 1, print, str(tmp_path))
 
 
 @pytest.mark.parametrize("parent", ["/", "/rundctl", "/a%2Fb/c", "/kubepods/burstable/pod-1"])
 def test_parents_are_names_of_files(parent: str) -> None:
-    assert "/" not in cgroup_lease.encode(parent)
-    assert cgroup_lease.decode(cgroup_lease.encode(parent)) == parent
+    assert "/" not in ownership.encode(parent)
+    assert ownership.decode(ownership.encode(parent)) == parent
 
 
 def test_status_is_json(rig: Rig) -> None:
@@ -374,8 +374,8 @@ def test_a_full_run_costs_a_slot_and_no_deletion(rig: Rig, monkeypatch: pytest.M
 
 def test_a_parent_too_long_for_a_pool_is_no_error_of_the_deletion(tmp_path: Path) -> None:
     facts = {"kind": "plain", "places": [["/sys/fs/cgroup", "", f"{'/a' * 100}/c"]]}
-    cgroup_fill.fill(tree(tmp_path / "tree"), "/p", 1, print, str(tmp_path / "state"))
-    assert "file name too long" in cgroup_refill.after(facts, str(tmp_path / "state")).lower()
+    fill.fill(tree(tmp_path / "tree"), "/p", 1, print, str(tmp_path / "state"))
+    assert "file name too long" in refill.after(facts, str(tmp_path / "state")).lower()
 
 
 def test_an_id_that_is_a_slot_s_name_is_refused() -> None:

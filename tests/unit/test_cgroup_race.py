@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rundctl.engine import cgroup_pool
+from rundctl.engine.cgroups import cgroup_pool
 
 from .cgroup_rig import Rig
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import cgroup_pool, cgroup_systemd
+from rundctl.engine.cgroups import cgroup_pool
+from rundctl.engine.cgroups import systemd as cgroup_systemd
 from rundctl.errors import ConfigError, HostError
 from rundctl.host import cgroup_settings, cgroupfs, systemd
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rundctl.engine import combinations, lower
-from rundctl.engine.combinations import KERNELS, TABLE
-from rundctl.engine.lower_images import Image
+from rundctl.engine.rootfs import combinations, transport
+from rundctl.engine.rootfs.combinations import KERNELS, TABLE
+from rundctl.engine.rootfs.images.content import Image
 from rundctl.oci import options
 from rundctl.types import Accelerator
 from rundctl.vmm.shape import MachineShape
@@ -19,7 +19,7 @@ GIB = 1 << 30
 
 def test_documented_is_what_is_there() -> None:
     text = DOCUMENT.read_text()
-    assert combinations.document(text) == text, "run: python -m rundctl.engine.combinations docs/rootfs.md"
+    assert combinations.document(text) == text, "run: python -m rundctl.engine.rootfs.combinations docs/rootfs.md"
 
 
 def test_a_document_without_a_place_for_it() -> None:
@@ -35,16 +35,16 @@ def test_each_transport_that_can_be_asked_for_has_its_rows_and_no_other() -> Non
 def test_each_way_a_rootfs_can_come_is_a_row() -> None:
     image = Image("key", "/image", GIB)
     made = [
-        lower.virtiofs("/"),
-        lower.persistent("/", "virtiofs"),
-        lower.nine_p("/"),
-        lower.persistent("/"),
-        lower.erofs(image, 64),
-        lower.erofs(image, 8192),
+        transport.virtiofs("/"),
+        transport.persistent("/", "virtiofs"),
+        transport.nine_p("/"),
+        transport.persistent("/"),
+        transport.erofs(image, 64),
+        transport.erofs(image, 8192),
     ]
-    made += [lower.blk("/", 64), lower.blk("/", 64, image)]
+    made += [transport.blk("/", 64), transport.blk("/", 64, image)]
     for memory_mib in (64, 8192):
-        made.append(lower.erofs(image, memory_mib))
+        made.append(transport.erofs(image, memory_mib))
         made[-1].live = "/upper"
     for each in made:
         assert not (each.persistent and combinations.of(each.name, each.device, live=bool(each.live)).read_only)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rundctl.engine import device_filter
-from rundctl.engine.device_filter import BLOCK, CHARACTER, MKNOD, READ, WRITE, Rule
+from rundctl.engine.plan import device_filter
+from rundctl.engine.plan.device_filter import BLOCK, CHARACTER, MKNOD, READ, WRITE, Rule
 from rundctl.errors import ConfigError
 
 INSTRUCTION = struct.Struct("<BBhi")

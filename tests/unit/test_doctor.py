@@ -8,9 +8,10 @@ import pytest
 
 from rundctl.commands import doctor as command
 from rundctl.commands.declare import Options
-from rundctl.engine import doctor, template_store
+from rundctl.engine import doctor
 from rundctl.engine.doctor import Finding, Level
 from rundctl.engine.settings import Settings
+from rundctl.engine.template import store
 from rundctl.errors import HostError
 from rundctl.host.cgroupfs import Hierarchy
 from rundctl.vmm import binary, virtiofsd
@@ -178,8 +179,8 @@ def test_reflink_store_pays_from_a_size_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kib: int, level: Level
 ) -> None:
     monkeypatch.setattr(doctor.ficlone, "works_in", lambda _: False)
-    template_store.make_directories(str(tmp_path / "templates/key"))
-    (tmp_path / "templates/key" / template_store.UPPERS[0]).write_bytes(b"u" * 1024 * kib)
+    store.make_directories(str(tmp_path / "templates/key"))
+    (tmp_path / "templates/key" / store.UPPERS[0]).write_bytes(b"u" * 1024 * kib)
     (found,) = _of(doctor._reflinks, tmp_path)
     assert found.level is level
     assert found.hint == "rundctl storage init makes one"
@@ -239,7 +240,7 @@ def test_cgroup_v1_without_a_controller(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pools: list[dict[str, object]] = []
-    monkeypatch.setattr(doctor.cgroup_fill, "status", lambda: pools)
+    monkeypatch.setattr(doctor.fill, "status", lambda: pools)
     assert "made on the spot" in _of(doctor._pools, tmp_path)[0].text
     pools += [
         {"parent": "/a", "open": True, "free": 3, "leased": 1, "orphaned": 0},

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rundctl.engine import figures
-from rundctl.engine.guest import unpack_files
+from rundctl.engine.container import figures
+from rundctl.engine.container.guest import unpack_files
 from rundctl.errors import GuestError
 from rundctl.guest import wire
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from rundctl.engine import guest, vm
+from rundctl.engine.container import guest, vm
 from rundctl.errors import GuestError, StateError
 from rundctl.guest import wire
 from rundctl.types import Status
 
 if TYPE_CHECKING:
-    from rundctl.engine.store import Container
+    from rundctl.engine.records.store import Container
 
 
 class _Mute:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from rundctl.engine import plan_process
+from rundctl.engine.plan import process as plan_process
 from rundctl.guest import ops
 from rundctl.host import limits
 from rundctl.oci import linux

@@ -12,18 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rundctl.engine import (
-    hybrid_rootfs,
-    lower,
-    lower_image_build,
-    lower_image_store,
-    lower_images,
-    overlay_marks,
-    overlay_mount,
-    rootfs_choice,
-)
-from rundctl.engine.lower_images import Image
-from rundctl.engine.overlay_mount import Overlay
+from rundctl.engine.rootfs import choice, hybrid_rootfs, transport
+from rundctl.engine.rootfs.images import build, overlay_marks, store
+from rundctl.engine.rootfs.images import content as lower_images
+from rundctl.engine.rootfs.images import overlay as overlay_mount
+from rundctl.engine.rootfs.images.content import Image
+from rundctl.engine.rootfs.images.overlay import Overlay
 from rundctl.engine.settings import Settings
 from rundctl.errors import ConfigError, HostError
 from rundctl.host.mount_namespace import mount
@@ -79,9 +73,9 @@ def _layer(directory: Path) -> str:
     return str(layer)
 
 
-def _choose(bundle: Bundle, settings: Settings, able: frozenset[str] = ABLE) -> lower.Lower:
+def _choose(bundle: Bundle, settings: Settings, able: frozenset[str] = ABLE) -> transport.Lower:
     with ExitStack() as undo:
-        return rootfs_choice.choose(undo, bundle, settings, 128, lambda: able)
+        return choice.choose(undo, bundle, settings, 128, lambda: able)
 
 
 def test_a_directory_may_change_and_is_shared_live(tmp_path: Path, settings: Settings, image: Image) -> None:
@@ -152,7 +146,7 @@ def test_what_is_mounted_inside_later_is_in_no_image(tmp_path: Path, settings: S
     for name in ("erofs", "blk"):
         with pytest.raises(ConfigError, match=f"mounted .*{rootfs}/srv") as caught:
             _choose(bundles[name], settings)
-        assert caught.value.hint == lower.MOUNTS_HINT
+        assert caught.value.hint == transport.MOUNTS_HINT
 
 
 def test_an_overlay_s_own_upper_is_stacked_on_the_image(
@@ -191,14 +185,14 @@ def test_a_refusal_names_what_asked(tmp_path: Path, settings: Settings) -> None:
 
 @pytest.mark.parametrize(("size_mib", "memory_mib", "device"), [(1, 64, "pmem"), (200, 128, "pmem"), (300, 128, "blk")])
 def test_page_structs_take_at_most_a_25th_of_the_memory(size_mib: int, memory_mib: int, device: str) -> None:
-    chosen = lower.erofs(Image("key", "/image", size_mib * MIB), memory_mib)
+    chosen = transport.erofs(Image("key", "/image", size_mib * MIB), memory_mib)
     assert chosen.device == device
     assert device == "blk" or chosen.mib / 64 <= memory_mib / 25
 
 
 @given(st.integers(0, 1 << 44))
 def test_windows_are_few_and_large_enough(size: int) -> None:
-    mib = lower.window_mib(size)
+    mib = transport.window_mib(size)
     assert size <= mib * MIB
     assert mib & (mib - 1) == 0
     assert mib == 64 or mib * MIB < 2 * size
@@ -255,7 +249,7 @@ def test_an_upper_with_marks_stays_live(
     os.setxattr(upper / on, f"trusted.overlay.{name}", value)
     os.mkdir(f"{overlay.lowers[0]}/directory")
     with pytest.raises(HostError, match=f"changed while its VM started: .*overlay.{name}"):
-        rootfs_choice.check_live(chosen)
+        choice.check_live(chosen)
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
     assert (chosen.name, chosen.path, chosen.live) == ("9p", str(tmp_path / "rootfs"), "")
     assert f"trusted.overlay.{name} on {upper / on}" in chosen.reason
@@ -338,9 +332,9 @@ def test_an_image_is_in_use_from_the_choice_on(tmp_path: Path, settings: Setting
     """A template may be built before QEMU starts; who removes the image meanwhile takes nothing from this start."""
     bundle = _bundle(tmp_path / "rootfs", lower="erofs", immutable="1")
     with ExitStack() as undo:
-        chosen = rootfs_choice.choose(undo, bundle, settings, 128, lambda: ABLE)
-        assert [entry.in_use for entry in lower_image_store.entries(settings.home)] == [True]
-        lower_image_store.prune(settings.home, everything=True)
+        chosen = choice.choose(undo, bundle, settings, 128, lambda: ABLE)
+        assert [entry.in_use for entry in store.entries(settings.home)] == [True]
+        store.prune(settings.home, everything=True)
         assert os.fstat(chosen.open(undo)).st_size == 64 * MIB
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(chosen.open(undo))
@@ -353,7 +347,7 @@ def test_an_image_that_goes_while_it_is_found(
     monkeypatch.setattr(lower_images, "find", lambda *_: gone)
     assert _choose(_bundle(tmp_path / "rootfs", immutable="1"), settings).name == "9p"
     assert len(background) == 1
-    monkeypatch.setattr(lower_image_build, "build", lambda *_, **__: gone)
+    monkeypatch.setattr(build, "build", lambda *_, **__: gone)
     with pytest.raises(HostError, match="removed as soon as it was made"):
         _choose(_bundle(tmp_path / "rootfs", lower="erofs", immutable="1"), settings)
 
@@ -389,7 +383,7 @@ def test_persistent_by_virtiofs(tmp_path: Path, settings: Settings) -> None:
     chosen = _choose(_bundle(tmp_path / "rootfs", lower="virtiofs"), settings)
     assert (chosen.name, chosen.persistent) == ("virtiofs", True)
     (mount,) = hybrid_rootfs.guest_ops(chosen)
-    assert mount.arguments[1:5] == (lower.ROOT, "virtiofs", 0, "")
+    assert mount.arguments[1:5] == (transport.ROOT, "virtiofs", 0, "")
 
 
 def test_virtiofs_that_cannot_be_had(tmp_path: Path, settings: Settings) -> None:

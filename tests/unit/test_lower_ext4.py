@@ -10,19 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import (
-    disk,
-    lower,
-    lower_formats,
-    lower_image_build,
-    lower_image_store,
-    lower_images,
-    lower_scan,
-    template_store,
-)
-from rundctl.engine.lower_formats import Ext4
-from rundctl.engine.lower_images import Content
-from rundctl.engine.lower_scan import Tree
+from rundctl.engine.rootfs import disk, transport
+from rundctl.engine.rootfs.images import build as lower_image_build
+from rundctl.engine.rootfs.images import content as lower_images
+from rundctl.engine.rootfs.images import formats, scan
+from rundctl.engine.rootfs.images import store as lower_image_store
+from rundctl.engine.rootfs.images.content import Content
+from rundctl.engine.rootfs.images.formats import Ext4
+from rundctl.engine.rootfs.images.scan import Tree
+from rundctl.engine.template import store as template_store
 from rundctl.errors import ConfigError, HostError
 from rundctl.host import files, loop, process
 from rundctl.host.mount_namespace import mount
@@ -73,7 +69,7 @@ def devices() -> Iterator[None]:
 @pytest.mark.usefixtures("devices")
 def test_an_image_is_exact_and_has_room(home: str, tree: Path, tmp_path: Path) -> None:
     image = build(home, _content(tree))
-    assert lower.window_mib(image.size_bytes) << 20 == image.size_bytes
+    assert transport.window_mib(image.size_bytes) << 20 == image.size_bytes
     status = os.stat(image.path)
     assert (status.st_size, status.st_mode & 0o777) == (image.size_bytes, 0o400)
     assert status.st_blocks * 512 < 40 * MIB, "holes are holes"
@@ -181,7 +177,7 @@ def test_a_disk_of_what_may_change(tree: Path, tmp_path: Path) -> None:
     place.mkdir()
     empty.mkdir()
     mib = disk.size_mib(str(tree), ROOM_MIB)
-    made = disk.open_copy(lower.blk(str(tree), mib), str(place), str(empty))
+    made = disk.open_copy(transport.blk(str(tree), mib), str(place), str(empty))
     try:
         assert os.fstat(made).st_size == mib << 20
         with mounted(f"/proc/{os.getpid()}/fd/{made}", tmp_path / "mounted") as seen:
@@ -199,7 +195,7 @@ def test_no_symlink_leads_cp_out_of_the_tree(tmp_path: Path, monkeypatch: pytest
         directory.mkdir(parents=True)
     (outside / "secret").write_text("of the host")
     (tree / "link").symlink_to(outside)
-    run, tried = lower_formats._run, []
+    run, tried = formats._run, []
 
     def swapped(argv: list[str]) -> tuple[int, str]:
         with pytest.raises(OSError, match="symbolic links") as refused:
@@ -209,8 +205,8 @@ def test_no_symlink_leads_cp_out_of_the_tree(tmp_path: Path, monkeypatch: pytest
             (tree / "new").touch()
         return run(argv)
 
-    monkeypatch.setattr(lower_formats, "_run", swapped)
-    made = disk.open_copy(lower.blk(str(tree), 64), str(place), str(place / "empty"))
+    monkeypatch.setattr(formats, "_run", swapped)
+    made = disk.open_copy(transport.blk(str(tree), 64), str(place), str(place / "empty"))
     try:
         with mounted(f"/proc/{os.getpid()}/fd/{made}", tmp_path / "mounted") as seen:
             assert os.readlink(seen / "link") == str(outside)
@@ -224,7 +220,7 @@ def test_what_vanishes_while_it_is_looked_at_is_one_line(directory: Path, monkey
     def vanished(_: str) -> Tree:
         raise HostError(f"{directory}/file: is missing")
 
-    monkeypatch.setattr(lower_scan, "Tree", vanished)
+    monkeypatch.setattr(scan, "Tree", vanished)
     with pytest.raises(HostError, match=f"^copy the root file system {directory}: {directory}/file: is missing$"):
         disk.size_mib(str(directory), 0)
 
@@ -236,7 +232,7 @@ def test_a_disk_of_an_image(home: str, directory: Path) -> None:
         image = lower_images.find_open(undo, home, _content(directory))
         assert image is not None
         vanish(Path(image.path).parent)
-        made = disk.open_copy(lower.blk(image.path, image.size_bytes >> 20, image), "/nowhere", "/nowhere")
+        made = disk.open_copy(transport.blk(image.path, image.size_bytes >> 20, image), "/nowhere", "/nowhere")
         assert files.content_digest(made) == files.content_digest(image.fd)
         os.close(made)
 
@@ -253,7 +249,7 @@ def test_a_directory_that_is_gone(tmp_path: Path) -> None:
         disk.size_mib(str(tmp_path / "gone"), 0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(HostError, match=r"copy the root file system .*gone: .*gone: is missing"):
-        disk.open_copy(lower.blk(str(tmp_path / "gone"), 64), str(tmp_path), str(tmp_path / "empty"))
+        disk.open_copy(transport.blk(str(tmp_path / "gone"), 64), str(tmp_path), str(tmp_path / "empty"))
 
 
 @pytest.mark.parametrize(("tool", "package"), [("mkfs.ext4", "e2fsprogs"), ("cp", "coreutils")])

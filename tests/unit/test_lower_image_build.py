@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import lower_formats, lower_image_build, overlay_mount
-from rundctl.engine.lower_images import Content
+from rundctl.engine.rootfs.images import build as lower_image_build
+from rundctl.engine.rootfs.images import formats
+from rundctl.engine.rootfs.images import overlay as overlay_mount
+from rundctl.engine.rootfs.images.content import Content
 from rundctl.errors import ConfigError, HostError
 from rundctl.host import mount_namespace, process
 from rundctl.host.mount_namespace import mount
@@ -181,7 +183,7 @@ def test_a_path_that_is_too_long_is_refused(home: str, directory: Path) -> None:
 
 def test_an_image_that_lacks_something_is_not_used(home: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If another mkfs.erofs leaves out other things: this one is told to."""
-    monkeypatch.setattr(lower_formats, "_OPTIONS", (*lower_formats._OPTIONS, "--exclude-path=etc/hostname"))
+    monkeypatch.setattr(formats, "_OPTIONS", (*formats._OPTIONS, "--exclude-path=etc/hostname"))
     with pytest.raises(HostError, match="took 2 of 3 inodes"):
         build(home, Content.of_directory(str(directory), "1"))
     assert names(home) == set()

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from rundctl.engine import lower_image_store, lower_images
-from rundctl.engine.lower_images import Content
+from rundctl.engine.rootfs.images import content as lower_images
+from rundctl.engine.rootfs.images import store
+from rundctl.engine.rootfs.images.content import Content
 
 from .lower_rig import (
     DEADLINE_S,
@@ -27,8 +28,8 @@ from .lower_rig import (
 
 BUILDER = """
 import os, signal, sys
-from rundctl.engine import lower_image_build
-from rundctl.engine.lower_images import Content
+from rundctl.engine.rootfs.images import build as lower_image_build
+from rundctl.engine.rootfs.images.content import Content
 home, room, stop_at, *directories = sys.argv[1:]
 def progress(step):
     print(step, flush=True)
@@ -114,7 +115,7 @@ def test_a_running_builder_is_not_swept(home: str, tmp_path: Path, directory: Pa
     (slow / "data").write_bytes(os.urandom(MIB))
     with stopped_builder(home, slow):
         build(home, Content.of_directory(str(directory), "1"))
-        assert lower_image_store.prune(home) == []
+        assert store.prune(home) == []
         assert f".{Content((str(slow),)).key}.tmp" in names(home)
 
 
@@ -124,8 +125,8 @@ def children(pid: int) -> list[int]:
 
 STARTER = """
 import os, sys
-from rundctl.engine import lower_images
-from rundctl.engine.lower_images import Content
+from rundctl.engine.rootfs.images import content as lower_images
+from rundctl.engine.rootfs.images.content import Content
 from rundctl.engine.settings import Settings
 settings = Settings()
 settings.home = sys.argv[1]

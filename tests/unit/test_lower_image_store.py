@@ -11,8 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rundctl.engine import lower_image_build, lower_image_store, lower_images, template_store
-from rundctl.engine.lower_images import Content
+from rundctl.engine.rootfs.images import build as lower_image_build
+from rundctl.engine.rootfs.images import content as lower_images
+from rundctl.engine.rootfs.images import store as lower_image_store
+from rundctl.engine.rootfs.images.content import Content
+from rundctl.engine.template import store as template_store
 
 from .lower_rig import (
     MIB,

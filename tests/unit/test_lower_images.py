@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rundctl.engine import lower_image_store, lower_images
-from rundctl.engine.lower_images import Content
+from rundctl.engine.rootfs.images import content as lower_images
+from rundctl.engine.rootfs.images import store
+from rundctl.engine.rootfs.images.content import Content
 
 from . import lower_tree
 from .lower_rig import (
@@ -103,14 +104,16 @@ def test_a_damaged_image_is_not_used_and_made_anew(home: str, directory: Path, d
     before = Path(image.path).read_bytes()
     damage(Path(image.path))
     assert lower_images.find(home, content) is None
-    assert [entry.state for entry in lower_image_store.entries(home)] == ["damaged"]
+    assert [entry.state for entry in store.entries(home)] == ["damaged"]
     assert len(Path(build(home, content).path).read_bytes()) == len(before)
     assert lower_images.find(home, content) is not None
     assert names(home) == {content.key}
 
 
 def test_finding_loads_nothing_heavy() -> None:
-    source = "import sys, rundctl.engine.lower_images, rundctl.engine.overlay_mount; print(*sys.modules)"
+    source = (
+        "import sys, rundctl.engine.rootfs.images.content, rundctl.engine.rootfs.images.overlay; print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded & {
@@ -120,5 +123,5 @@ def test_finding_loads_nothing_heavy() -> None:
         "shutil",
         "typing",
         "dataclasses",
-        "rundctl.engine.lower_image_build",
+        "rundctl.engine.rootfs.images.build",
     }

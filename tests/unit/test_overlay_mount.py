@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rundctl.engine import overlay_mount
-from rundctl.engine.overlay_mount import of_rootfs, split_lowers
+from rundctl.engine.rootfs.images import overlay as overlay_mount
+from rundctl.engine.rootfs.images.overlay import of_rootfs, split_lowers
 from rundctl.host import mountinfo
 from rundctl.host.mount_namespace import mount
 

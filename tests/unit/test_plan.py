@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rundctl.engine import plan
-from rundctl.engine.plan_mounts import Volume, binds
+from rundctl.engine.plan import compiler
+from rundctl.engine.plan.mounts import Volume, binds
 from rundctl.errors import ConfigError
 from rundctl.guest import ops
 from rundctl.guest.ops import Opcode
@@ -36,9 +36,11 @@ def _config(**sections: Any) -> dict[str, Any]:
     return config
 
 
-def _compile(config: dict[str, Any], **facts: Any) -> plan.CompiledPlan:
+def _compile(config: dict[str, Any], **facts: Any) -> compiler.CompiledPlan:
     rootfs_ops = (ops.mount("over", "/root", "overlay"),)
-    return plan.compile(Bundle("/b", config, "/b/rootfs"), plan.Facts(rootfs_ops=rootfs_ops, seccomp_bpf=BPF, **facts))
+    return compiler.compile(
+        Bundle("/b", config, "/b/rootfs"), compiler.Facts(rootfs_ops=rootfs_ops, seccomp_bpf=BPF, **facts)
+    )
 
 
 def _ops(config: dict[str, Any], opcode: Opcode, **facts: Any) -> list[ops.Op]:
@@ -144,7 +146,7 @@ def test_seccomp_comes_last_with_no_new_privileges() -> None:
 def test_seccomp_that_was_not_compiled() -> None:
     config = _config(linux={"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}})
     with pytest.raises(ConfigError, match="no filter was compiled"):
-        plan.compile(Bundle("/b", config, "/b/rootfs"), plan.Facts(rootfs_ops=()))
+        compiler.compile(Bundle("/b", config, "/b/rootfs"), compiler.Facts(rootfs_ops=()))
 
 
 def test_clone_flags_and_time() -> None:

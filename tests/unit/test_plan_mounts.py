@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rundctl.engine import plan_mounts
-from rundctl.engine.plan_mounts import Volume
+from rundctl.engine.plan import mounts as plan_mounts
+from rundctl.engine.plan.mounts import Volume
 from rundctl.errors import ConfigError
 from rundctl.guest.ops import Op, Opcode
 from rundctl.oci import linux

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rundctl.commands import ps_table
-from rundctl.engine.processes import Listing, collect
+from rundctl.engine.container.processes import Listing, collect
 from rundctl.errors import GuestError, UsageError
 from rundctl.guest import processes, wire
 

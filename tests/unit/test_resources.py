@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rundctl.engine import resources, shapes
-from rundctl.engine.resources import MIB, Machine
+from rundctl.engine.cgroups import limits as resources
+from rundctl.engine.cgroups.limits import MIB, Machine
+from rundctl.engine.container import shapes
 from rundctl.engine.settings import Settings
 from rundctl.errors import ConfigError
 from rundctl.host import cgroup_settings

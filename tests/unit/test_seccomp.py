@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rundctl.engine import seccomp
+from rundctl.engine.plan import seccomp
 from rundctl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hit_loads_no_compiler(tmp_path: Path) -> None:
     seccomp.compile_filter(_profile(), str(tmp_path))
     code = (
-        "import sys; from rundctl.engine import seccomp; "
+        "import sys; from rundctl.engine.plan import seccomp; "
         f"seccomp.compile_filter({_profile()!r}, {str(tmp_path)!r}); "
         "sys.exit(bool({'pyseccomp', 'ctypes', 'hashlib'} & set(sys.modules)))"
     )

@@ -7,7 +7,7 @@ import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from rundctl.engine.shares import Shares
+from rundctl.engine.rootfs.shares import Shares
 from rundctl.vmm.virtiofsd import Daemon
 
 if TYPE_CHECKING:

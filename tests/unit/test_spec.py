@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import plan
+from rundctl.engine.plan import compiler
 from rundctl.errors import ConfigError
 from rundctl.oci import bundle, spec
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def test_a_bundle_of_it_compiles_without_complaint(tmp_path: Path) -> None:
     (tmp_path / "rootfs").mkdir()
     spec.write(str(tmp_path))
-    compiled = plan.compile(bundle.load(str(tmp_path)), plan.Facts(rootfs_ops=()))
+    compiled = compiler.compile(bundle.load(str(tmp_path)), compiler.Facts(rootfs_ops=()))
     assert compiled.warnings == []
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rundctl.commands import storage as command
-from rundctl.engine import storage
-from rundctl.engine.storage import Status
+from rundctl.engine.template import reflink_store
+from rundctl.engine.template.reflink_store import Status
 from rundctl.errors import HostError, UsageError
 from rundctl.host import loop
 
@@ -71,14 +71,14 @@ def _nothing_but_locks(home: str) -> bool:
 )
 def test_sizes_that_are_refused(home: str, size: int, words: str) -> None:
     with pytest.raises(HostError, match=words):
-        storage.init(home, size, print)
+        reflink_store.init(home, size, print)
     assert _nothing_but_locks(home)
 
 
 def test_no_mkfs(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rundctl.host.process.TOOL_DIRECTORIES", (str(tmp_path),))
     with pytest.raises(HostError, match=r"mkfs.xfs: is not in") as caught:
-        storage.init(home, storage.SIZE_LEAST, print)
+        reflink_store.init(home, reflink_store.SIZE_LEAST, print)
     assert caught.value.hint == "apt-get install xfsprogs"
     assert _nothing_but_locks(home)
 
@@ -88,15 +88,15 @@ def test_no_loop_devices(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         HostError, match=r"no loop device for .*storage.img: /nowhere/loop-control is missing"
     ) as caught:
-        storage.init(home, storage.SIZE_LEAST, print)
+        reflink_store.init(home, reflink_store.SIZE_LEAST, print)
     assert caught.value.hint == "modprobe loop"
     assert _nothing_but_locks(home)
 
 
 def test_nothing_to_mount_or_remove(home: str) -> None:
-    for verb in (lambda: storage.mount(home, print), lambda: storage.remove(home)):
+    for verb in (lambda: reflink_store.mount(home, print), lambda: reflink_store.remove(home)):
         with pytest.raises(HostError, match="there is no reflink store") as caught:
             verb()
         assert caught.value.hint == "rundctl storage init"
-    storage.mount_if_there(home, print)
-    assert storage.status(home).state == "none"
+    reflink_store.mount_if_there(home, print)
+    assert reflink_store.status(home).state == "none"

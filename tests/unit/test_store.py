@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import store
+from rundctl.engine.records import store
 from rundctl.errors import DamagedError, StateError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rundctl.engine.store import Container
+    from rundctl.engine.records.store import Container
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def _links() -> list[str]:
 
 _KILLED = """
 import os, sys
-from rundctl.engine import store
+from rundctl.engine.records import store
 store._ELSEWHERE, root, call = sys.argv[1:]
 setattr(os, call, lambda *_: os._exit(9))
 store.remove(store.read(root + "/c"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rundctl.engine import plan
+from rundctl.engine.plan import compiler
 from rundctl.errors import ConfigError
 from rundctl.oci import schema, spec, support, support_table
 from rundctl.oci.bundle import Bundle
@@ -119,8 +119,8 @@ REFUSED = [row[0] for row in (*support_table.ROWS, *support_table.NEWER) if row[
 IGNORED = [row[0] for row in support_table.ROWS if row[1] == support_table.MEANINGLESS]
 
 
-def _compile(config: dict[str, Any]) -> plan.CompiledPlan:
-    return plan.compile(Bundle("/b", config, "/b/rootfs"), plan.Facts(rootfs_ops=(), seccomp_bpf=b"\0" * 8))
+def _compile(config: dict[str, Any]) -> compiler.CompiledPlan:
+    return compiler.compile(Bundle("/b", config, "/b/rootfs"), compiler.Facts(rootfs_ops=(), seccomp_bpf=b"\0" * 8))
 
 
 def _value(path: str) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from rundctl.engine.template_prune import Limits, _doomed, _family
-from rundctl.engine.template_store import Entry
+from rundctl.engine.template.prune import Limits, _doomed, _family
+from rundctl.engine.template.store import Entry
 from rundctl.types import Accelerator
 from rundctl.vmm.shape import MachineShape
 

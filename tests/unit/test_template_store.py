@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import template_store
+from rundctl.engine.template import store
 from rundctl.errors import HostError
 from rundctl.types import Accelerator, TemplateKey
 from rundctl.vmm.shape import MachineShape
@@ -27,17 +27,17 @@ SHAPE = MachineShape(
 def directory(tmp_path: Path) -> Path:
     """A template's directory with made-up contents."""
     directory = tmp_path / "templates" / KEY
-    template_store.make_directories(str(directory))
+    store.make_directories(str(directory))
     described = {}
-    for name in template_store.FILES:
+    for name in store.FILES:
         (directory / name).write_bytes(name.encode())
-        described[name] = {"identity": template_store.file_identity(str(directory / name))}
-    (directory / "manifest.json").write_text(json.dumps({"format": template_store.FORMAT, "files": described}))
+        described[name] = {"identity": store.file_identity(str(directory / name))}
+    (directory / "manifest.json").write_text(json.dumps({"format": store.FORMAT, "files": described}))
     return directory
 
 
-def _open(directory: Path) -> template_store.Template | None:
-    return template_store.open_template(str(directory.parent.parent), KEY, SHAPE)
+def _open(directory: Path) -> store.Template | None:
+    return store.open_template(str(directory.parent.parent), KEY, SHAPE)
 
 
 def test_intact(directory: Path) -> None:
@@ -79,22 +79,22 @@ def _no_files(directory: Path) -> None:
 def test_damaged_is_not_used(directory: Path, damage: Callable[[Path], None]) -> None:
     damage(directory)
     assert _open(directory) is None
-    assert [entry.intact for entry in template_store.entries(str(directory.parent.parent))] == [False]
+    assert [entry.intact for entry in store.entries(str(directory.parent.parent))] == [False]
 
 
 def test_entry_by_prefix(directory: Path) -> None:
     home = str(directory.parent.parent)
     (directory.parent / "0199").mkdir()
     (directory.parent / ".lock").write_bytes(b"")
-    assert template_store.entry(home, "0123").intact
+    assert store.entry(home, "0123").intact
     with pytest.raises(HostError, match="2 keys begin so"):
-        template_store.entry(home, "01")
+        store.entry(home, "01")
     with pytest.raises(HostError, match="no such template"):
-        template_store.entry(home, "ff")
+        store.entry(home, "ff")
 
 
 def test_none_yet(tmp_path: Path) -> None:
-    assert template_store.entries(str(tmp_path)) == []
+    assert store.entries(str(tmp_path)) == []
 
 
 def test_one_that_was_replaced_is_not_still_there(directory: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from rundctl.commands import parse, update
 from rundctl.commands.declare import Options
-from rundctl.engine import resources
-from rundctl.engine import update as engine
-from rundctl.engine.resources import MIB, Machine
+from rundctl.engine.cgroups import limits
+from rundctl.engine.cgroups.limits import MIB, Machine
+from rundctl.engine.container import update as engine
 from rundctl.errors import ConfigError, UsageError
 
 MACHINE = Machine(memory_mib=192, vcpus=2, guest_overhead_mib=64, vmm_overhead_mib=32, translations_mib=32)
@@ -50,36 +50,36 @@ def test_merge_changes_what_is_named() -> None:
 
 def test_no_memory_limit_takes_that_of_swap_along() -> None:
     assert engine.merge(BEFORE, {"memory": {"limit": -1}})["memory"] == {"limit": -1, "swap": -1}
-    assert resources.parse(engine.merge(BEFORE, {"memory": {"limit": -1}})).memory_swap is None
+    assert limits.parse(engine.merge(BEFORE, {"memory": {"limit": -1}})).memory_swap is None
 
 
 def test_a_field_wins_over_an_older_file_of_unified() -> None:
     before = {"unified": {"memory.max": str(100 * MIB), "memory.high": "5", "cpu.max": "1000 2000"}}
     merged = engine.merge(before, {"memory": {"limit": 50 * MIB}})
-    assert resources.parse(merged).memory == 50 * MIB
+    assert limits.parse(merged).memory == 50 * MIB
     assert set(merged["unified"]) == {"memory.high", "cpu.max"}
     merged = engine.merge(before, {"memory": {"limit": 50 * MIB}, "unified": {"memory.max": "max"}})
-    assert resources.parse(merged).memory is None
+    assert limits.parse(merged).memory is None
 
 
 def test_a_quota_may_go_and_leave_its_burst() -> None:
-    after = resources.parse(engine.merge(BEFORE, {"cpu": {"quota": -1}}))
-    resources.release(after, resources.parse(BEFORE))
-    assert resources.guest_files(after)["cpu.max"] == "max 100000"
-    assert resources.guest_files(after)["cpu.max.burst"] == "1000"
+    after = limits.parse(engine.merge(BEFORE, {"cpu": {"quota": -1}}))
+    limits.release(after, limits.parse(BEFORE))
+    assert limits.guest_files(after)["cpu.max"] == "max 100000"
+    assert limits.guest_files(after)["cpu.max.burst"] == "1000"
 
 
 def test_limits_that_go_are_said_in_words() -> None:
-    before = resources.parse(BEFORE)
-    after = resources.parse(
+    before = limits.parse(BEFORE)
+    after = limits.parse(
         engine.merge(BEFORE, {"memory": {"limit": -1}, "cpu": {"quota": -1, "burst": 0}, "pids": {"limit": -1}})
     )
-    resources.release(after, before)
-    files = resources.guest_files(after)
+    limits.release(after, before)
+    files = limits.guest_files(after)
     assert files["memory.max"] == files["pids.max"] == "max"
     assert files["cpu.max"] == "max 100000"
     assert files["cpu.max.burst"] == "0"
-    host = resources.for_vm(after, MACHINE)
+    host = limits.for_vm(after, MACHINE)
     assert (host.memory, host.memory_swap, host.quota) == (-1, -1, -1)
 
 
@@ -93,12 +93,12 @@ def test_limits_that_go_are_said_in_words() -> None:
 )
 def test_more_than_the_vm_has(asked: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        engine.check_room(resources.parse(asked), MACHINE)
+        engine.check_room(limits.parse(asked), MACHINE)
     assert words in caught.value.message
 
 
 def test_all_that_the_vm_has() -> None:
-    engine.check_room(resources.parse({"memory": {"limit": 128 * MIB}, "cpu": {"quota": 200000}}), MACHINE)
+    engine.check_room(limits.parse({"memory": {"limit": 128 * MIB}, "cpu": {"quota": 200000}}), MACHINE)
 
 
 def test_flags() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine import shares
+from rundctl.engine.rootfs import shares
 from rundctl.engine.settings import Settings
 from rundctl.errors import HostError
 from rundctl.host.memo import Memo

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rundctl.engine import store, vm
+from rundctl.engine.container import vm
+from rundctl.engine.records import store
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,422 @@
+"""``create`` step by step, in the order of ARCHITECTURE.md's "life of one create". What a failed step must undo is on one ``ExitStack``."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from contextlib import ExitStack
+
+from rundctl.engine.cgroups import cgroup_pool
+from rundctl.engine.cgroups import limits as resources
+from rundctl.engine.container import poststop, shapes, vm
+from rundctl.engine.container.shim_command import ShimCommand
+from rundctl.engine.plan import compiler, seccomp, volumes
+from rundctl.engine.records import store
+from rundctl.engine.rootfs import choice, hybrid_rootfs
+from rundctl.engine.rootfs.transport import DIRECTORY as LOWER_DIRECTORY
+from rundctl.engine.template import kernel_template
+from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError, words
+from rundctl.guest import wire
+from rundctl.guest.ops import Opcode, Plan
+from rundctl.host import cgroup_settings, cgroupfs, limits
+from rundctl.host.files import replace
+from rundctl.oci import bundle as bundles
+from rundctl.oci import hooks, identity
+from rundctl.oci.state import state_json
+from rundctl.types import MemoryMode, Status
+from rundctl.vmm import qemu
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+    from typing import Any
+
+    from rundctl.engine.container.lifecycle import Context, CreateOptions
+    from rundctl.engine.container.stages import Stages
+    from rundctl.engine.plan.compiler import CompiledPlan
+    from rundctl.engine.plan.volumes import Volumes
+    from rundctl.engine.records.store import Container
+    from rundctl.engine.rootfs.shares import Shares
+    from rundctl.engine.rootfs.transport import Lower
+    from rundctl.engine.template.inputs import Request
+    from rundctl.engine.template.store import Template
+    from rundctl.oci.bundle import Bundle
+
+_HOST_NAME_MAX = 64
+_CLOCK_LATE_S = 0.04  # how much later than it was read a clock may be set; an idle host's guest answers in half of that
+_CLOCK_TRIES = 10
+
+
+def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
+    """Make a container, up to where only ``start`` is missing; returns the shim's pid. On any error nothing of it is left."""
+    container_id = identity.container_id(options.id)
+    bundle = bundles.load(options.bundle)
+    root = store.make_root(ctx.root or store.DEFAULT_ROOT)
+    path = _cgroups(ctx).path_of(bundle.spec["linux"].get("cgroupsPath", ""), container_id, store.root_name(root))
+    store.check_free(root, container_id)
+    stages.mark("bundle")
+    with ExitStack() as undo, ExitStack() as sources:
+        shared = volumes.open_all(sources, bundle)
+        asked = resources.parse(bundle.spec["linux"].get("resources", {}))
+        request = shapes.request_for(asked, ctx.settings)
+        lower = _lower(sources, ctx, bundle, request)
+        if lower.live:
+            shared.add_lower(sources, lower.live)
+        request.volumes = bool(shared.descriptors) and lower.device != "virtiofs"
+        template = kernel_template.find(ctx.settings, request) or kernel_template.ensure(
+            ctx.settings, ctx.progress, request
+        )
+        stages.mark("template")
+        machine = shapes.machine_of(template.shape, ctx.settings)
+        lease = _cgroups(ctx).lease(_hierarchies(ctx), path, f"{root}/{container_id}")
+        undo.callback(_undo, ctx, lease.let_go)
+        container, lock = store.claim(root, container_id, _facts(bundle, lease, machine))
+        undo.callback(os.close, lock)
+        undo.callback(_undo, ctx, _forget, ctx, container)
+        undo.callback(lambda: _undo(ctx, cgroup_pool.give_back, container.record["cgroups"]))
+        undo.callback(lease.joined)
+        lease.make(container.set_cgroups)
+        ctx.debug(f"cgroup {path}: {lease.describe()}")
+        held = resources.for_vm(asked, machine)
+        cgroup_settings.apply(lease.directories, held)
+        cgroup_pool.limited(lease.facts(), held)
+        stages.mark("cgroup")
+        launch = Launch(
+            ctx, options, stages, container=container, bundle=bundle, template=template, lower=lower, shared=shared
+        )
+        pid = launch.run(undo, sources, lease)
+        undo.pop_all()
+        os.close(lock)
+    return pid
+
+
+def _cgroups(ctx: Context) -> ModuleType:
+    """Who makes cgroups: systemd if the caller says so, else the pool."""
+    if ctx.systemd_cgroup:
+        from rundctl.engine.cgroups import systemd
+
+        return systemd
+    return cgroup_pool
+
+
+def _hierarchies(ctx: Context) -> list[cgroupfs.Hierarchy]:
+    """Where cgroups can be made; where they cannot is told."""
+    passed_over: list[str] = []
+    found = cgroupfs.hierarchies(passed_over=passed_over)
+    for why in passed_over:
+        ctx.debug(f"no cgroup is made where {why}")
+    return found
+
+
+def _lower(opened: ExitStack, ctx: Context, bundle: Bundle, request: Request) -> Lower:
+    """The shared layer, and with it the machine's device for it."""
+    memory_mib = request.memory_mib or ctx.settings.memory_mib
+    lower = choice.choose(opened, bundle, ctx.settings, memory_mib, lambda: kernel_template.able(ctx.settings))
+    ctx.debug(f"rootfs by {lower.name} ({lower.device}): {lower.reason}")
+    request.lower, request.lower_mib = lower.device, lower.mib
+    return lower
+
+
+def _undo(ctx: Context, step: Callable[..., object], *arguments: object) -> None:
+    """Take one step back. That it failed is told, but must not hide why it was taken."""
+    try:
+        step(*arguments)
+    except (RundctlError, OSError) as error:
+        ctx.debug(f"undo create: {error}")
+
+
+def _forget(ctx: Context, container: Container) -> None:
+    """As with runc poststop hooks run also if no other did; while the container is locked, so that a ``delete --force`` waits for them."""
+    store.remove(container)
+    poststop.run(ctx, container, container.record["bundle"])
+
+
+def _facts(bundle: Bundle, lease: cgroup_pool.Lease, machine: resources.Machine) -> dict[str, object]:
+    """What later verbs need of a bundle, which may be gone by then."""
+    spec = bundle.spec
+    return {
+        "oci_version": spec["ociVersion"],
+        "bundle": bundle.path,
+        "rootfs": bundle.rootfs,
+        "annotations": spec.get("annotations", {}),
+        "hooks": {kind: spec.get("hooks", {}).get(kind, []) for kind in ("poststart", "poststop")},
+        "argv0": spec["process"]["args"][0],
+        "owner_uid": os.geteuid(),
+        "cgroups": lease.facts(),
+        "machine": machine.facts(),
+        "resources": spec["linux"].get("resources", {}),
+    }
+
+
+class Launch:
+    """The VM's part of one ``create``."""
+
+    __slots__ = ("_devices", "_state", "bundle", "container", "ctx", "lower", "options", "shared", "stages", "template")
+
+    def __init__(  # noqa: PLR0913  all that a create has found out, once
+        self,
+        ctx: Context,
+        options: CreateOptions,
+        stages: Stages,
+        *,
+        container: Container,
+        bundle: Bundle,
+        template: Template,
+        lower: Lower,
+        shared: Volumes,
+    ) -> None:
+        self.ctx = ctx
+        self.options = options
+        self.stages = stages
+        self.container = container
+        self.bundle = bundle
+        self.template = template
+        self.lower = lower
+        self.shared = shared
+        self._devices: list[dict[str, str]] = []  # to be plugged into a clone
+        self._state = -1
+
+    @property
+    def _cold(self) -> bool:
+        """Whether to boot instead of cloning: the flag, else the annotation, else the setting."""
+        for asked in (self.options.template, self.bundle.options.template):
+            if asked is not None:
+                return not asked
+        return self.ctx.settings.template == "off"
+
+    def run(self, undo: ExitStack, sources: ExitStack, lease: cgroup_pool.Lease) -> int:
+        """Spawn, and compile the plan while QEMU starts; then wake the guest, set up the container, commit. ``sources`` are closed when the shim has them."""
+        with ExitStack() as opened:
+            machine = self._spawn(opened, lease)
+            undo.callback(machine.end)
+            sources.close()
+            try:
+                compiled = self._compile()
+                self.stages.mark("compile")
+                self.container.set_shim(machine.wait_pid())
+                lease.joined()
+                self.stages.mark("shim")
+                self.stages.beside(join=machine.join_us, clone=machine.clone_us)
+                self._wake(machine)
+                self._set_up(machine, compiled)
+                self._commit(machine)
+            except GuestError as error:
+                machine.end()  # so that the shim has said all it will say
+                raise GuestError(vm.with_last_words(error.message, self.container), hint=error.hint) from error
+        return machine.pid
+
+    def _spawn(self, opened: ExitStack, lease: cgroup_pool.Lease) -> vm.Vm:
+        """Start launcher, shim and QEMU, with every descriptor they will need."""
+        sockets = vm.Sockets(opened, self.container)
+        shim = ShimCommand(opened)
+        shim.options += ["--name", self.container.id, *([] if self._cold else ["--small-pages"])]
+        self._give_files(shim, sockets)
+        _give_cgroups(shim, lease)
+        lower = -1 if self.lower.is_disk else self.lower.open(opened)
+        served = self._serve(opened, lower)
+        wiring = self._wire(shim, sockets, lower, served)
+        if served:
+            wiring.shares = tuple(served.sockets)
+            self._devices = qemu.plugged(wiring)
+            shim.options += served.options
+            shim.inherited += served.inherited
+        shim.options += self.shared.arguments
+        shim.inherited += self.shared.descriptors
+        if wiring.volumes >= 0:
+            shim.options += ["--volumes-fd", str(wiring.volumes)]
+        if wiring.rootfs >= 0:
+            shim.options += ["--export", f"{wiring.rootfs},{'rw' if wiring.persistent else 'ro'}"]
+        argv, keep = self._qemu(wiring, shim.held)
+        for fd in keep:
+            shim.give("keep", fd)
+        return vm.Vm(shim.argv([*(served.commands if served else ()), *argv]), shim.inherited, sockets)
+
+    def _give_files(self, shim: ShimCommand, sockets: vm.Sockets) -> None:
+        """What every shim has: its conversations, and its own view of the container."""
+        log = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        shim.give("creator", sockets.creator[1].fileno())
+        shim.give("agent", sockets.agent[0].fileno())
+        shim.give("qmp", sockets.qmp[0].fileno())
+        shim.give("control", sockets.control.fileno())
+        shim.give("state", shim.held(os.open(self.container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
+        shim.give("rootfs", shim.held(os.open(self.bundle.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
+        shim.give("log", shim.held(os.open(self.container.path("qemu.log"), log, 0o600)))
+        if self.lower.persistent:
+            shim.options.append("--rootfs-rw")
+
+    def _wire(self, shim: ShimCommand, sockets: vm.Sockets, lower: int, served: Shares | None) -> qemu.Wiring:
+        """What QEMU's devices are connected to."""
+        wiring = qemu.Wiring(
+            agent=sockets.agent[1].fileno(), qmp=sockets.qmp[1].fileno(), upper=shim.held(hybrid_rootfs.open_private(self.lower, self.template)),
+            rootfs=-1 if self.lower.mib or served else lower, lower=lower if self.lower.mib else -1,
+            persistent=self.lower.persistent, volumes=-1 if served else self.shared.number, empty=self.template.empty,
+            memory_path=self.template.memory, name=self.container.id, translations_mib=self.ctx.settings.translations_mib,
+        )  # fmt: skip
+        if self.template.shape.memory_mode is MemoryMode.COPY:
+            self._own_memory(shim, wiring)
+        return wiring
+
+    def _serve(self, opened: ExitStack, rootfs: int) -> Shares | None:
+        """The servers beside QEMU, where files come by virtio-fs."""
+        if self.lower.device != "virtiofs":
+            return None
+        from rundctl.engine.rootfs import shares
+
+        served = shares.Shares(opened, shares.find_daemon(self.ctx.settings), self.container.directory)
+        served.add_rootfs(qemu.ROOTFS_TAG, rootfs, writable=self.lower.persistent)
+        if self.shared.descriptors:
+            served.add_volumes(qemu.VOLUMES_TAG, submounts=self.shared.span_file_systems())
+        return served
+
+    def _own_memory(self, shim: ShimCommand, wiring: qemu.Wiring) -> None:
+        """A clone that cannot share the template's pages has a file for its own, and the shim is told to fill it."""
+        wiring.memory = shim.held(kernel_template.make_memory(self.template))
+        if self._cold:
+            return
+        source = shim.held(os.open(self.template.memory, os.O_RDONLY | os.O_CLOEXEC))
+        shim.options += ["--copy", f"{source},{wiring.memory}"]
+        shim.inherited.append(source)
+
+    def _qemu(self, wiring: qemu.Wiring, held: Callable[[int], int]) -> tuple[list[str], list[int]]:
+        """QEMU's command line, for a clone or for a cold boot, and the descriptors it inherits."""
+        template = self.template
+        if not self._cold:
+            self._state = held(os.open(template.state, os.O_RDONLY | os.O_CLOEXEC))
+            return qemu.clone_argv(template.shape, wiring, self._state)
+        wiring.kernel = held(os.open(template.kernel, os.O_RDONLY | os.O_CLOEXEC))
+        wiring.initrd = held(kernel_template.open_initramfs(template))
+        return qemu.cold_argv(template.shape, wiring)
+
+    def _compile(self) -> CompiledPlan:
+        """The container as operations; ``--debug`` prints them."""
+        spec = self.bundle.spec
+        shared = self.shared
+        rootfs = hybrid_rootfs.guest_ops(self.lower, volumes=bool(shared.descriptors), live=shared.lower)
+        compiled = compiler.compile(
+            self.bundle,
+            compiler.Facts(
+                rootfs_ops=tuple(rootfs),
+                volumes=shared.guest,
+                shm=shared.shm,
+                seccomp_bpf=seccomp.compile_filter(spec["linux"]["seccomp"], self.ctx.settings.home)
+                if "seccomp" in spec["linux"]
+                else None,
+                # machine-id(5); not into a rootfs that others have, or will have
+                machine_id="" if self.lower.persistent else os.getrandom(16).hex() + "\n",
+                hostname=_hostname(self.container.id),
+                rlimits=limits.inherited(),
+                keyring="" if self.options.no_new_keyring else f"_ses.{self.container.id}",
+            ),
+        )
+        for line in (*compiled.warnings, *compiled.describe()):
+            self.ctx.debug(line)
+        return compiled
+
+    def _wake(self, machine: vm.Vm) -> None:
+        """Restore the template, or wait for a boot; then make this clone another machine than all others."""
+        timeout_s = vm.ANSWER_TIMEOUT_S
+        if self._cold:
+            timeout_s = vm.COLD_TIMEOUT_S
+        else:
+            machine.restore(qemu.state_uri(self.template.shape, self._state), self._devices)
+            self.stages.mark("restore")
+        self._identify(machine, timeout_s)
+        if not self.template.is_still_there():  # else one's state may have met another's memory, or upper
+            raise HostError(f"template {self.template.key} was removed while the container was made", hint="try again")
+        if self._cold:
+            self.stages.mark("boot")
+            setup = kernel_template.guest_setup(self.template)
+            _check(machine.request(wire.PLAN, setup.encode(), container=0), setup, "set up the guest")
+        self.stages.mark("answer")
+
+    def _identify(self, machine: vm.Vm, timeout_s: float) -> None:
+        """Tell the guest who it is, and what time it is until that came through quickly: on a busy host the first answer takes a second."""
+        for _ in range(_CLOCK_TRIES):
+            told_s = time.monotonic()
+            payload = vm.identity(_hostname(self.container.id))
+            result = machine.request(wire.IDENTITY, payload, container=0, timeout_s=timeout_s)
+            if result.error:
+                raise GuestError(f"identify the guest: {result.describe()}")
+            late_s = time.monotonic() - told_s
+            if late_s <= _CLOCK_LATE_S:
+                return
+            self.ctx.debug(f"the guest's clock may be {late_s * 1000:.0f} ms late")
+
+    def _set_up(self, machine: vm.Vm, compiled: CompiledPlan) -> None:
+        """Hooks of the host, then the plan, up to its WAIT."""
+        for kind in ("prestart", "createRuntime"):
+            wanted = self.bundle.spec.get("hooks", {}).get(kind)
+            if wanted:
+                self._run_hooks(kind, wanted, machine)
+                self.stages.mark(kind)
+        _check(machine.request(wire.PLAN, compiled.encode()), compiled, "create container")
+        choice.check_live(self.lower)
+        self.stages.mark("plan")
+
+    def _run_hooks(self, kind: str, wanted: list[dict[str, Any]], machine: vm.Vm) -> None:
+        """Not longer than the VM lives: ``delete --force``, which ends it, waits for our lock."""
+        shim = os.pidfd_open(machine.pid)  # our child, which nobody has reaped
+        try:
+            state = state_json(self.container.record, Status.CREATING, machine.pid)
+            hooks.run(kind, wanted, state, self.bundle.path, shim)
+        finally:
+            os.close(shim)
+
+    def _commit(self, machine: vm.Vm) -> None:
+        """From here on the container is: record, pid file, and only then the shim's leave to outlive us."""
+        self.container.record["committed"] = True
+        self.container.save()
+        if self.options.pid_file:
+            _write_pid_file(self.options.pid_file, machine.pid)
+        machine.commit()
+        self.stages.mark("commit")
+
+
+def _give_cgroups(shim: ShimCommand, lease: cgroup_pool.Lease) -> None:
+    """What it joins, or is born in; and where it learns that the host has killed one of the VM's processes for its memory."""
+    v1, v2 = lease.join_descriptors()
+    for fd in v1:
+        shim.give("cgroup", shim.held(fd))
+    if v2 is not None:
+        shim.give("cgroup2", shim.held(v2))
+    events = cgroup_settings.open_oom_events(lease.directories)
+    if events is not None:
+        shim.give("oom-events", shim.held(events))
+
+
+def _check(result: wire.Result, sent: Plan, what: str) -> None:
+    """Raise what went wrong in the guest, in the words of the operation that failed."""
+    if not result.error:
+        return
+    op = sent.ops[result.index] if result.index < len(sent.ops) else None
+    words = os.strerror(result.error).lower()
+    if op is None or result.error == errno.ECHILD:  # the container was killed, whatever it was doing
+        raise GuestError(f"{what}: {result.detail or result.describe()}")
+    if op.opcode is Opcode.FIND:
+        raise ProcessError(
+            f"unable to start container process: {op.describe()}: {_find_words(str(op.arguments[0]), result.error)}"
+        )
+    detail = f" ({result.detail})" if result.detail else ""
+    is_image = op.opcode is Opcode.MOUNT and op.arguments[1:3] == (LOWER_DIRECTORY, "erofs")
+    hint = "rundctl image verify removes damaged images" if is_image else ""
+    raise ConfigError(f"{what}: {op.describe()}: {words}{detail}", hint=hint)
+
+
+def _find_words(argv0: str, error: int) -> str:
+    """The words runc has for it, by which callers tell 127 from 126."""
+    if error == errno.ENOENT:
+        return "stat " + argv0 + ": no such file or directory" if "/" in argv0 else "executable file not found in $PATH"
+    return os.strerror(error).lower()
+
+
+def _hostname(container_id: str) -> str:
+    return container_id[:_HOST_NAME_MAX]
+
+
+def _write_pid_file(path: str, pid: int) -> None:
+    try:
+        replace(path, str(pid).encode(), durable=False)
+    except OSError as error:
+        raise HostError(f"write pid file {path}: {words(error)}") from error

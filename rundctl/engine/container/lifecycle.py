@@ -1,0 +1,398 @@
+"""The life of a container: what every verb does. The only module that composes the three ideas."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from contextlib import ExitStack, contextmanager, suppress
+
+from rundctl.engine.container import poststop, vm
+from rundctl.engine.container.interruption import UndoneFirst
+from rundctl.engine.container.stages import Stages
+from rundctl.engine.records import store
+from rundctl.errors import DamagedError, GuestError, HostError, ProcessError, RundctlError, StateError, words
+from rundctl.guest import wire
+from rundctl.host.pidfd import Process, reap
+from rundctl.oci import hooks
+from rundctl.oci.state import state_json
+from rundctl.types import Status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from rundctl.engine.records.store import Container
+    from rundctl.engine.settings import Settings
+
+KILL_TIMEOUT_S = 2.0  # until a SIGKILL is not the guest's business any more, but the host's
+SIGNAL_TIMEOUT_S = 10.0
+PAUSE_TIMEOUT_S = 10.0  # QEMU first waits for what its disks have under way
+LOCK_TIMEOUT_S = 60.0
+_EXIT_UNKNOWN = 255
+_FORWARDED = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
+    signal.SIGCONT, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR,
+)  # fmt: skip
+
+
+class Context:
+    """What all verbs share.
+
+    Where containers lie (None: the default root), where debug lines, warnings and a build's progress go, the settings, and whether systemd is to make the
+    cgroups of new containers.
+    """
+
+    __slots__ = ("debug", "progress", "root", "settings", "systemd_cgroup", "warn")
+
+    def __init__(
+        self,
+        root: str | None,
+        debug: Callable[[str], None],
+        warn: Callable[[str], None],
+        settings: Settings,
+        progress: Callable[[str], None],
+        *,
+        systemd_cgroup: bool = False,
+    ) -> None:
+        self.root = root
+        self.debug = debug
+        self.warn = warn
+        self.settings = settings
+        self.progress = progress
+        self.systemd_cgroup = systemd_cgroup
+
+
+class CreateOptions:
+    """What ``create`` and ``run`` were asked for."""
+
+    __slots__ = ("bundle", "detach", "id", "keep", "no_new_keyring", "pid_file", "template", "timings")
+
+    def __init__(  # noqa: PLR0913 (one parameter an option of the verb)
+        self,
+        id: str,  # noqa: A002 (the OCI's own name)
+        bundle: str,
+        *,
+        pid_file: str = "",
+        template: bool | None = None,
+        timings: Callable[[str], None] | None = None,
+        no_new_keyring: bool = False,
+        keep: bool = False,
+        detach: bool = False,
+    ) -> None:
+        self.id = id
+        self.bundle = bundle
+        self.pid_file = pid_file
+        self.template = template
+        self.timings = timings
+        self.no_new_keyring = no_new_keyring
+        self.keep = keep
+        self.detach = detach
+
+
+def create(ctx: Context, options: CreateOptions) -> None:
+    """Make a container, up to the point where ``start`` only has to say so.
+
+    Raises any error of ``rundctl.errors``; then nothing of it is left.
+    """
+    from rundctl.engine.container import create as launch  # 13 ms that the other verbs need not pay
+
+    stages = Stages()
+    with UndoneFirst():
+        launch.create(ctx, options, stages)
+    _report(ctx, options, stages)
+
+
+def start(ctx: Context, container_id: str) -> None:
+    """Run the container's process. StateError in the wrong state, ProcessError if it cannot be executed."""
+    container = store.load(ctx.root, container_id)
+    lock = store.lock(container, LOCK_TIMEOUT_S)
+    try:
+        _start_locked(container)
+    finally:
+        os.close(lock)
+    _poststart(container)
+
+
+def _has_stopped(container: Container) -> StateError:
+    hints = [container.sudden_end(), f"rundctl delete {container.id}"]
+    return StateError("cannot start a container that has stopped", hint="; ".join(filter(None, hints)))
+
+
+def _start_locked(container: Container) -> None:
+    status = container.status()
+    if status is Status.STOPPED:
+        raise _has_stopped(container)
+    if status is Status.PAUSED:
+        raise StateError("cannot start a container in the paused state", hint=f"rundctl resume {container.id}")
+    if not status.can_start:
+        raise StateError("cannot start an already running container")
+    result = vm.ask(container, wire.START, b"", vm.ANSWER_TIMEOUT_S)
+    if result is None or result.error in (errno.ESRCH, errno.ECHILD):  # no errors of execve(2): a signal was faster
+        raise _has_stopped(container)
+    if result.detail:  # of a failed execve(2) there are no words
+        raise GuestError(f"start {container.id}: {result.describe()}")
+    if result.error:
+        argv0 = container.record["argv0"]
+        raise ProcessError(f'exec: "{argv0}": {os.strerror(result.error).lower()}')
+
+
+def state(ctx: Context, container_id: str) -> dict[str, Any]:
+    """The state of runtime-spec, "State", with runc's additions. StateError if the container does not exist."""
+    return _state(store.load(ctx.root, container_id))
+
+
+def _state(container: Container) -> dict[str, Any]:
+    status = container.status()
+    return state_json(container.record, status, 0 if status is Status.STOPPED else container.pid())
+
+
+def list_(ctx: Context) -> list[dict[str, Any]]:
+    """The state of every container of the root, by id; damaged ones are told of."""
+    return [_state(container) for container in store.list_all(ctx.root, ctx.warn)]
+
+
+def kill(ctx: Context, container_id: str, signo: int, *, everyone: bool = False) -> None:
+    """Send a signal to the container's init, or to all its processes. StateError if it does not run.
+
+    SIGKILL works whatever the guest does: without an answer, or an end, within 2 s the shim is killed and the VM with it.
+    """
+    container = store.load(ctx.root, container_id)
+    if not container.status().can_kill:
+        if everyone:
+            return
+        raise container.not_running()
+    if signo == 0:  # asks whether it runs, as kill(2)
+        return
+    if signo == signal.SIGKILL:
+        _end(container)
+        return
+    result = _signal(container, vm.signal_payload(signo, everyone=everyone))
+    if result is None or result.error in (errno.ESRCH, errno.ECHILD):
+        raise container.not_running()
+    if result.error:
+        raise GuestError(f"kill {container_id}: {os.strerror(result.error).lower()}")
+
+
+def _signal(container: Container, payload: bytes) -> wire.Result | None:
+    """One that is paused meanwhile gets it later, as what is frozen does with runc: whoever sends it does not wait."""
+    try:
+        return vm.ask(container, wire.SIGNAL, payload, SIGNAL_TIMEOUT_S)
+    except GuestError:
+        if container.status() is Status.PAUSED:
+            return wire.Result(0, 0)
+        raise
+
+
+def _end(container: Container) -> None:
+    """Kill the container and wait for its end; politely at first, so that its last output is flushed.
+
+    One that is paused cannot answer and sends nothing any more: its VM is ended, and what the shim holds of its output is flushed.
+    """
+    shim = container.shim()
+    if shim is None:
+        return
+    with shim, ExitStack() as undo:
+        with suppress(GuestError):
+            channel = vm.connect(undo, container)
+            if container.status() is Status.PAUSED:
+                channel.post(wire.STOP)
+            else:
+                channel.post(wire.SIGNAL, vm.signal_payload(signal.SIGKILL, everyone=True), container=1)
+        if not shim.wait(KILL_TIMEOUT_S):
+            shim.kill()
+            shim.wait(vm.END_TIMEOUT_S)
+
+
+def pause(ctx: Context, container_id: str) -> None:
+    """Stop all that a container does. StateError if it does not run, GuestError if QEMU does not confirm it."""
+    container = store.load(ctx.root, container_id)
+    lock = store.lock(container, LOCK_TIMEOUT_S)
+    try:
+        if not container.status().can_pause:
+            raise container.not_running()
+        _command(container, wire.PAUSE, "pause")
+    finally:
+        os.close(lock)
+
+
+def resume(ctx: Context, container_id: str) -> None:
+    """Let a paused container go on. StateError if it is not paused, GuestError if QEMU does not confirm it."""
+    container = store.load(ctx.root, container_id)
+    lock = store.lock(container, LOCK_TIMEOUT_S)
+    try:
+        if not container.status().can_resume:
+            raise StateError("container not paused")
+        _command(container, wire.RESUME, "resume")
+    finally:
+        os.close(lock)
+
+
+def _command(container: Container, kind: int, verb: str) -> None:
+    """The mark that makes the status is the shim's, made when QEMU has confirmed, whether anybody waits for it or not."""
+    result = vm.ask(container, kind, b"", PAUSE_TIMEOUT_S)
+    if result is None:
+        raise container.not_running()
+    if result.error:
+        raise GuestError(f"{verb} {container.id}: {result.describe()}", hint="rundctl kill ID KILL works all the same")
+
+
+def delete(ctx: Context, container_id: str, *, force: bool = False, directory: str = ".") -> None:
+    """Forget a container and free all it holds. StateError if it runs and ``force`` is not given, or does not exist.
+
+    With ``force`` one that does not exist is fine (containerd deletes twice), and of one whose record is damaged goes what there is. ``directory``: where
+    poststop hooks run: with runc in the caller's, but those of ``run`` in the bundle.
+    """
+    try:
+        container = store.load(ctx.root, container_id)
+    except DamagedError as error:
+        if not force:
+            raise
+        _delete_damaged(ctx, container_id, error)
+        return
+    except StateError:
+        if force:
+            store.sweep(ctx.root)  # its create may have been killed before it had the id
+            return
+        raise
+    status = container.status()
+    if not force and not status.can_delete:
+        raise StateError(
+            f"cannot delete container {container_id} that is not stopped: {status.value}",
+            hint="delete --force kills it first",
+        )
+    if status is Status.CREATING:
+        _end_creator(container)
+    _end(container)
+    _delete_ended(ctx, container, force=force, directory=directory)
+
+
+def _delete_damaged(ctx: Context, container_id: str, damage: DamagedError) -> None:
+    """Free the id. The shim is asked by its socket to end, for nothing tells its pid."""
+    container = store.Container(damage.directory, {"id": container_id})
+    with ExitStack() as undo, suppress(GuestError):
+        channel = vm.connect(undo, container)
+        channel.wait(channel.post(wire.STOP), KILL_TIMEOUT_S)
+    with suppress(FileNotFoundError):  # another delete was faster
+        store.remove(container)
+    ctx.warn(f"{damage.message}: removed; its cgroups may be left, and its poststop hooks have not run")
+
+
+def _delete_ended(ctx: Context, container: Container, *, force: bool, directory: str) -> None:
+    from rundctl.engine.cgroups import cgroup_pool, refill  # 2 ms that state, start and kill need not pay
+
+    try:
+        lock = store.lock(container, LOCK_TIMEOUT_S)
+    except StateError:
+        if not force or os.path.isdir(container.directory):
+            raise
+        _wait_for_creator(container)  # it failed, and was faster; or another delete was
+        return
+    try:
+        _end(container)  # a create may have gone on until it let go of the lock
+        unfinished = not container.record.get("committed")
+        _tell(ctx, cgroup_pool.give_back(container.record["cgroups"], unfinished=unfinished))
+        store.remove(container)
+    finally:
+        os.close(lock)
+    poststop.run(ctx, container, directory)
+    if ctx.settings.pool_refill == "delete":
+        _tell(ctx, refill.after(container.record["cgroups"]))
+
+
+def _tell(ctx: Context, outcome: str) -> None:
+    if outcome:
+        ctx.debug(outcome)
+
+
+def _wait_for_creator(container: Container) -> None:
+    """Until a create in progress has run its poststop hooks."""
+    creator = None if container.record.get("committed") else container.creator()
+    if creator is not None:
+        with creator:
+            creator.wait(LOCK_TIMEOUT_S)
+
+
+def _end_creator(container: Container) -> None:
+    """End a create in progress: through its shim if there is one already, else itself."""
+    if container.record.get("shim"):
+        return
+    creator = container.creator()
+    if creator is not None:
+        with creator:
+            creator.kill()
+            creator.wait(vm.END_TIMEOUT_S)
+
+
+def run(ctx: Context, options: CreateOptions) -> int:
+    """Create, start and, unless detached, wait and delete. Returns the container's exit code.
+
+    GuestError with that exit code if the VM ended before the container did.
+    """
+    from rundctl.engine.container import create as launch
+
+    stages = Stages()
+    with UndoneFirst():
+        pid = launch.create(ctx, options, stages)
+        if not options.detach:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED, signal.SIGCHLD})
+    try:
+        start(ctx, options.id)
+    except BaseException:
+        with _only_told(ctx, f"delete {options.id}"):
+            delete(ctx, options.id, force=True, directory=options.bundle)
+        raise
+    stages.mark("start")
+    _report(ctx, options, stages)
+    if options.detach:
+        return 0
+    code = _wait_forwarding(pid)
+    sudden = ""
+    with _only_told(ctx, f"delete {options.id}"):
+        sudden = store.load(ctx.root, options.id).sudden_end()
+        if not options.keep:
+            delete(ctx, options.id, directory=options.bundle)
+    if sudden:
+        raise GuestError(f"container {options.id} ended: {sudden}", exit_code=code)
+    return code
+
+
+@contextmanager
+def _only_told(ctx: Context, what: str) -> Iterator[None]:
+    """As with runc, what fails at the end of ``run`` hides neither the container's exit code nor why it did not start."""
+    try:
+        yield
+    except (RundctlError, OSError) as error:
+        ctx.warn(f"{what}: {words(error) if isinstance(error, OSError) else error}")
+
+
+def _wait_forwarding(pid: int) -> int:
+    """Pass signals on to the shim, our child, until it ends; returns its exit code."""
+    shim = Process.open(pid)
+    if shim is None:
+        return _EXIT_UNKNOWN
+    with shim:
+        while True:
+            info = signal.sigwaitinfo({*_FORWARDED, signal.SIGCHLD})
+            if info.si_signo != signal.SIGCHLD:
+                shim.kill(info.si_signo)
+            elif shim.wait(0):
+                code = reap(pid)
+                return _EXIT_UNKNOWN if code is None else code
+
+
+def _poststart(container: Container) -> None:
+    """As in runc, a container whose poststart hook fails is ended. HostError with the hook's words."""
+    wanted = container.record["hooks"]["poststart"]
+    if not wanted:
+        return
+    try:
+        hooks.run("poststart", wanted, _state(container), container.record["bundle"])
+    except HostError:
+        _end(container)
+        raise
+
+
+def _report(ctx: Context, options: CreateOptions, stages: Stages) -> None:
+    (options.timings or ctx.debug)(f"timings: {stages.describe()}")

@@ -1,0 +1,20 @@
+"""The hooks that run when a container is gone, whether it was deleted or its ``create`` failed."""
+
+from __future__ import annotations
+
+from rundctl.oci import hooks
+from rundctl.oci.state import state_json
+from rundctl.types import Status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rundctl.engine.container.lifecycle import Context
+    from rundctl.engine.records.store import Container
+
+
+def run(ctx: Context, container: Container, directory: str) -> None:
+    """Nothing is left that a failure could stop: it is told, and the others run all the same."""
+    wanted = container.record["hooks"]["poststop"]
+    if wanted:
+        for problem in hooks.run_all("poststop", wanted, state_json(container.record, Status.STOPPED, 0), directory):
+            ctx.warn(problem)

@@ -1,0 +1,91 @@
+"""Which templates go: those that nothing can use, and on request those unused for long, or the least recently used beyond a size."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from rundctl.engine.template import inputs, store
+from rundctl.host import files
+from rundctl.vmm import qemu
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from rundctl.engine.settings import Settings
+    from rundctl.engine.template.store import Entry
+
+_DAY_S = 86400
+# What containers choose, by limits, volumes and where their root comes from: templates that differ in nothing else are all current.
+_BY_CONTAINER = ("memory_mib", "vcpus", "lower", "lower_mib", "volumes")
+
+
+class Limits:
+    """What may stay; None is no limit."""
+
+    __slots__ = ("everything", "max_size_mib", "unused_days")
+
+    def __init__(
+        self, *, unused_days: int | None = None, max_size_mib: int | None = None, everything: bool = False
+    ) -> None:
+        self.unused_days = unused_days
+        self.max_size_mib = max_size_mib
+        self.everything = everything
+
+
+def prune(settings: Settings, limits: Limits) -> list[str]:
+    """Remove templates; keys of those removed. Clones that run are not disturbed: the kernel keeps what they have mapped."""
+    import shutil
+
+    root = store.root(settings.home)
+    if not os.path.isdir(root):
+        return []
+    with files.Lock(f"{root}/.lock"):
+        store.sweep(settings.home)
+        doomed = _doomed(store.entries(settings.home), _current_family(settings), limits)
+        for key in doomed:
+            shutil.rmtree(f"{root}/{key}", ignore_errors=True)
+    return doomed
+
+
+def _doomed(entries: list[Entry], family: dict[str, Any] | None, limits: Limits) -> list[str]:
+    """Keys to remove, in the order of the list."""
+    if limits.everything:
+        return [entry.key for entry in entries]
+    kept = [entry for entry in entries if _is_usable(entry, family)]
+    if limits.unused_days is not None:
+        oldest = time.time() - limits.unused_days * _DAY_S
+        kept = [entry for entry in kept if entry.used_s >= oldest]
+    if limits.max_size_mib is not None:
+        kept = _fitting(kept, limits.max_size_mib)
+    names = {entry.key for entry in kept}
+    return [entry.key for entry in entries if entry.key not in names]
+
+
+def _is_usable(entry: Entry, family: dict[str, Any] | None) -> bool:
+    if not entry.intact or family is None:
+        return False
+    shape = entry.manifest["shape"]
+    if shape["lower"] == qemu.DISK:  # has no upper layer, whatever the settings say of one
+        shape = {**shape, "upper_mib": family["upper_mib"]}
+    return _family(shape) == family
+
+
+def _fitting(entries: list[Entry], max_size_mib: int) -> list[Entry]:
+    kept: list[Entry] = []
+    for entry in sorted(entries, key=lambda item: item.used_s, reverse=True):
+        if sum(item.size_mib for item in kept) + entry.size_mib > max_size_mib:
+            break
+        kept.append(entry)
+    return kept
+
+
+def _current_family(settings: Settings) -> dict[str, Any] | None:
+    """What the present kernel, agent, QEMU and host would be built into; None if that is not known, so nothing is of use."""
+    known = inputs.known(settings, inputs.Request(), inputs.open_memo(settings))
+    return None if known is None else _family(known[0].facts())
+
+
+def _family(shape: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in shape.items() if name not in _BY_CONTAINER}
