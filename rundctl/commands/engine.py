@@ -13,7 +13,7 @@ from rundctl.errors import UsageError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.commands.declare import Options
-    from rundctl.engine.container.lifecycle import Context, CreateOptions
+    from rundctl.engine.container.context import Context, CreateOptions
 
 ARGUMENTS = (ID,)
 _TEMPLATE = {"": None, "on": True, "off": False}
@@ -38,9 +38,9 @@ CREATE_FLAGS = (
 def context(options: Options) -> Context:
     """The engine's context for a call."""
     from rundctl.engine import settings
-    from rundctl.engine.container import lifecycle
+    from rundctl.engine.container.context import Context
 
-    return lifecycle.Context(
+    return Context(
         options.text("root") or None,
         options.debug,
         options.warn,
@@ -58,11 +58,11 @@ def _systemd_cgroup(options: Options) -> bool:
 def create_options(options: Options, *, detach: bool = True, keep: bool = False) -> CreateOptions:
     """What ``create`` and ``run`` ask of the engine; UsageError for what is refused."""
     _refuse(options)
-    from rundctl.engine.container import lifecycle
+    from rundctl.engine.container.context import CreateOptions
 
     if options.on("no-pivot"):
         options.debug("--no-pivot has no effect: the guest's root is never a host directory")
-    return lifecycle.CreateOptions(
+    return CreateOptions(
         options.text("ID"),
         options.text("bundle") or ".",
         pid_file=options.text("pid-file"),

@@ -11,6 +11,7 @@ import os
 
 from rundctl.errors import ConfigError, HostError, words
 from rundctl.host import files, memo
+from rundctl.host import manifest as manifests
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def find(choice: Choice, cache: memo.Memo) -> Kernel | None:
         return None
     sources = kept["sources"]
     known = Kernel(f"{choice.home}/kernels/{kept['name']}")
-    same = all(memo.identity(path) == was for path, was in sources) and os.path.exists(known.manifest_path)
+    same = all(manifests.identity_here(path) == was for path, was in sources) and os.path.exists(known.manifest_path)
     return known if same else None
 
 
@@ -142,7 +143,7 @@ def adopt(choice: Choice, cache: memo.Memo) -> Kernel:
     found = modules.resolve(choice.modules) if choice.modules else []
     parts = Parts(image, found, _sibling_config(path), version="", origin=path)
     kernel = install(choice.home, f"{_CUSTOM_PREFIX}{parts.digest()[:16]}", parts)
-    sources = [[source, memo.identity(source)] for source in (path, *(module.path for module in found))]
+    sources = [[source, manifests.identity_here(source)] for source in (path, *(module.path for module in found))]
     name, *hangs_on = _adoption(choice)
     cache.remember(name, {"name": kernel.name, "sources": sources}, *hangs_on)
     return kernel

@@ -11,23 +11,14 @@ import os
 from contextlib import suppress
 
 from rundctl.host import files
+from rundctl.host.manifest import identity_here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    Identity = list[int]
 
 _CHUNK = 1 << 20
-
-
-def identity(path: str) -> Identity | None:
-    """What changes when a file's contents do: device, inode, size, times of change (ns). None if there is no such file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def sha256(path: str) -> str:
@@ -55,13 +46,13 @@ class Memo:
     def recall(self, name: str, *paths: str) -> Any:
         """The answer remembered under ``name``, None if there is none or one of ``paths`` is not what it was."""
         entry = self._facts.get(name)
-        if entry is None or entry.get("of") != [[path, identity(path)] for path in paths]:
+        if entry is None or entry.get("of") != [[path, identity_here(path)] for path in paths]:
             return None
         return entry.get("is")
 
     def remember(self, name: str, answer: Any, *paths: str) -> None:
         """Keep an answer found from ``paths`` as they are now."""
-        self._facts[name] = {"of": [[path, identity(path)] for path in paths], "is": answer}
+        self._facts[name] = {"of": [[path, identity_here(path)] for path in paths], "is": answer}
         self._changed.add(name)
 
     def known_digest(self, path: str) -> str | None:
@@ -73,9 +64,9 @@ class Memo:
         """A file's SHA-256, read if need be. OSError if it cannot be read."""
         known = self.known_digest(path)
         if known is None:
-            before = identity(path)
+            before = identity_here(path)
             known = sha256(path)
-            if identity(path) == before:
+            if identity_here(path) == before:
                 self.remember(f"sha256 {path}", known, path)
         return known
 

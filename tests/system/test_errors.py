@@ -13,6 +13,7 @@ import pytest
 
 from rundctl.engine import settings
 from rundctl.engine.template import store
+from rundctl.host import manifest as manifests
 from rundctl.vmm import binary
 
 from .conftest import RUNDCTL, Cli, JsonDict
@@ -272,21 +273,21 @@ def _make_home(home: Path, key: str) -> Home:
     source = shared / "templates" / key
     subprocess.run(["cp", "-a", "--sparse=always", shared / "digests.json", home], check=True)
     subprocess.run(["cp", "-a", "--sparse=always", "--reflink=auto", source, copy], check=True)
-    manifest = json.loads((copy / store.MANIFEST).read_text())
+    manifest = json.loads((copy / manifests.NAME).read_text())
     for name, described in manifest["files"].items():
-        described["identity"] = store.file_identity(str(copy / name))
-    (copy / store.MANIFEST).write_text(json.dumps(manifest))
+        described["identity"] = manifests.file_identity(str(copy / name))
+    (copy / manifests.NAME).write_text(json.dumps(manifest))
     assert _is_intact(copy)
     return Home(copy, {**os.environ, "RUNDCTL_CONFIG": str(config), "RUNDCTL_HOME": str(home)})
 
 
 def _is_intact(template: Path) -> bool:
-    manifest = store.read_manifest(str(template))
-    return manifest is not None and store.is_intact(str(template), manifest)
+    manifest = manifests.read(str(template), store.FORMAT)
+    return manifest is not None and manifests.is_intact(str(template), manifest, store.FILES)
 
 
 def _built_ns(template: Path) -> int:
-    return int(json.loads((template / store.MANIFEST).read_text())["built_ns"])
+    return int(json.loads((template / manifests.NAME).read_text())["built_ns"])
 
 
 @pytest.mark.parametrize("damage", ["nothing", "memory", "state", "upper3/image", "manifest", "all"])

@@ -17,7 +17,7 @@ import pytest
 
 from rundctl.engine import settings
 from rundctl.engine.rootfs.images import content
-from rundctl.engine.template import store
+from rundctl.host import manifest as manifests
 from rundctl.oci import options
 
 from . import rootfs_data
@@ -229,9 +229,9 @@ def test_an_image_whose_disk_has_rotted(cli: Cli, on, image: Path, lower: str) -
     assert found
     with open(found.path, "r+b") as file:
         file.write(bytes(4096))
-    manifest = Path(found.path).with_name(store.MANIFEST)
+    manifest = Path(found.path).with_name(manifests.NAME)
     facts = json.loads(manifest.read_text())
-    facts["files"]["image"]["identity"] = store.file_identity(found.path)
+    facts["files"]["image"]["identity"] = manifests.file_identity(found.path)
     manifest.write_text(json.dumps(facts))
     done = cli("run", "--bundle", str(where), "e", code=1)
     assert done.stderr.decode().count("\n") == 1

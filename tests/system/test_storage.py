@@ -16,6 +16,7 @@ from rundctl.engine import settings
 from rundctl.engine.template import reflink_store
 from rundctl.engine.template import store as template_store
 from rundctl.host import files, loop
+from rundctl.host import manifest as manifests
 
 from .conftest import RUNDCTL, Cli
 from .disks import disk, fill
@@ -80,7 +81,7 @@ def _make_up(home: Path, key: str = _KEY) -> Path:
         path.chmod(0o400)
         with path.open("rb") as file:
             digest = files.content_digest(file.fileno())
-        described[name] = {"digest": digest, "identity": template_store.file_identity(str(path))}
+        described[name] = {"digest": digest, "identity": manifests.file_identity(str(path))}
     manifest = {"format": template_store.FORMAT, "key": key, "files": described}
     (directory / "manifest.json").write_text(json.dumps(manifest))
     os.utime(directory / "manifest.json", (1, 1))
@@ -142,7 +143,7 @@ def test_templates_that_do_not_fit_stay(home: Path) -> None:
         digest = files.content_digest(file.fileno())
     manifest = json.loads((directory / "manifest.json").read_text())
     manifest["files"]["memory"] = {
-        "digest": digest, "identity": template_store.file_identity(str(directory / "memory")),
+        "digest": digest, "identity": manifests.file_identity(str(directory / "memory")),
     }  # fmt: skip
     (directory / "manifest.json").write_text(json.dumps(manifest))
     assert "no space left on device" in _refused_last("storage", "init", "--size", "512M")

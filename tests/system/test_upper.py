@@ -14,6 +14,7 @@ import pytest
 from rundctl.engine import settings
 from rundctl.engine.template import store, upper
 from rundctl.host import ficlone, files
+from rundctl.host import manifest as manifests
 
 from .conftest import RUNDCTL, Cli, eventually
 from .disks import disk, fill
@@ -196,7 +197,7 @@ def test_copies(tmp_path: Path) -> None:
 
 def test_the_template_has_its_image_in_each_allocation_group(home: Path) -> None:
     """So that clones made at once meet at no lock of XFS: each copy has blocks of its own, and in a store those of another group."""
-    (template,) = (home / "templates").glob("*/" + store.MANIFEST)
+    (template,) = (home / "templates").glob("*/" + manifests.NAME)
     images = [template.parent / name for name in store.UPPERS]
     described = json.loads(template.read_text())["files"]
     assert len({described[name]["digest"] for name in store.UPPERS}) == 1

@@ -18,9 +18,9 @@ from rundctl.engine.rootfs.images import store as lower_image_store
 from rundctl.engine.rootfs.images.content import Content
 from rundctl.engine.rootfs.images.formats import Ext4
 from rundctl.engine.rootfs.images.scan import Tree
-from rundctl.engine.template import store as template_store
 from rundctl.errors import ConfigError, HostError
 from rundctl.host import files, loop, process
+from rundctl.host import manifest as manifests
 from rundctl.host.mount_namespace import mount
 
 from . import lower_tree
@@ -113,7 +113,7 @@ def test_a_damaged_image_is_made_anew(home: str, directory: Path) -> None:
     assert lower_images.find(home, content) is None
     image = build(home, content)
     assert lower_image_store.verify(home, lambda _: None) == []
-    manifest = template_store.read_manifest(os.path.dirname(image.path), lower_images.FORMAT)
+    manifest = manifests.read(os.path.dirname(image.path), lower_images.FORMAT)
     assert manifest is not None
     assert manifest["content"]["room_mib"] == ROOM_MIB
 

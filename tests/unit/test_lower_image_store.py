@@ -15,7 +15,7 @@ from rundctl.engine.rootfs.images import build as lower_image_build
 from rundctl.engine.rootfs.images import content as lower_images
 from rundctl.engine.rootfs.images import store as lower_image_store
 from rundctl.engine.rootfs.images.content import Content
-from rundctl.engine.template import store as template_store
+from rundctl.host import manifest as manifests
 
 from .lower_rig import (
     MIB,
@@ -95,7 +95,7 @@ def test_verify_finds_what_stat_cannot(home: str, tmp_path: Path) -> None:
     corrupt(Path(image.path))
     manifest = Path(image.path).parent / "manifest.json"
     facts = json.loads(manifest.read_text())
-    facts["files"]["image"]["identity"] = template_store.file_identity(image.path)  # the disk's doing, not a program's
+    facts["files"]["image"]["identity"] = manifests.file_identity(image.path)  # the disk's doing, not a program's
     manifest.write_text(json.dumps(facts))
     assert lower_images.find(home, bad) is not None
     assert lower_image_store.verify(home, silent) == [bad.key]

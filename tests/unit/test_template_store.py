@@ -10,6 +10,7 @@ import pytest
 
 from rundctl.engine.template import store
 from rundctl.errors import HostError
+from rundctl.host import manifest as manifests
 from rundctl.types import Accelerator, TemplateKey
 from rundctl.vmm.shape import MachineShape
 
@@ -31,7 +32,7 @@ def directory(tmp_path: Path) -> Path:
     described = {}
     for name in store.FILES:
         (directory / name).write_bytes(name.encode())
-        described[name] = {"identity": store.file_identity(str(directory / name))}
+        described[name] = {"identity": manifests.file_identity(str(directory / name))}
     (directory / "manifest.json").write_text(json.dumps({"format": store.FORMAT, "files": described}))
     return directory
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-    from rundctl.engine.container.lifecycle import Context, CreateOptions
+    from rundctl.engine.container.context import Context, CreateOptions
     from rundctl.engine.container.stages import Stages
     from rundctl.engine.plan.compiler import CompiledPlan
     from rundctl.engine.plan.volumes import Volumes

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from rundctl.engine.container.lifecycle import Context
+    from rundctl.engine.container.context import Context
     from rundctl.engine.records.store import Container
     from rundctl.host.pidfd import Process
 

@@ -20,11 +20,11 @@ from rundctl.types import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Any
 
+    from rundctl.engine.container.context import Context, CreateOptions
     from rundctl.engine.records.store import Container
-    from rundctl.engine.settings import Settings
 
 KILL_TIMEOUT_S = 2.0  # until a SIGKILL is not the guest's business any more, but the host's
 SIGNAL_TIMEOUT_S = 10.0
@@ -35,60 +35,6 @@ _FORWARDED = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
     signal.SIGCONT, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR,
 )  # fmt: skip
-
-
-class Context:
-    """What all verbs share.
-
-    Where containers lie (None: the default root), where debug lines, warnings and a build's progress go, the settings, and whether systemd is to make the
-    cgroups of new containers.
-    """
-
-    __slots__ = ("debug", "progress", "root", "settings", "systemd_cgroup", "warn")
-
-    def __init__(
-        self,
-        root: str | None,
-        debug: Callable[[str], None],
-        warn: Callable[[str], None],
-        settings: Settings,
-        progress: Callable[[str], None],
-        *,
-        systemd_cgroup: bool = False,
-    ) -> None:
-        self.root = root
-        self.debug = debug
-        self.warn = warn
-        self.settings = settings
-        self.progress = progress
-        self.systemd_cgroup = systemd_cgroup
-
-
-class CreateOptions:
-    """What ``create`` and ``run`` were asked for."""
-
-    __slots__ = ("bundle", "detach", "id", "keep", "no_new_keyring", "pid_file", "template", "timings")
-
-    def __init__(  # noqa: PLR0913 (one parameter an option of the verb)
-        self,
-        id: str,  # noqa: A002 (the OCI's own name)
-        bundle: str,
-        *,
-        pid_file: str = "",
-        template: bool | None = None,
-        timings: Callable[[str], None] | None = None,
-        no_new_keyring: bool = False,
-        keep: bool = False,
-        detach: bool = False,
-    ) -> None:
-        self.id = id
-        self.bundle = bundle
-        self.pid_file = pid_file
-        self.template = template
-        self.timings = timings
-        self.no_new_keyring = no_new_keyring
-        self.keep = keep
-        self.detach = detach
 
 
 def create(ctx: Context, options: CreateOptions) -> None:

@@ -8,7 +8,7 @@ from rundctl.types import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rundctl.engine.container.lifecycle import Context
+    from rundctl.engine.container.context import Context
     from rundctl.engine.records.store import Container
 
 

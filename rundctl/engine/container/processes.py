@@ -12,7 +12,7 @@ from rundctl.types import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rundctl.engine.container.lifecycle import Context
+    from rundctl.engine.container.context import Context
     from rundctl.guest.processes import Process
 
 _ALL_TIMEOUT_S = 120.0  # 10,000 processes of an emulated guest are some 150 answers

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from rundctl.engine.cgroups.limits import Machine
-    from rundctl.engine.container.lifecycle import Context
+    from rundctl.engine.container.context import Context
     from rundctl.engine.records.store import Container
     from rundctl.host.cgroup_settings import Change, Limits
 

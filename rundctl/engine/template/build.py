@@ -13,6 +13,7 @@ from rundctl.engine.template import store, upper
 from rundctl.errors import GuestError, HostError, RundctlError, words
 from rundctl.guest import initramfs, ops, wire
 from rundctl.host import files, process
+from rundctl.host import manifest as manifests
 from rundctl.vmm import accelerator, qemu
 from rundctl.vmm.qmp import Qmp
 
@@ -234,7 +235,7 @@ def _finish(directory: str, key: TemplateKey, recipe: Recipe, seconds: float) ->
         "build_s": round(seconds, 3),
         "files": described,
     }
-    files.replace(f"{directory}/{store.MANIFEST}", json.dumps(manifest, indent=1).encode())
+    files.replace(f"{directory}/{manifests.NAME}", json.dumps(manifest, indent=1).encode())
     files.sync_directory(directory)
 
 
@@ -255,6 +256,6 @@ def _describe(path: str, mode: int) -> dict[str, object]:
         os.fchmod(fd, mode)
         os.fsync(fd)
         digest = files.content_digest(fd)
-        return {"size": os.fstat(fd).st_size, "digest": digest, "identity": store.file_identity(path)}
+        return {"size": os.fstat(fd).st_size, "digest": digest, "identity": manifests.file_identity(path)}
     finally:
         os.close(fd)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from rundctl.engine.template import store
 from rundctl.errors import HostError, words
 from rundctl.host import ficlone, files, loop, mounts, process
+from rundctl.host import manifest as manifests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -247,7 +248,7 @@ def _move_templates(home: str, inside: str, progress: Progress) -> None:
 
 def _copy(source: str, target: str, progress: Progress) -> bool:
     """Copy a template and note what its files are now. False if their contents are not those that were written."""
-    manifest = store.read_manifest(source)
+    manifest = manifests.read(source, store.FORMAT)
     if manifest is None:
         return False
     progress(f"moving template {manifest['key']}")
@@ -259,10 +260,10 @@ def _copy(source: str, target: str, progress: Progress) -> bool:
             described = manifest["files"][name]
             if _copy_file(f"{source}/{name}", f"{temporary}/{name}") != described["digest"]:
                 return False
-            described["identity"] = store.file_identity(f"{temporary}/{name}")
-        path = f"{temporary}/{store.MANIFEST}"
+            described["identity"] = manifests.file_identity(f"{temporary}/{name}")
+        path = f"{temporary}/{manifests.NAME}"
         files.replace(path, json.dumps(manifest, indent=1).encode())
-        used = os.stat(f"{source}/{store.MANIFEST}")
+        used = os.stat(f"{source}/{manifests.NAME}")
         os.utime(path, ns=(used.st_atime_ns, used.st_mtime_ns))
         shutil.rmtree(target, ignore_errors=True)
         os.rename(temporary, target)

@@ -6,11 +6,11 @@ that were written is never used.
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 
 from rundctl.errors import HostError, words
+from rundctl.host import manifest as manifests
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ FORMAT = 2
 UPPERS = tuple(f"upper{number}/image" for number in range(4))
 FILES = ("memory", "state", *UPPERS)
 DIRECTORIES = ("empty", *(os.path.dirname(name) for name in UPPERS))
-MANIFEST = "manifest.json"
 
 
 class Template:
@@ -60,7 +59,7 @@ class Template:
 
     def is_still_there(self) -> bool:
         """Whether what was opened by name since it was found is this template's: one that was replaced meanwhile never comes back. One stat."""
-        return is_intact(self.directory, self.manifest, ("memory",))
+        return manifests.is_intact(self.directory, self.manifest, ("memory",))
 
     @property
     def kernel_directory(self) -> str:
@@ -99,39 +98,12 @@ def make_directories(directory: str) -> None:
 def open_template(home: str, key: TemplateKey, shape: MachineShape) -> Template | None:
     """The template of that key, if it is there and its files are untouched: one manifest and one stat a file."""
     directory = f"{root(home)}/{key}"
-    manifest = read_manifest(directory)
-    if manifest is None or not is_intact(directory, manifest):
+    manifest = manifests.read(directory, FORMAT)
+    if manifest is None or not manifests.is_intact(directory, manifest, FILES):
         return None
     with suppress(OSError):  # a read-only home: then nothing is pruned by age there either
-        os.utime(f"{directory}/{MANIFEST}")
+        os.utime(f"{directory}/{manifests.NAME}")
     return Template(directory, key, shape, manifest)
-
-
-def read_manifest(directory: str, expected: int = FORMAT) -> dict[str, Any] | None:
-    """The manifest of what is stored in a directory, None if it is missing, damaged or of another format."""
-    try:
-        with open(f"{directory}/{MANIFEST}", "rb") as file:
-            manifest = json.load(file)
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and manifest.get("format") == expected else None
-
-
-def is_intact(directory: str, manifest: dict[str, Any], names: tuple[str, ...] = FILES) -> bool:
-    """Whether the files are those that the manifest was written for."""
-    described = manifest.get("files", {})
-    return all(
-        described.get(name, {}).get("identity") == file_identity(f"{directory}/{name}") is not None for name in names
-    )
-
-
-def file_identity(path: str) -> list[int] | None:
-    """Inode, size, times of change (ns); not the device's number, which may differ after a reboot. None if there is no such file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 class Entry:
@@ -177,25 +149,6 @@ def sweep(home: str) -> None:
 
 
 def _entry(name: str, directory: str) -> Entry:
-    manifest = read_manifest(directory)
-    intact = manifest is not None and is_intact(directory, manifest)
-    return Entry(name, manifest or {}, size_mib(directory), used_s(directory), intact=intact)
-
-
-def used_s(directory: str) -> float:
-    """Last use, seconds since the epoch: whoever uses what is stored touches the manifest. 0 if there is none."""
-    try:
-        return os.stat(f"{directory}/{MANIFEST}").st_mtime
-    except OSError:
-        return 0
-
-
-def size_mib(directory: str, names: tuple[str, ...] = FILES) -> int:
-    """What the files take on disk."""
-    blocks = 0
-    for name in names:
-        try:
-            blocks += os.stat(f"{directory}/{name}").st_blocks
-        except OSError:
-            continue
-    return blocks * 512 >> 20
+    manifest = manifests.read(directory, FORMAT)
+    intact = manifest is not None and manifests.is_intact(directory, manifest, FILES)
+    return Entry(name, manifest or {}, manifests.size_mib(directory, FILES), manifests.used_s(directory), intact=intact)

@@ -20,9 +20,9 @@ from rundctl.engine.rootfs.images import store as lower_image_store
 from rundctl.engine.rootfs.images.content import IMAGE, Content
 from rundctl.engine.rootfs.images.formats import SPACE_HINT, Erofs, Ext4
 from rundctl.engine.rootfs.images.scan import Tree
-from rundctl.engine.template import store as template_store
 from rundctl.errors import HostError, RundctlError, words
 from rundctl.host import files, mount_namespace, mountinfo
+from rundctl.host import manifest as manifests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -162,7 +162,7 @@ class _Builder:
             described = {
                 "size": os.fstat(fd).st_size,
                 "digest": files.content_digest(fd),
-                "identity": template_store.file_identity(self._image),
+                "identity": manifests.file_identity(self._image),
             }
         finally:
             os.close(fd)
@@ -175,7 +175,7 @@ class _Builder:
             "build_s": round(seconds, 3),
             "files": {IMAGE: described},
         }
-        files.replace(f"{self._directory}/{template_store.MANIFEST}", json.dumps(manifest, indent=1).encode())
+        files.replace(f"{self._directory}/{manifests.NAME}", json.dumps(manifest, indent=1).encode())
 
     def _move_into_place(self) -> Image:
         for name in ("merged", "layers"):

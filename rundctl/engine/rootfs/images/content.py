@@ -14,9 +14,9 @@ from _blake2 import blake2b  # the C module itself: hashlib loads OpenSSL, for 5
 from contextlib import suppress
 
 from rundctl.engine import background
-from rundctl.engine.template import store
 from rundctl.errors import ConfigError, HostError, words
 from rundctl.host import files
+from rundctl.host import manifest as manifests
 from rundctl.oci.options import IMMUTABLE
 
 TYPE_CHECKING = False
@@ -133,11 +133,11 @@ def make_root(home: str) -> None:
 def find(home: str, content: Content) -> Image | None:
     """The image of a content, if it is there and untouched since it was made: one small file is read, one stat. Each use is noted, for `prune`."""
     directory = f"{root(home)}/{content.key}"
-    manifest = store.read_manifest(directory, FORMAT)
-    if manifest is None or not store.is_intact(directory, manifest, (IMAGE,)):
+    manifest = manifests.read(directory, FORMAT)
+    if manifest is None or not manifests.is_intact(directory, manifest, (IMAGE,)):
         return None
     with suppress(OSError):  # a read-only home: then nothing is removed by age there either
-        os.utime(f"{directory}/{store.MANIFEST}")
+        os.utime(f"{directory}/{manifests.NAME}")
     return Image(content.key, f"{directory}/{IMAGE}", manifest["files"][IMAGE]["size"])
 
 

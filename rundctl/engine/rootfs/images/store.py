@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rundctl.engine.rootfs.images import content
 from rundctl.engine.rootfs.images.content import IMAGE, Content
-from rundctl.engine.template import store
 from rundctl.errors import HostError
 from rundctl.host import files
+from rundctl.host import manifest as manifests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,10 +25,10 @@ class Entry:
 
     def __init__(self, directory: str) -> None:
         self.key = os.path.basename(directory)
-        manifest = store.read_manifest(directory, content.FORMAT)
+        manifest = manifests.read(directory, content.FORMAT)
         self.manifest: dict[str, Any] = manifest or {}
-        self.size_mib = store.size_mib(directory, (IMAGE,))
-        self.used_s = store.used_s(directory)
+        self.size_mib = manifests.size_mib(directory, (IMAGE,))
+        self.used_s = manifests.used_s(directory)
         self.in_use = _is_open(f"{directory}/{IMAGE}")
         self.state = _state(directory, manifest)
 
@@ -132,7 +132,7 @@ def _lock(home: str) -> files.Lock:
 
 
 def _state(directory: str, manifest: dict[str, Any] | None) -> str:
-    if manifest is None or not store.is_intact(directory, manifest, (IMAGE,)):
+    if manifest is None or not manifests.is_intact(directory, manifest, (IMAGE,)):
         return "damaged"
     try:
         return "ok" if Content.from_facts(manifest["content"]).key == manifest["key"] else "stale"
