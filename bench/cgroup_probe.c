@@ -125,7 +125,7 @@ static void member(char *line, int barrier, uint64_t *spent, double seconds, lon
 			die(paths[i]);
 		close(fd);
 	}
-	*spent = 1; /* joined */
+	*spent = 1;			 /* joined */
 	if (read(barrier, &byte, 1) < 0) /* its end: all are there */
 		die("wait");
 	before = now_ns(CLOCK_PROCESS_CPUTIME_ID);

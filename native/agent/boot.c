@@ -44,8 +44,7 @@ static int mount_kernel_file_systems(void)
 		const char *data = i == 0 ? "mode=0755" : NULL;
 		if (mkdir(kernel_mounts[i].target, 0755) < 0 && errno != EEXIST)
 			return -errno;
-		if (mount(kernel_mounts[i].source, kernel_mounts[i].target, kernel_mounts[i].type,
-			  kernel_mounts[i].flags, data) < 0)
+		if (mount(kernel_mounts[i].source, kernel_mounts[i].target, kernel_mounts[i].type, kernel_mounts[i].flags, data) < 0)
 			return -errno;
 	}
 	return 0;
@@ -113,8 +112,7 @@ static void delete_below(int directory, dev_t device)
 
 	while (entries && (entry = readdir(entries))) {
 		const char *name = entry->d_name;
-		if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0 ||
-		    fstatat(directory, name, &status, AT_SYMLINK_NOFOLLOW) < 0 || status.st_dev != device)
+		if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0 || fstatat(directory, name, &status, AT_SYMLINK_NOFOLLOW) < 0 || status.st_dev != device)
 			continue;
 		if (S_ISDIR(status.st_mode))
 			delete_below(openat(directory, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC), device);
@@ -143,8 +141,7 @@ static bool is_agent_port(const char *port)
 
 	snprintf(path, sizeof path, PORTS "/%s/name", port);
 	cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC);
-	return fd >= 0 && read(fd, name, sizeof name) == sizeof PORT_NAME - 1 &&
-	       memcmp(name, PORT_NAME, sizeof PORT_NAME - 1) == 0;
+	return fd >= 0 && read(fd, name, sizeof name) == sizeof PORT_NAME - 1 && memcmp(name, PORT_NAME, sizeof PORT_NAME - 1) == 0;
 }
 
 static int open_named_port(void)

@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 struct cgroup_visitor {
-	void (*enter)(int cgroup, void *data);                  /* before those below it; may be NULL */
+	void (*enter)(int cgroup, void *data);			 /* before those below it; may be NULL */
 	void (*leave)(int parent, const char *name, void *data); /* after them; may be NULL */
 	void *data;
 };

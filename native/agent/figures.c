@@ -13,9 +13,9 @@
 
 enum {
 	NAME_LENGTH_MAX = 64,
-	STAT_MAX = 1024,      /* of /proc/PID/stat: 52 numbers and a name */
-	IDS_MAX = 512,	      /* of the lines Uid and NSpid: 4 numbers, and one a nested namespace, of which there are 33 at most */
-	ARGUMENTS_MAX = 512,  /* of /proc/PID/cmdline: the rest is cut off */
+	STAT_MAX = 1024,     /* of /proc/PID/stat: 52 numbers and a name */
+	IDS_MAX = 512,	     /* of the lines Uid and NSpid: 4 numbers, and one a nested namespace, of which there are 33 at most */
+	ARGUMENTS_MAX = 512, /* of /proc/PID/cmdline: the rest is cut off */
 	CGROUP_LINES_MAX = 4096,
 	CONTENTS_MAX = WIRE_PAYLOAD_MAX - WIRE_FILES_MAX * (int)sizeof(struct wire_file), /* so that each file has at least its head */
 };

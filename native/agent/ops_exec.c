@@ -202,8 +202,7 @@ int op_exec(struct plan_context *context, struct plan_arguments *arguments)
 		return -ENOMEM;
 	if (!context->umask_chosen)
 		umask(UMASK_DEFAULT); /* the agent's 0 is for exact modes in the plan, not for containers */
-	execve(context->executable ? context->executable : argv[0], argv,
-	       context->environment ? context->environment : no_environment);
+	execve(context->executable ? context->executable : argv[0], argv, context->environment ? context->environment : no_environment);
 	int error = -errno;
 	free(argv);
 	return error;

@@ -15,8 +15,7 @@
 #include "plan.h"
 
 /* Flags of a super block: a bind-remount cannot change them, and mount(2) ignores them there just so. */
-#define SUPERBLOCK_FLAGS                                                                                               \
-	(MS_SYNCHRONOUS | MS_MANDLOCK | MS_DIRSYNC | MS_SILENT | MS_POSIXACL | MS_I_VERSION | MS_LAZYTIME)
+#define SUPERBLOCK_FLAGS (MS_SYNCHRONOUS | MS_MANDLOCK | MS_DIRSYNC | MS_SILENT | MS_POSIXACL | MS_I_VERSION | MS_LAZYTIME)
 #define ATIME_FLAGS (MS_NOATIME | MS_RELATIME | MS_STRICTATIME)
 
 enum {
@@ -28,9 +27,8 @@ static const struct {
 	uint64_t mount_flag; /* MS_*, the language of plans */
 	uint64_t attribute;  /* MOUNT_ATTR_*, the language of mount_setattr(2) */
 } attributes[] = {
-	{MS_RDONLY, MOUNT_ATTR_RDONLY},	      {MS_NOSUID, MOUNT_ATTR_NOSUID},
-	{MS_NODEV, MOUNT_ATTR_NODEV},	      {MS_NOEXEC, MOUNT_ATTR_NOEXEC},
-	{MS_NODIRATIME, MOUNT_ATTR_NODIRATIME}, {MS_NOSYMFOLLOW, MOUNT_ATTR_NOSYMFOLLOW},
+	{MS_RDONLY, MOUNT_ATTR_RDONLY}, {MS_NOSUID, MOUNT_ATTR_NOSUID},		{MS_NODEV, MOUNT_ATTR_NODEV},
+	{MS_NOEXEC, MOUNT_ATTR_NOEXEC}, {MS_NODIRATIME, MOUNT_ATTR_NODIRATIME}, {MS_NOSYMFOLLOW, MOUNT_ATTR_NOSYMFOLLOW},
 };
 
 int copy_mount(int directory, const char *path, unsigned flags)

@@ -7,9 +7,9 @@
 #include "cleanup.h"
 
 enum where {
-	NEVER,		/* no such operation */
-	ANYWHERE,	/* also in the VM's own plan, where it changes the guest and not the agent */
-	IN_CONTAINER,	/* changes the process that runs it */
+	NEVER,	      /* no such operation */
+	ANYWHERE,     /* also in the VM's own plan, where it changes the guest and not the agent */
+	IN_CONTAINER, /* changes the process that runs it */
 };
 
 /* `signature`: s string, u number, b bytes; the last may be followed by * (any number of these) or + (at least one). */
@@ -56,9 +56,7 @@ static const struct operation operations[OP_LAST + 1] = {
 };
 
 /* New namespaces a container may be born into. User namespaces are not among them: ADR 2. */
-#define CONTAINER_NAMESPACES                                                                                           \
-	(uint64_t)(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP |       \
-		   CLONE_NEWTIME)
+#define CONTAINER_NAMESPACES (uint64_t)(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP | CLONE_NEWTIME)
 
 struct plan_bytes next_bytes(struct plan_arguments *arguments)
 {

@@ -13,15 +13,15 @@ enum { PLAN_DETAIL_SIZE = 192 };
 
 /* What the operations of one plan share. Lives in the child (or in the agent, for the VM's own plan). */
 struct plan_context {
-	int root;	   /* O_PATH of the container's root; -1 before ROOT: the guest's own paths */
-	int null_mount;	   /* mount of the guest's /dev/null for MASK, -1 until it is needed */
-	bool null_placed;  /* null_mount is somewhere in the tree: clone it, do not move it */
-	bool umask_chosen; /* UMASK was there */
-	bool directory_entered; /* CHDIR has succeeded */
-	int status;	   /* pipe to the agent; -1 in the VM's own plan */
-	int start;	   /* pipe from the agent: one byte is START */
-	char **environment; /* what ENV and HOME made, NULL-terminated */
-	char *executable;   /* what FIND kept */
+	int root;		       /* O_PATH of the container's root; -1 before ROOT: the guest's own paths */
+	int null_mount;		       /* mount of the guest's /dev/null for MASK, -1 until it is needed */
+	bool null_placed;	       /* null_mount is somewhere in the tree: clone it, do not move it */
+	bool umask_chosen;	       /* UMASK was there */
+	bool directory_entered;	       /* CHDIR has succeeded */
+	int status;		       /* pipe to the agent; -1 in the VM's own plan */
+	int start;		       /* pipe from the agent: one byte is START */
+	char **environment;	       /* what ENV and HOME made, NULL-terminated */
+	char *executable;	       /* what FIND kept */
 	char detail[PLAN_DETAIL_SIZE]; /* words for the failure, may be empty */
 };
 
@@ -79,13 +79,13 @@ static inline int check(long result)
 /* An operation: 0 or -errno, with words in context->detail where the errno alone would not do. */
 typedef int plan_operation(struct plan_context *context, struct plan_arguments *arguments);
 
-plan_operation op_mount, op_bind, op_remount, op_propagation, op_root, op_pivot; /* ops_mount.c */
-plan_operation op_mask, op_readonly;						   /* ops_hide.c */
-plan_operation op_mkdir, op_mknod, op_symlink, op_write, op_machine_id;		   /* ops_files.c */
-plan_operation op_hostname, op_domainname, op_link_up, op_rlimit, op_keyring, op_umask; /* ops_system.c */
-plan_operation op_no_new_privs, op_stdio_owner, op_bounding, op_ids, op_caps, op_seccomp;	    /* ops_user.c */
-plan_operation op_device_filter, op_device_filter_ready;			   /* ops_devices.c */
-plan_operation op_chdir, op_env, op_home, op_find, op_wait, op_exec;				    /* ops_exec.c */
+plan_operation op_mount, op_bind, op_remount, op_propagation, op_root, op_pivot;	  /* ops_mount.c */
+plan_operation op_mask, op_readonly;							  /* ops_hide.c */
+plan_operation op_mkdir, op_mknod, op_symlink, op_write, op_machine_id;			  /* ops_files.c */
+plan_operation op_hostname, op_domainname, op_link_up, op_rlimit, op_keyring, op_umask;	  /* ops_system.c */
+plan_operation op_no_new_privs, op_stdio_owner, op_bounding, op_ids, op_caps, op_seccomp; /* ops_user.c */
+plan_operation op_device_filter, op_device_filter_ready;				  /* ops_devices.c */
+plan_operation op_chdir, op_env, op_home, op_find, op_wait, op_exec;			  /* ops_exec.c */
 
 /* ops_hide.c: takes hold of the guest's /dev/null while it can still be reached. */
 int hold_null_mount(struct plan_context *context);

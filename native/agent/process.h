@@ -40,10 +40,10 @@ struct process {
 	bool started;	    /* the exec is done */
 	bool reaped;
 	int exit_status;
-	int asked_signal; /* a fatal signal that came before the exec and was sent as SIGKILL */
-	int status; /* pipe with struct status_record; -1 after its end */
-	int start;  /* pipe for START's byte; -1 after it */
-	int cgroup; /* -1: none */
+	int asked_signal;	      /* a fatal signal that came before the exec and was sent as SIGKILL */
+	int status;		      /* pipe with struct status_record; -1 after its end */
+	int start;		      /* pipe for START's byte; -1 after it */
+	int cgroup;		      /* -1: none */
 	struct status_record failure; /* .kind STATUS_FAILED: the plan failed */
 	struct input input;
 	struct output outputs[OUTPUTS];

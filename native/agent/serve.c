@@ -16,9 +16,9 @@ enum {
 	PROCESSES_MAX = 64,
 	POLL_CHANNEL = 0,
 	POLL_SIGNALS = 1,
-	POLL_FIRST = 2,	     /* then PROCESS_POLLS for each process: its streams, its status pipe */
+	POLL_FIRST = 2, /* then PROCESS_POLLS for each process: its streams, its status pipe */
 	POLL_STATUS = WIRE_STREAMS,
-	REST_MS = 20,	     /* how often to look whether a port that hung up has a new peer, or the kernel memory */
+	REST_MS = 20, /* how often to look whether a port that hung up has a new peer, or the kernel memory */
 };
 _Static_assert(PROCESS_POLLS == WIRE_STREAMS + 1, "polls of a process");
 
@@ -82,8 +82,7 @@ static void run_container_plan(const struct message *message)
 static void take_plan(const struct message *message)
 {
 	bool machine = message->head.container == 0;
-	struct plan_failure malformed =
-		plan_check(message->payload, message->size, machine ? PLAN_OF_MACHINE : PLAN_OF_CONTAINER);
+	struct plan_failure malformed = plan_check(message->payload, message->size, machine ? PLAN_OF_MACHINE : PLAN_OF_CONTAINER);
 
 	if (malformed.error)
 		send_result(&agent.conn, &message->head, malformed.error, malformed.index, "malformed plan");

@@ -67,8 +67,13 @@ static int spawn(struct process *process)
 		return process->cgroup;
 	process->pid = clone_child(EARLY, process->cgroup);
 	if (process->pid == 0) {
-		int given[] = {pipes.stdio[WIRE_STDIN][0], pipes.stdio[WIRE_STDOUT][1], pipes.stdio[WIRE_STDERR][1],
-			       pipes.status[1], pipes.start[0], go_end, spare.plan};
+		int given[] = {pipes.stdio[WIRE_STDIN][0],
+			       pipes.stdio[WIRE_STDOUT][1],
+			       pipes.stdio[WIRE_STDERR][1],
+			       pipes.status[1],
+			       pipes.start[0],
+			       go_end,
+			       spare.plan};
 		_Static_assert(sizeof given / sizeof *given == CHILD_DESCRIPTORS_OF_SPARE, "descriptors of a spare");
 		child_wait(given);
 	}

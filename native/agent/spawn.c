@@ -70,8 +70,7 @@ static pid_t clone_into(struct process *process, struct pipes *pipes, const uint
 		return time;
 	pid_t pid = clone_child(head.clone_flags, process->cgroup);
 	if (pid == 0) {
-		int given[] = {pipes->stdio[WIRE_STDIN][0], pipes->stdio[WIRE_STDOUT][1], pipes->stdio[WIRE_STDERR][1],
-			       pipes->status[1], pipes->start[0]};
+		int given[] = {pipes->stdio[WIRE_STDIN][0], pipes->stdio[WIRE_STDOUT][1], pipes->stdio[WIRE_STDERR][1], pipes->status[1], pipes->start[0]};
 		_Static_assert(sizeof given / sizeof *given == CHILD_DESCRIPTORS, "descriptors of a child");
 		child_run(given, plan);
 	}
@@ -104,8 +103,8 @@ struct process *process_new(uint16_t container)
 	struct process *process = calloc(1, sizeof *process);
 
 	if (process)
-		*process = (struct process){.container = container, .status = -1, .start = -1, .cgroup = -1, .input.fd = -1,
-					    .outputs = {{.fd = -1}, {.fd = -1}}};
+		*process = (struct process){
+			.container = container, .status = -1, .start = -1, .cgroup = -1, .input.fd = -1, .outputs = {{.fd = -1}, {.fd = -1}}};
 	return process;
 }
 

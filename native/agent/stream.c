@@ -11,10 +11,7 @@ enum {
 
 static struct wire_header head_for(const struct process *process, enum wire_type type, enum wire_stream stream)
 {
-	return (struct wire_header){.type = (uint8_t)type,
-				    .flags = (uint8_t)stream,
-				    .container = process->container,
-				    .process = process->number};
+	return (struct wire_header){.type = (uint8_t)type, .flags = (uint8_t)stream, .container = process->container, .process = process->number};
 }
 
 static void send_close(const struct process *process, struct conn *conn, enum wire_stream stream)
@@ -122,8 +119,7 @@ void stream_receive(struct process *process, struct conn *conn, const struct mes
 	uint8_t type = message->head.type;
 	bool fits = type == WIRE_CREDIT ? message->size == sizeof(uint32_t) : type == WIRE_DATA || message->size == 0;
 
-	if (stream >= WIRE_STREAMS || !fits || (type == WIRE_DATA && stream != WIRE_STDIN) ||
-	    (type == WIRE_CREDIT && stream == WIRE_STDIN)) {
+	if (stream >= WIRE_STREAMS || !fits || (type == WIRE_DATA && stream != WIRE_STDIN) || (type == WIRE_CREDIT && stream == WIRE_STDIN)) {
 		send_violation(conn, "bad stream");
 	} else if (type == WIRE_DATA) {
 		receive_input(process, conn, message);
@@ -142,8 +138,7 @@ void stream_polls(const struct process *process, const struct conn *conn, struct
 {
 	bool channel_free = conn_queued(conn) < QUEUE_MAX;
 
-	polls[WIRE_STDIN] = (struct pollfd){.fd = process->input.fd,
-					    .events = process->input.backlog.size ? POLLOUT : 0};
+	polls[WIRE_STDIN] = (struct pollfd){.fd = process->input.fd, .events = process->input.backlog.size ? POLLOUT : 0};
 	for (unsigned i = 0; i < OUTPUTS; i++) {
 		const struct output *output = &process->outputs[i];
 		bool wanted = channel_free && credit_room(&output->credit) > 0;

@@ -161,8 +161,7 @@ static int deliver(struct conn *conn, const struct message *message)
 
 static bool same_message(const struct wire_header *a, const struct wire_header *b)
 {
-	return a->type == b->type && a->container == b->container && a->process == b->process && a->tag == b->tag &&
-	       ((a->flags ^ b->flags) & ~WIRE_MORE) == 0;
+	return a->type == b->type && a->container == b->container && a->process == b->process && a->tag == b->tag && ((a->flags ^ b->flags) & ~WIRE_MORE) == 0;
 }
 
 static int join(struct conn *conn, const struct wire_header *head, const uint8_t *payload)
@@ -366,8 +365,7 @@ int conn_send_hello(struct conn *conn, enum wire_role role)
 int conn_send_result(struct conn *conn, const struct wire_header *request, int error, uint32_t index, const char *detail)
 {
 	struct wire_result result = {.error = error, .index = index};
-	struct wire_header head = {
-		.type = WIRE_RESULT, .container = request->container, .process = request->process, .tag = request->tag};
+	struct wire_header head = {.type = WIRE_RESULT, .container = request->container, .process = request->process, .tag = request->tag};
 	struct iovec parts[] = {
 		{.iov_base = &result, .iov_len = sizeof(result)},
 		{.iov_base = (void *)(uintptr_t)detail, .iov_len = detail ? strlen(detail) : 0},

@@ -8,11 +8,11 @@
 enum {
 	WIRE_VERSION = 1,
 	WIRE_HEADER_SIZE = 16,
-	WIRE_PAYLOAD_MAX = 32 * 1024,	      /* bytes of payload in one frame */
-	WIRE_MESSAGE_MAX = 4 * 1024 * 1024,   /* bytes of a message joined from frames with WIRE_MORE */
-	WIRE_WINDOW = 128 * 1024,	      /* bytes of unacknowledged DATA a stream may have */
-	WIRE_ENTROPY_SIZE = 64,		      /* bytes of entropy in an IDENTITY */
-	WIRE_FILES_MAX = 64,		      /* names in a READ */
+	WIRE_PAYLOAD_MAX = 32 * 1024,	    /* bytes of payload in one frame */
+	WIRE_MESSAGE_MAX = 4 * 1024 * 1024, /* bytes of a message joined from frames with WIRE_MORE */
+	WIRE_WINDOW = 128 * 1024,	    /* bytes of unacknowledged DATA a stream may have */
+	WIRE_ENTROPY_SIZE = 64,		    /* bytes of entropy in an IDENTITY */
+	WIRE_FILES_MAX = 64,		    /* names in a READ */
 };
 
 #define WIRE_MAGIC "RUND"
@@ -39,24 +39,24 @@ enum wire_role { WIRE_ROLE_CLIENT = 1, WIRE_ROLE_SHIM = 2, WIRE_ROLE_AGENT = 3 }
 
 /* Types from 0x80 on may be ignored by a peer that does not know them. */
 enum wire_type {
-	WIRE_HELLO = 1,	   /* struct wire_hello; first frame in each direction */
-	WIRE_RESULT = 2,   /* struct wire_result, then `detail` text (no NUL); answers a request */
-	WIRE_IDENTITY = 3, /* struct wire_identity, then the hostname (no NUL); request to the agent */
-	WIRE_SETTLE = 4,   /* empty; request to the agent before a snapshot: flush, drop what a clone need not carry */
-	WIRE_PLAN = 5,	   /* struct wire_plan, then operations; request: RESULT comes at WAIT, or with the failure */
-	WIRE_START = 6,	   /* empty; request: RESULT comes when the exec is done or has failed */
-	WIRE_SIGNAL = 7,   /* struct wire_signal; request or (tag 0) notification */
-	WIRE_DATA = 8,	   /* bytes of a stream */
-	WIRE_CREDIT = 9,   /* uint32_t: bytes that left the receiver */
-	WIRE_CLOSE = 10,   /* empty; end of a stream, see ADR 1 for its two meanings */
-	WIRE_EXITED = 11,  /* struct wire_exited; the last frame about a process */
-	WIRE_PID = 12,	   /* struct wire_pid; launcher -> creator, tag 0 */
-	WIRE_COMMIT = 13,  /* empty; request creator -> shim: from now on the creator may go away */
-	WIRE_STOP = 14,	   /* empty; request client -> shim: end the VM now, without asking the guest */
-	WIRE_PAUSE = 15,   /* empty; request client -> shim: RESULT when QEMU has stopped the machine */
-	WIRE_RESUME = 16,  /* empty; request client -> shim: RESULT when it runs again */
-	WIRE_CLOCK = 17,   /* uint64_t CLOCK_REALTIME of the host in ns; shim -> agent, tag 0, after a RESUME */
-	WIRE_READ = 18,	   /* names of files, each with its NUL; request: RESULT has them, read in the container's cgroup */
+	WIRE_HELLO = 1,	     /* struct wire_hello; first frame in each direction */
+	WIRE_RESULT = 2,     /* struct wire_result, then `detail` text (no NUL); answers a request */
+	WIRE_IDENTITY = 3,   /* struct wire_identity, then the hostname (no NUL); request to the agent */
+	WIRE_SETTLE = 4,     /* empty; request to the agent before a snapshot: flush, drop what a clone need not carry */
+	WIRE_PLAN = 5,	     /* struct wire_plan, then operations; request: RESULT comes at WAIT, or with the failure */
+	WIRE_START = 6,	     /* empty; request: RESULT comes when the exec is done or has failed */
+	WIRE_SIGNAL = 7,     /* struct wire_signal; request or (tag 0) notification */
+	WIRE_DATA = 8,	     /* bytes of a stream */
+	WIRE_CREDIT = 9,     /* uint32_t: bytes that left the receiver */
+	WIRE_CLOSE = 10,     /* empty; end of a stream, see ADR 1 for its two meanings */
+	WIRE_EXITED = 11,    /* struct wire_exited; the last frame about a process */
+	WIRE_PID = 12,	     /* struct wire_pid; launcher -> creator, tag 0 */
+	WIRE_COMMIT = 13,    /* empty; request creator -> shim: from now on the creator may go away */
+	WIRE_STOP = 14,	     /* empty; request client -> shim: end the VM now, without asking the guest */
+	WIRE_PAUSE = 15,     /* empty; request client -> shim: RESULT when QEMU has stopped the machine */
+	WIRE_RESUME = 16,    /* empty; request client -> shim: RESULT when it runs again */
+	WIRE_CLOCK = 17,     /* uint64_t CLOCK_REALTIME of the host in ns; shim -> agent, tag 0, after a RESUME */
+	WIRE_READ = 18,	     /* names of files, each with its NUL; request: RESULT has them, read in the container's cgroup */
 	WIRE_PROCESSES = 19, /* uint64_t where to begin, 0 at first; request: RESULT has some of the container's processes */
 };
 
@@ -95,10 +95,10 @@ struct wire_identity {
 _Static_assert(sizeof(struct wire_identity) == 72, "identity");
 
 struct wire_plan {
-	uint64_t clone_flags;	      /* CLONE_NEW* for clone3; CLONE_NEWTIME with the offsets below */
-	uint32_t operations;	      /* how many follow */
-	uint32_t reserved;	      /* 0 */
-	int64_t monotonic_offset_ns;  /* of the time namespace, 0 without one */
+	uint64_t clone_flags;	     /* CLONE_NEW* for clone3; CLONE_NEWTIME with the offsets below */
+	uint32_t operations;	     /* how many follow */
+	uint32_t reserved;	     /* 0 */
+	int64_t monotonic_offset_ns; /* of the time namespace, 0 without one */
 	int64_t boottime_offset_ns;
 };
 _Static_assert(sizeof(struct wire_plan) == 32, "plan");
@@ -136,39 +136,39 @@ struct wire_op {
 _Static_assert(sizeof(struct wire_op) == 8, "op");
 
 enum wire_opcode {
-	OP_MOUNT = 1,	      /* s source, s target, s fstype, u flags, s data, u mode of a directory to make, u copy up (tmpcopyup) */
-	OP_BIND = 2,	      /* s source, s target, u recursive, u kind (0 directory, 1 file) */
-	OP_REMOUNT = 3,	      /* s target, u set flags, u clear flags, u recursive */
-	OP_PROPAGATION = 4,   /* s target, u flags */
-	OP_ROOT = 5,	      /* s path */
-	OP_MKDIR = 6,	      /* s path, u mode, u uid, u gid */
-	OP_MKNOD = 7,	      /* s path, u mode with type, u major, u minor, u uid, u gid */
-	OP_SYMLINK = 8,	      /* s path, s text */
-	OP_WRITE = 9,	      /* s path, s text */
-	OP_HOSTNAME = 10,     /* s name */
-	OP_DOMAINNAME = 11,   /* s name */
-	OP_LINK_UP = 12,      /* s interface */
+	OP_MOUNT = 1,	    /* s source, s target, s fstype, u flags, s data, u mode of a directory to make, u copy up (tmpcopyup) */
+	OP_BIND = 2,	    /* s source, s target, u recursive, u kind (0 directory, 1 file) */
+	OP_REMOUNT = 3,	    /* s target, u set flags, u clear flags, u recursive */
+	OP_PROPAGATION = 4, /* s target, u flags */
+	OP_ROOT = 5,	    /* s path */
+	OP_MKDIR = 6,	    /* s path, u mode, u uid, u gid */
+	OP_MKNOD = 7,	    /* s path, u mode with type, u major, u minor, u uid, u gid */
+	OP_SYMLINK = 8,	    /* s path, s text */
+	OP_WRITE = 9,	    /* s path, s text */
+	OP_HOSTNAME = 10,   /* s name */
+	OP_DOMAINNAME = 11, /* s name */
+	OP_LINK_UP = 12,    /* s interface */
 	/* 13 is kept for terminals */
-	OP_PIVOT = 14,	      /* u propagation flags for the new root, 0 = leave */
-	OP_MASK = 15,	      /* s path */
-	OP_READONLY = 16,     /* s path */
-	OP_RLIMIT = 17,	      /* u resource, u soft, u hard */
-	OP_MACHINE_ID = 18,   /* s path, s text */
-	OP_KEYRING = 19,      /* s name */
-	OP_UMASK = 20,	      /* u mask */
-	OP_NO_NEW_PRIVS = 21, /* */
-	OP_STDIO_OWNER = 22,  /* u uid, u gid */
-	OP_BOUNDING = 23,     /* u mask of the capabilities kept */
-	OP_IDS = 24,	      /* u uid, u gid, u gid... additional */
-	OP_CAPS = 25,	      /* u effective, u permitted, u inheritable, u ambient */
-	OP_SECCOMP = 26,      /* u SECCOMP_FILTER_FLAG_*, b struct sock_filter[] */
-	OP_CHDIR = 27,	      /* s path, u last: 0 = EACCES is forgiven, 1 = done only if it has not succeeded before */
-	OP_ENV = 28,	      /* s name=value... */
-	OP_HOME = 29,	      /* u uid */
-	OP_FIND = 30,	      /* s argv0 */
-	OP_WAIT = 31,	      /* */
-	OP_EXEC = 32,	      /* s argv... */
-	OP_DEVICE_FILTER = 33, /* s directory of a cgroup, b struct bpf_insn[] */
+	OP_PIVOT = 14,		     /* u propagation flags for the new root, 0 = leave */
+	OP_MASK = 15,		     /* s path */
+	OP_READONLY = 16,	     /* s path */
+	OP_RLIMIT = 17,		     /* u resource, u soft, u hard */
+	OP_MACHINE_ID = 18,	     /* s path, s text */
+	OP_KEYRING = 19,	     /* s name */
+	OP_UMASK = 20,		     /* u mask */
+	OP_NO_NEW_PRIVS = 21,	     /* */
+	OP_STDIO_OWNER = 22,	     /* u uid, u gid */
+	OP_BOUNDING = 23,	     /* u mask of the capabilities kept */
+	OP_IDS = 24,		     /* u uid, u gid, u gid... additional */
+	OP_CAPS = 25,		     /* u effective, u permitted, u inheritable, u ambient */
+	OP_SECCOMP = 26,	     /* u SECCOMP_FILTER_FLAG_*, b struct sock_filter[] */
+	OP_CHDIR = 27,		     /* s path, u last: 0 = EACCES is forgiven, 1 = done only if it has not succeeded before */
+	OP_ENV = 28,		     /* s name=value... */
+	OP_HOME = 29,		     /* u uid */
+	OP_FIND = 30,		     /* s argv0 */
+	OP_WAIT = 31,		     /* */
+	OP_EXEC = 32,		     /* s argv... */
+	OP_DEVICE_FILTER = 33,	     /* s directory of a cgroup, b struct bpf_insn[] */
 	OP_DEVICE_FILTER_READY = 34, /* b struct bpf_insn[] that DEVICE_FILTER will probably ask for */
 	OP_LAST = OP_DEVICE_FILTER_READY,
 };

@@ -12,11 +12,10 @@
 
 /* Owners and modes as the guest gives them, whatever they are: CAP_FSETID keeps a setuid bit over a write, CAP_SETFCAP is for security.capability.
  * /dev/kvm needs no more than CAP_DAC_OVERRIDE. */
-static const uint64_t for_files = BIT(CAP_CHOWN) | BIT(CAP_DAC_OVERRIDE) | BIT(CAP_DAC_READ_SEARCH) | BIT(CAP_FOWNER) |
-				  BIT(CAP_FSETID) | BIT(CAP_MKNOD) | BIT(CAP_SETFCAP);
+static const uint64_t for_files = BIT(CAP_CHOWN) | BIT(CAP_DAC_OVERRIDE) | BIT(CAP_DAC_READ_SEARCH) | BIT(CAP_FOWNER) | BIT(CAP_FSETID) | BIT(CAP_MKNOD) |
+				  BIT(CAP_SETFCAP);
 /* virtiofsd makes namespaces and a root of its own, raises its limit of open files, takes the guest's users' ids, and then drops what it can. */
-static const uint64_t for_helpers = BIT(CAP_SYS_ADMIN) | BIT(CAP_SYS_CHROOT) | BIT(CAP_SYS_RESOURCE) | BIT(CAP_SETUID) |
-				    BIT(CAP_SETGID) | BIT(CAP_SETPCAP);
+static const uint64_t for_helpers = BIT(CAP_SYS_ADMIN) | BIT(CAP_SYS_CHROOT) | BIT(CAP_SYS_RESOURCE) | BIT(CAP_SETUID) | BIT(CAP_SETGID) | BIT(CAP_SETPCAP);
 
 static int drop_inheritable(void)
 {

@@ -1,6 +1,6 @@
 /* What a guest is to see of the host's mounts, copied so that no procfs can be among it: each mount is copied alone, never with what is mounted below, and
- * only by a descriptor whose file system was looked at. What the table of mounts misses is missing in the copy. What it names and is not there, because a directory
- * is just being renamed, has the table read anew, and in the end no copy made: it may hide something. */
+ * only by a descriptor whose file system was looked at. What the table of mounts misses is missing in the copy. What it names and is not there, because a
+ * directory is just being renamed, has the table read anew, and in the end no copy made: it may hide something. */
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -28,8 +28,7 @@ static int collect_at(struct copy *copy, struct mounts *mounts, const char *path
 
 int open_beneath(int directory, const char *path)
 {
-	struct open_how how = {.flags = O_PATH | O_CLOEXEC,
-			       .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
+	struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
 	int fd = (int)syscall(SYS_openat2, directory, path, &how, sizeof(how));
 
 	return fd < 0 ? -errno : fd;
@@ -61,8 +60,8 @@ static void find_parent(const struct copy *copy, struct piece *piece)
 	}
 }
 
-/* What of a procfs a descriptor shows, as a path from its root on; NULL if the table does not tell, or tells of another mount that had this number, or if it has
- * only processes (subset=pid). */
+/* What of a procfs a descriptor shows, as a path from its root on; NULL if the table does not tell, or tells of another mount that had this number, or if it
+ * has only processes (subset=pid). */
 static char *part_of(struct mounts *mounts, const struct piece *piece, bool is_root)
 {
 	const struct mounted *mounted = mounts_read(mounts) < 0 ? NULL : mounts_find(mounts, piece->number);

@@ -43,8 +43,7 @@ int monitor_send(struct monitor *monitor, uint32_t client, const struct wire_hea
 		return error;
 	monitor->greeted = true;
 	monitor->last_id++;
-	(void)snprintf(text, sizeof(text), "{\"execute\": \"%s\", \"id\": %u}\n", head->type == WIRE_PAUSE ? "stop" : "cont",
-		       monitor->last_id);
+	(void)snprintf(text, sizeof(text), "{\"execute\": \"%s\", \"id\": %u}\n", head->type == WIRE_PAUSE ? "stop" : "cont", monitor->last_id);
 	error = send_all(monitor, text);
 	if (!error)
 		*command = (struct command){.client = client, .head = *head, .id = monitor->last_id};

@@ -140,8 +140,7 @@ static bool append_helper(struct options *options, char *text)
 	if (strcmp(words, "volumes") == 0)
 		return true;
 	helper->read_only = strncmp(words, "ro,", 3) == 0;
-	return (helper->read_only || strncmp(words, "rw,", 3) == 0) &&
-	       parse_descriptor(words + 3, '\0', &helper->directory, NULL);
+	return (helper->read_only || strncmp(words, "rw,", 3) == 0) && parse_descriptor(words + 3, '\0', &helper->directory, NULL);
 }
 
 /* The helpers' command lines, each up to a word `;`, and then QEMU's. */
@@ -213,8 +212,7 @@ static bool take(struct options *options, int key, char *value)
 	case KEY_HELPER:
 		return append_helper(options, value);
 	case KEY_COPY:
-		return parse_descriptor(value, ',', &options->copy_from, &rest) &&
-		       parse_descriptor(rest, '\0', &options->copy_to, NULL);
+		return parse_descriptor(value, ',', &options->copy_from, &rest) && parse_descriptor(rest, '\0', &options->copy_to, NULL);
 	default:
 		return false;
 	}
@@ -224,8 +222,18 @@ bool options_parse(struct options *options, int argc, char **argv, const char **
 {
 	int key;
 
-	*options = (struct options){.creator = -1, .agent = -1, .qmp = -1, .control = -1, .state = -1, .rootfs = -1,
-				    .log = -1, .cgroup2 = -1, .oom_events = -1, .volumes_fd = -1, .exported = -1, .copy_from = -1,
+	*options = (struct options){.creator = -1,
+				    .agent = -1,
+				    .qmp = -1,
+				    .control = -1,
+				    .state = -1,
+				    .rootfs = -1,
+				    .log = -1,
+				    .cgroup2 = -1,
+				    .oom_events = -1,
+				    .volumes_fd = -1,
+				    .exported = -1,
+				    .copy_from = -1,
 				    .copy_to = -1};
 	opterr = 0;
 	while ((key = getopt_long(argc, argv, "+", long_options, NULL)) != -1) {
@@ -235,9 +243,8 @@ bool options_parse(struct options *options, int argc, char **argv, const char **
 		}
 	}
 	*problem = "a required option is missing";
-	return take_commands(options, argv + optind) && options->creator >= 0 && options->agent >= 0 && options->qmp >= 0 &&
-	       options->control >= 0 && options->state >= 0 && options->rootfs >= 0 && options->log >= 0 &&
-	       (options->volume_count == 0 || has_server(options));
+	return take_commands(options, argv + optind) && options->creator >= 0 && options->agent >= 0 && options->qmp >= 0 && options->control >= 0 &&
+	       options->state >= 0 && options->rootfs >= 0 && options->log >= 0 && (options->volume_count == 0 || has_server(options));
 }
 
 static int compare(const void *a, const void *b)
@@ -249,11 +256,21 @@ static int compare(const void *a, const void *b)
 
 void options_close_others(const struct options *options)
 {
-	const int single[] = {2, options->creator, options->agent, options->qmp, options->control, options->state,
-			      options->rootfs, options->log, options->cgroup2, options->oom_events, options->copy_from,
-			      options->copy_to, options->exported};
-	size_t count = 0, most = sizeof(single) / sizeof(*single) + options->cgroup_count + options->keep_count +
-				 options->volume_count + 2 * options->helper_count;
+	const int single[] = {2,
+			      options->creator,
+			      options->agent,
+			      options->qmp,
+			      options->control,
+			      options->state,
+			      options->rootfs,
+			      options->log,
+			      options->cgroup2,
+			      options->oom_events,
+			      options->copy_from,
+			      options->copy_to,
+			      options->exported};
+	size_t count = 0,
+	       most = sizeof(single) / sizeof(*single) + options->cgroup_count + options->keep_count + options->volume_count + 2 * options->helper_count;
 	int *named = calloc(most, sizeof(*named));
 
 	if (!named)

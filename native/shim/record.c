@@ -17,8 +17,8 @@ void record_write(int state, const struct ending *ending)
 	if (file < 0)
 		return;
 	(void)clock_gettime(CLOCK_REALTIME, &now);
-	if (dprintf(file, "code=%d\nreason=%s\nstatus=%d\noom=%d\ntime_ns=%lld%09ld\ndetail=%s\n", ending->code, ending->reason,
-		    ending->status, ending->oom, (long long)now.tv_sec, now.tv_nsec, ending->detail) > 0)
+	if (dprintf(file, "code=%d\nreason=%s\nstatus=%d\noom=%d\ntime_ns=%lld%09ld\ndetail=%s\n", ending->code, ending->reason, ending->status, ending->oom,
+		    (long long)now.tv_sec, now.tv_nsec, ending->detail) > 0)
 		(void)renameat(state, "exit.new", state, "exit");
 	else
 		(void)unlinkat(state, "exit.new", 0);

@@ -13,8 +13,7 @@
 int mount_copy(int fd, bool read_only)
 {
 	/* A device node that a guest makes there is opened by its own kernel. Nobody who serves it has any business to. */
-	struct mount_attr attributes = {.attr_set = MOUNT_ATTR_NODEV | (read_only ? MOUNT_ATTR_RDONLY : 0),
-					.propagation = MS_PRIVATE};
+	struct mount_attr attributes = {.attr_set = MOUNT_ATTR_NODEV | (read_only ? MOUNT_ATTR_RDONLY : 0), .propagation = MS_PRIVATE};
 	cleanup_close int tree = (int)syscall(SYS_open_tree, fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
 
 	if (tree < 0)

@@ -104,8 +104,7 @@ void reply(struct shim *shim, struct client *client, const struct wire_header *r
 
 static bool is_forwarded(uint8_t type)
 {
-	return type == WIRE_IDENTITY || type == WIRE_PLAN || type == WIRE_START || type == WIRE_SIGNAL ||
-	       type == WIRE_READ || type == WIRE_PROCESSES;
+	return type == WIRE_IDENTITY || type == WIRE_PLAN || type == WIRE_START || type == WIRE_SIGNAL || type == WIRE_READ || type == WIRE_PROCESSES;
 }
 
 static void note_signal(struct shim *shim, const struct message *message)

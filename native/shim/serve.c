@@ -24,12 +24,11 @@ enum {
 	POLL_CLIENTS = POLL_OUTPUTS + 2,
 	POLLS_MAX = POLL_CLIENTS + CLIENTS_MAX,
 	INPUT_SIZE = 16 * 1024,
-	REST_MS = 100, /* before a connection is accepted for which there was no descriptor, if nothing else happens */
+	REST_MS = 100,	    /* before a connection is accepted for which there was no descriptor, if nothing else happens */
 	WORDS_REST_MS = 10, /* a guest's console comes letter by letter, and the pipe holds more than can come in this time */
-	LOSS_MS = 2000, /* how long QEMU may outlive its end of the agent's channel, or a helper that served it */
+	LOSS_MS = 2000,	    /* how long QEMU may outlive its end of the agent's channel, or a helper that served it */
 	READS_PER_TURN = 8, /* so that a peer that floods holds nobody else up */
 };
-
 
 /* Takes what has come, at most `reads` times; returns what the last read returned. */
 static int read_agent(struct shim *shim, int reads)
@@ -275,8 +274,7 @@ static void write_output(struct shim *shim, size_t output)
 
 static bool wants_input(const struct shim *shim)
 {
-	return shim->fed && !shim->exited && shim->input.end.fd >= 0 && credit_room(&shim->input.credit) > 0 &&
-	       shim->agent.ordered.size <= AHEAD_MAX;
+	return shim->fed && !shim->exited && shim->input.end.fd >= 0 && credit_room(&shim->input.credit) > 0 && shim->agent.ordered.size <= AHEAD_MAX;
 }
 
 static size_t fill_polls(struct shim *shim, struct pollfd *polls)
@@ -393,8 +391,14 @@ static int set_up(struct shim *shim, const struct options *options)
 
 void serve(const struct options *options, pid_t qemu, int signals, int words)
 {
-	struct shim shim = {.options = options, .qemu = qemu, .signals = signals, .control = options->control,
-			    .words = words, .agent.fd = -1, .monitor.fd = options->qmp, .oom_kills = oom_kills(options->oom_events)};
+	struct shim shim = {.options = options,
+			    .qemu = qemu,
+			    .signals = signals,
+			    .control = options->control,
+			    .words = words,
+			    .agent.fd = -1,
+			    .monitor.fd = options->qmp,
+			    .oom_kills = oom_kills(options->oom_events)};
 	int error;
 
 	/* Without this glibc raises the bound with the first large plan, and keeps the memory for the container's life. */

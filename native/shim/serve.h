@@ -14,10 +14,10 @@
 
 enum {
 	CLIENTS_MAX = 64,
-	REQUESTS_MAX = 64,	    /* forwarded and not answered */
-	UNREAD_MAX = 64 * 1024,	    /* bytes of results a client may leave unread */
+	REQUESTS_MAX = 64,	      /* forwarded and not answered */
+	UNREAD_MAX = 64 * 1024,	      /* bytes of results a client may leave unread */
 	UNSENT_MAX = 8 * 1024 * 1024, /* bytes of requests the agent may leave unread */
-	AHEAD_MAX = 4 * 1024,	    /* of credit, and of stdin: no more is queued, as a guest that does not read would provoke it without end */
+	AHEAD_MAX = 4 * 1024,	      /* of credit, and of stdin: no more is queued, as a guest that does not read would provoke it without end */
 };
 
 struct client {
@@ -27,7 +27,7 @@ struct client {
 
 /* A request that was forwarded to the agent and has no RESULT yet. */
 struct request {
-	uint32_t client; /* its id; that client may be gone */
+	uint32_t client;	 /* its id; that client may be gone */
 	struct wire_header head; /* as the client sent it; tag 0: the place is free */
 };
 
@@ -36,9 +36,9 @@ struct shim {
 	pid_t qemu; /* 0: ended */
 	int signals;
 	int control;
-	bool words_rest; /* QEMU has just said something, a letter perhaps: more of it is waited for */
+	bool words_rest;    /* QEMU has just said something, a letter perhaps: more of it is waited for */
 	bool control_rests; /* a connection could not be accepted: the next turn does not try again */
-	int words; /* of QEMU and the helpers, -1: none of them lives */
+	int words;	    /* of QEMU and the helpers, -1: none of them lives */
 	struct monitor monitor;
 	bool paused; /* QEMU has confirmed that the machine stands still */
 	struct conn agent;
@@ -53,13 +53,13 @@ struct shim {
 	bool fed; /* START was asked for: stdin may be read */
 	struct source input;
 	struct sink outputs[2]; /* stdout, stderr */
-	bool kill_asked;     /* so output whose reader stalls is given up after a while */
-	bool exited;	     /* `ending` is known: only flushing is left */
+	bool kill_asked;	/* so output whose reader stalls is given up after a while */
+	bool exited;		/* `ending` is known: only flushing is left */
 	struct ending ending;
 	unsigned long long oom_kills; /* when QEMU started */
-	int64_t progress_ns; /* when output last moved, or when patience began to count */
-	struct ending loss;  /* what QEMU cannot do without and ended: is it because QEMU did? */
-	int64_t loss_ns;     /* when it did, 0: nothing has */
+	int64_t progress_ns;	      /* when output last moved, or when patience began to count */
+	struct ending loss;	      /* what QEMU cannot do without and ended: is it because QEMU did? */
+	int64_t loss_ns;	      /* when it did, 0: nothing has */
 };
 
 /* route.c: messages of clients and of the agent. */

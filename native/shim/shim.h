@@ -34,7 +34,7 @@ struct options {
 	bool rootfs_writable;
 	int cgroup2;
 	int oom_events; /* memory.events of v2 or memory.oom_control of v1: counts the host's kills for want of memory */
-	int *cgroups; /* open cgroup.procs files of v1 hierarchies */
+	int *cgroups;	/* open cgroup.procs files of v1 hierarchies */
 	size_t cgroup_count;
 	int *keep; /* what QEMU inherits */
 	size_t keep_count;
@@ -48,7 +48,7 @@ struct options {
 	int copy_from, copy_to; /* memory that the guest is to have a copy of, and the file of its own */
 	const char *oom_score_adj;
 	bool small_pages; /* no transparent huge pages for QEMU */
-	char **qemu; /* argv */
+	char **qemu;	  /* argv */
 };
 
 /* options.c: true, or false with `*problem` telling why. */
@@ -130,7 +130,8 @@ int open_beneath(int directory, const char *path);
 
 /* procfs.c: a detached mount of nothing for a directory or file; a descriptor or -errno. */
 int mount_nothing(int place);
-/* Gives each procfs of the copies a procfs without processes in its place; -errno. One is made for all, on `path`, where it stays below what is mounted there next. */
+/* Gives each procfs of the copies a procfs without processes in its place; -errno. One is made for all, on `path`, where it stays below what is mounted there
+ * next. */
 int procfs_cover(struct copy *copies, size_t count, const char *path);
 
 /* capabilities.c: what a program that this process becomes may have of them: to serve files, and as a helper to sandbox itself; -errno. */
@@ -138,7 +139,8 @@ int capabilities_limit(bool helper);
 
 /* root.c: makes the container's rootfs, as the host can see it, the shim's root; -errno. */
 int root_enter(const struct options *options);
-/* root.c: a private, detached copy of the mount that `fd` lies on, of nothing that is mounted below, without devices, read-only if asked; a descriptor or -errno. */
+/* root.c: a private, detached copy of the mount that `fd` lies on, of nothing that is mounted below, without devices, read-only if asked; a descriptor or
+ * -errno. */
 int mount_copy(int fd, bool read_only);
 
 /* serve.c: everything after the start; never returns. */

@@ -90,8 +90,7 @@ ssize_t endpoint_write(const struct endpoint *endpoint, const void *bytes, size_
 		size = size > PIPE_BUF ? PIPE_BUF : size;
 	}
 	do
-		put = endpoint->is_socket ? send(endpoint->fd, bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL)
-					  : write(endpoint->fd, bytes, size);
+		put = endpoint->is_socket ? send(endpoint->fd, bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL) : write(endpoint->fd, bytes, size);
 	while (put < 0 && errno == EINTR);
 	return put < 0 ? -errno : put;
 }

@@ -21,7 +21,7 @@ struct endpoint {
 struct source {
 	struct endpoint end;
 	struct credit credit; /* outstanding: bytes the guest has not acknowledged */
-	bool eager; /* read before polling: a FIFO opened after its last writer went never reports its end (pipe(7)) */
+	bool eager;	      /* read before polling: a FIFO opened after its last writer went never reports its end (pipe(7)) */
 };
 
 /* stdout or stderr: what came from the guest and has not been written. */
@@ -30,8 +30,8 @@ struct sink {
 	struct credit credit; /* outstanding: bytes in the backlog, and those owed */
 	struct backlog backlog;
 	uint32_t owed; /* bytes that left, and whose credit has not been returned */
-	bool ended; /* the guest sends no more: close when the backlog is out */
-	bool refused; /* the guest was told that nobody reads */
+	bool ended;    /* the guest sends no more: close when the backlog is out */
+	bool refused;  /* the guest was told that nobody reads */
 };
 
 /* Takes over a standard descriptor; its number stays occupied, by /dev/null, so that nothing else ever gets it. */

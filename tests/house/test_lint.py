@@ -12,6 +12,7 @@ import pytest
 
 BIN = Path(sys.executable).parent
 LINES_MOST = 450
+CLANG_FORMAT = 14  # Debian 12's
 SOURCES = ("rundctl", "native", "tests", "tools", "bench", "hatch_build.py")
 SUFFIXES = (".py", ".c", ".h")
 GENERATED = ("_generated", "_native", "__pycache__", "rundctl.egg-info")
@@ -70,6 +71,15 @@ def test_files_name_no_place_but_the_user_s(checkout: Path) -> None:
     elsewhere = re.compile(re.escape(os.fsencode(checkout)) + rb"|(?<![\w.])/[o]pt/(?!rundctl\b)")
     found = {str(path): elsewhere.findall(path.read_bytes()) for path in texts(checkout)}
     assert {path: places for path, places in found.items() if places} == {}
+
+
+def test_c_is_formatted(checkout: Path) -> None:
+    """`clang-format -i FILE` makes it so; other versions have other opinions on the same style."""
+    version = subprocess.run(["clang-format", "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    if f"version {CLANG_FORMAT}." not in version:
+        pytest.skip(f"the C here has the format of clang-format {CLANG_FORMAT}, this is: {version.strip()}")
+    files = [str(path) for path in sources(checkout) if path.suffix in {".c", ".h"}]
+    run(checkout, "clang-format", "--dry-run", "-Werror", *files)
 
 
 def test_shell_scripts_parse(checkout: Path) -> None:

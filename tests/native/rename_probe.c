@@ -1,7 +1,7 @@
 /* The assembly of a recursive volume while somebody renames a directory of it: in a working directory with `state` and `source`, where source/y/proc is a
- * procfs with a mount on its kallsyms and a read-only one on its sys. Before some system call of the assembly that looks at or changes files, source/y leaves the
- * source; before a later one, or at the end, it is back. All such pairs are tried, or of the later ones each STRIDEth. Prints how many calls there are, what a guest would see if nobody
- * renamed, and for each thing that it would see otherwise, the first pair. */
+ * procfs with a mount on its kallsyms and a read-only one on its sys. Before some system call of the assembly that looks at or changes files, source/y leaves
+ * the source; before a later one, or at the end, it is back. All such pairs are tried, or of the later ones each STRIDEth. Prints how many calls there are,
+ * what a guest would see if nobody renamed, and for each thing that it would see otherwise, the first pair. */
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>

@@ -99,6 +99,9 @@ static int opened(int fd)
 	return fd < 0 ? -1 : 0;
 }
 
+/* Many are one line, and so are read as a table. */
+/* clang-format off */
+
 /* Namespaces. */
 static int uts(void) { return unshare(CLONE_NEWUTS) || sethostname("inner", 5); }
 static int ipc(void) { return unshare(CLONE_NEWIPC); }
@@ -327,6 +330,7 @@ static const struct {
 	{"virtio-fs-driver", virtio_fs_driver}, {"no-balloon", virtio_balloon}, {"ext4-dax", ext4_dax},
 	{"erofs-dax", erofs_dax},
 };
+/* clang-format on */
 
 static unsigned long interrupts(void)
 {
@@ -400,8 +404,7 @@ static int send_netlink(void)
 	while ((length = (int)recv(fd, buffer, sizeof buffer, 0)) > 0)
 		for (message = (void *)buffer; NLMSG_OK(message, (unsigned int)length); message = NLMSG_NEXT(message, length))
 			if (message->nlmsg_type == NLMSG_ERROR)
-				printf("%u %s\n", message->nlmsg_seq,
-				       strerror(-((struct nlmsgerr *)NLMSG_DATA(message))->error));
+				printf("%u %s\n", message->nlmsg_seq, strerror(-((struct nlmsgerr *)NLMSG_DATA(message))->error));
 	return 0;
 }
 
@@ -418,8 +421,7 @@ static int iptables(void)
 
 		strcpy(info.name, tables[i]);
 		strcpy(info6.name, tables[i]);
-		if (getsockopt(fd, IPPROTO_IP, IPT_SO_GET_INFO, &info, &size) ||
-		    getsockopt(fd6, IPPROTO_IPV6, IP6T_SO_GET_INFO, &info6, &size6))
+		if (getsockopt(fd, IPPROTO_IP, IPT_SO_GET_INFO, &info, &size) || getsockopt(fd6, IPPROTO_IPV6, IP6T_SO_GET_INFO, &info6, &size6))
 			return -1;
 	}
 	return 0;

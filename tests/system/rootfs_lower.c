@@ -124,9 +124,12 @@ static void copy_file_range_to_upper(void)
 	must(has_pattern("/t/copied", PATTERN_SIZE));
 }
 
+/* clang-format off */
 static void executes_a_binary(void) { must(exit_of("/t/exec/binary", "exit") == 42); }
 static void executes_a_script(void) { must(exit_of("/t/exec/script", "exit") == 42); }
 static void mode_decides_what_is_executed(void) { must(exit_of("/t/exec/not-executable", "exit") == 126); }
+static void root_reads_mode_0000(void) { must(says("/t/modes/0000", "0000\n")); }
+/* clang-format on */
 
 static void setuid_takes_effect(void)
 {
@@ -176,8 +179,6 @@ static void modes_hold_for_others(void)
 	must(says("/t/modes/0644", "0644\n"));
 }
 
-static void root_reads_mode_0000(void) { must(says("/t/modes/0000", "0000\n")); }
-
 static void owner_above_65535_reads_its_own(void)
 {
 	become(70000, 70001);
@@ -211,7 +212,7 @@ static char (*read_big(size_t *count))[16]
 static void big_directory_is_complete(void)
 {
 	size_t count;
-	char (*names)[16] = read_big(&count), expected[16];
+	char(*names)[16] = read_big(&count), expected[16];
 
 	must(count == BIG_DIRECTORY);
 	for (unsigned i = 0; i < BIG_DIRECTORY; i++) {
@@ -255,7 +256,7 @@ static void big_directory_goes_on_where_told(void)
 static void big_directory_when_changed(void)
 {
 	size_t count;
-	char (*names)[16];
+	char(*names)[16];
 
 	must(unlink("/t/big/entry-00000") == 0);
 	must(unlink("/t/big/entry-09999") == 0);

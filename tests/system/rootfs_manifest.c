@@ -85,12 +85,10 @@ static bool print_entry(int directory, const struct dirent *entry)
 	kind = kinds[status.st_mode >> 12 & 15];
 	printf("entry ");
 	print_escaped(path, strlen(path));
-	printf(" %c %c %04o %u %u %lu", kind, kinds[entry->d_type & 15], status.st_mode & 07777, status.st_uid, status.st_gid,
-	       (unsigned long)status.st_nlink);
-	printf(" %lld %lld.%09ld %u:%u", (long long)status.st_size, (long long)status.st_mtim.tv_sec, status.st_mtim.tv_nsec,
-	       major(status.st_rdev), minor(status.st_rdev));
-	printf(" %llu %llu %llu", (unsigned long long)status.st_ino, (unsigned long long)entry->d_ino,
-	       (unsigned long long)status.st_dev);
+	printf(" %c %c %04o %u %u %lu", kind, kinds[entry->d_type & 15], status.st_mode & 07777, status.st_uid, status.st_gid, (unsigned long)status.st_nlink);
+	printf(" %lld %lld.%09ld %u:%u", (long long)status.st_size, (long long)status.st_mtim.tv_sec, status.st_mtim.tv_nsec, major(status.st_rdev),
+	       minor(status.st_rdev));
+	printf(" %llu %llu %llu", (unsigned long long)status.st_ino, (unsigned long long)entry->d_ino, (unsigned long long)status.st_dev);
 	if (kind == 'l')
 		print_target(directory, entry->d_name);
 	else if (kind == '-' && status.st_size <= LARGE)

@@ -23,9 +23,8 @@ static bool is_intact(const char *path)
 {
 	struct stat status = status_of(path);
 
-	return has_pattern(path, PATTERN_SIZE) && status.st_size == PATTERN_SIZE && status.st_mode == (S_IFREG | 0640) &&
-	       status.st_uid == 1001 && status.st_gid == 1002 && status.st_mtim.tv_sec == MTIME &&
-	       status.st_mtim.tv_nsec == MTIME_NS && has_xattr(path, "user.kept", "kept");
+	return has_pattern(path, PATTERN_SIZE) && status.st_size == PATTERN_SIZE && status.st_mode == (S_IFREG | 0640) && status.st_uid == 1001 &&
+	       status.st_gid == 1002 && status.st_mtim.tv_sec == MTIME && status.st_mtim.tv_nsec == MTIME_NS && has_xattr(path, "user.kept", "kept");
 }
 
 /* With room for a list: asked for the size alone, overlayfs counts what it then leaves out. */
