@@ -40,7 +40,7 @@ static const struct {
 
 static int mount_kernel_file_systems(void)
 {
-	for (size_t i = 0; i < sizeof kernel_mounts / sizeof *kernel_mounts; i++) {
+	for (size_t i = 0; i < sizeof(kernel_mounts) / sizeof(*kernel_mounts); i++) {
 		const char *data = i == 0 ? "mode=0755" : NULL;
 		if (mkdir(kernel_mounts[i].target, 0755) < 0 && errno != EEXIST)
 			return -errno;
@@ -72,9 +72,9 @@ static int only_modules(const struct dirent *entry)
 
 static int load_module(const char *name)
 {
-	char path[sizeof "/modules/" + NAME_MAX];
+	char path[sizeof("/modules/") + NAME_MAX];
 
-	snprintf(path, sizeof path, "/modules/%s", name);
+	snprintf(path, sizeof(path), "/modules/%s", name);
 	cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
@@ -137,11 +137,11 @@ static int leave_initramfs(void)
 
 static bool is_agent_port(const char *port)
 {
-	char path[sizeof PORTS "//name" + NAME_MAX], name[sizeof PORT_NAME];
+	char path[sizeof(PORTS "//name") + NAME_MAX], name[sizeof(PORT_NAME)];
 
-	snprintf(path, sizeof path, PORTS "/%s/name", port);
+	snprintf(path, sizeof(path), PORTS "/%s/name", port);
 	cleanup_close int fd = open(path, O_RDONLY | O_CLOEXEC);
-	return fd >= 0 && read(fd, name, sizeof name) == sizeof PORT_NAME - 1 && memcmp(name, PORT_NAME, sizeof PORT_NAME - 1) == 0;
+	return fd >= 0 && read(fd, name, sizeof(name)) == sizeof(PORT_NAME) - 1 && memcmp(name, PORT_NAME, sizeof(PORT_NAME) - 1) == 0;
 }
 
 static int open_named_port(void)
@@ -150,10 +150,10 @@ static int open_named_port(void)
 	struct dirent *entry;
 
 	while (ports && (entry = readdir(ports))) {
-		char path[sizeof "/dev/" + NAME_MAX];
+		char path[sizeof("/dev/") + NAME_MAX];
 		if (entry->d_name[0] == '.' || !is_agent_port(entry->d_name))
 			continue;
-		snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+		snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
 		int fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
 		return fd < 0 ? -errno : fd;
 	}
@@ -187,7 +187,7 @@ int boot(void)
 	int result = 0;
 
 	umask(0);
-	for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+	for (size_t i = 0; i < sizeof(steps) / sizeof(*steps); i++) {
 		result = steps[i].step();
 		if (i == 0 && result == 0) {
 			result = open_standard_descriptors(NEW_ROOT "/dev/null");

@@ -148,7 +148,7 @@ static void signal_members(int cgroup, void *data)
 static bool says(int fd, const char *words)
 {
 	char text[128];
-	ssize_t got = pread(fd, text, sizeof text - 1, 0);
+	ssize_t got = pread(fd, text, sizeof(text) - 1, 0);
 
 	text[got < 0 ? 0 : got] = '\0';
 	return strstr(text, words) != NULL;

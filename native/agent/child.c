@@ -48,8 +48,8 @@ static void report(const struct plan_context *context, enum status_kind kind, st
 {
 	struct status_record record = {.kind = kind, .error = failure.error, .index = failure.index};
 
-	memcpy(record.detail, context->detail, sizeof record.detail);
-	if (write(context->status, &record, sizeof record) < 0)
+	memcpy(record.detail, context->detail, sizeof(record.detail));
+	if (write(context->status, &record, sizeof(record)) < 0)
 		_exit(EXIT_FAILURE); /* the agent sees a death without a record */
 }
 
@@ -92,9 +92,9 @@ static struct child_go await_go(void)
 	ssize_t got;
 
 	do
-		got = read(CHILD_GO, &go, sizeof go);
+		got = read(CHILD_GO, &go, sizeof(go));
 	while (got < 0 && errno == EINTR);
-	if (got != (ssize_t)sizeof go)
+	if (got != (ssize_t)sizeof(go))
 		_exit(EXIT_FAILURE);
 	return go;
 }

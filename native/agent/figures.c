@@ -70,7 +70,7 @@ static bool is_plain(const char *name)
 static void append_file(struct answer *answer, int directory, const char *name)
 {
 	struct wire_file file = {0};
-	size_t start = answer->size + sizeof file;
+	size_t start = answer->size + sizeof(file);
 	size_t most = start < CONTENTS_MAX ? CONTENTS_MAX - start : 0;
 	ssize_t got = read_some(directory, name, answer->bytes + start, most);
 
@@ -80,7 +80,7 @@ static void append_file(struct answer *answer, int directory, const char *name)
 		file.error = EFBIG; /* as far as can be told */
 	else
 		file.size = (uint32_t)got;
-	append(answer, &file, sizeof file);
+	append(answer, &file, sizeof(file));
 	answer->size += file.size;
 }
 
@@ -96,7 +96,7 @@ ssize_t figures_read(int directory, const uint8_t *names, size_t size, uint8_t b
 			return -EINVAL;
 	if (directory < 0)
 		return -ENOENT;
-	append(&answer, &result, sizeof result);
+	append(&answer, &result, sizeof(result));
 	for (size_t at = 0; at < size; at += strlen((const char *)names + at) + 1)
 		append_file(&answer, directory, (const char *)names + at);
 	return (ssize_t)answer.size;
@@ -108,7 +108,7 @@ static void append_string(struct answer *answer, const void *bytes, ssize_t size
 {
 	uint32_t length = size < 0 ? 0 : (uint32_t)size;
 
-	append(answer, &length, sizeof length);
+	append(answer, &length, sizeof(length));
 	append(answer, bytes, length);
 }
 
@@ -117,7 +117,7 @@ static bool is_member(int process, uint16_t container)
 {
 	char lines[CGROUP_LINES_MAX + 1], own[16];
 	ssize_t got = read_some(process, "cgroup", lines, CGROUP_LINES_MAX);
-	size_t length = (size_t)snprintf(own, sizeof own, "0::/c%u", container);
+	size_t length = (size_t)snprintf(own, sizeof(own), "0::/c%u", container);
 	const char *line = lines;
 
 	lines[got < 0 ? 0 : got] = '\0';
@@ -137,7 +137,7 @@ static size_t read_ids(int process, char ids[IDS_MAX])
 	bool begins = true;
 	size_t size = 0;
 
-	while (status && fgets(part, sizeof part, status)) {
+	while (status && fgets(part, sizeof(part), status)) {
 		size_t length = strlen(part);
 		bool wanted = begins && (strncmp(part, "Uid:\t", 5) == 0 || strncmp(part, "NSpid:\t", 7) == 0);
 		if (wanted && size + length <= IDS_MAX) {
@@ -161,14 +161,14 @@ static bool append_process(struct answer *answer, uint32_t *count, int proc, con
 
 	if (process < 0 || !is_member(process, container))
 		return true;
-	ssize_t length = read_some(process, "stat", stat, sizeof stat);
+	ssize_t length = read_some(process, "stat", stat, sizeof(stat));
 	if (length <= 0)
 		return true; /* it has ended */
-	if (room(answer) < sizeof stat + sizeof ids + sizeof arguments + 3 * sizeof(uint32_t))
+	if (room(answer) < sizeof(stat) + sizeof(ids) + sizeof(arguments) + 3 * sizeof(uint32_t))
 		return false;
 	append_string(answer, stat, length);
 	append_string(answer, ids, (ssize_t)read_ids(process, ids));
-	append_string(answer, arguments, read_some(process, "cmdline", arguments, sizeof arguments));
+	append_string(answer, arguments, read_some(process, "cmdline", arguments, sizeof(arguments)));
 	(*count)++;
 	return true;
 }
@@ -196,15 +196,15 @@ ssize_t figures_processes(int proc, uint16_t container, const uint8_t *payload, 
 	cleanup_closedir DIR *directory = open_directory(proc);
 	struct wire_result result = {0};
 	struct wire_processes head = {.uptime_ns = uptime_ns()};
-	struct answer answer = {.bytes = bytes, .size = sizeof result + sizeof head};
+	struct answer answer = {.bytes = bytes, .size = sizeof(result) + sizeof(head)};
 	struct dirent *entry;
 	uint64_t from;
 
-	if (size != sizeof from)
+	if (size != sizeof(from))
 		return -EPROTO;
 	if (!directory)
 		return -errno;
-	memcpy(&from, payload, sizeof from);
+	memcpy(&from, payload, sizeof(from));
 	/* procfs keeps its places by pid (fs/proc/base.c, proc_pid_readdir): what ends meanwhile moves nothing. */
 	if (from)
 		seekdir(directory, (long)from);
@@ -217,7 +217,7 @@ ssize_t figures_processes(int proc, uint16_t container, const uint8_t *payload, 
 		}
 		here = telldir(directory);
 	}
-	memcpy(bytes, &result, sizeof result);
-	memcpy(bytes + sizeof result, &head, sizeof head);
+	memcpy(bytes, &result, sizeof(result));
+	memcpy(bytes + sizeof(result), &head, sizeof(head));
 	return (ssize_t)answer.size;
 }

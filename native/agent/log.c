@@ -20,7 +20,7 @@ void log_to_kernel(void)
 void log_line(const char *text)
 {
 	char line[LINE_SIZE];
-	int length = snprintf(line, sizeof line, "rundctl agent: %.120s\n", text);
+	int length = snprintf(line, sizeof(line), "rundctl agent: %.120s\n", text);
 
 	if (length > 0 && write(log_fd, line, strlen(line)) < 0)
 		return; /* nowhere else to say it */
@@ -30,6 +30,6 @@ void log_error(const char *what, int error)
 {
 	char text[LINE_SIZE];
 
-	snprintf(text, sizeof text, "%.80s: %s", what, strerror(error));
+	snprintf(text, sizeof(text), "%.80s: %s", what, strerror(error));
 	log_line(text);
 }

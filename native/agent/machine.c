@@ -47,9 +47,9 @@ static int mix_entropy(const uint8_t *bytes)
 
 	if (error)
 		return error;
-	memcpy(entropy.bytes, bytes, sizeof entropy.bytes);
+	memcpy(entropy.bytes, bytes, sizeof(entropy.bytes));
 	error = check(ioctl(random_device, RNDADDENTROPY, &entropy));
-	explicit_bzero(&entropy, sizeof entropy);
+	explicit_bzero(&entropy, sizeof(entropy));
 	return error ? error : check(ioctl(random_device, RNDRESEEDCRNG));
 }
 
@@ -74,7 +74,7 @@ int machine_identity(uint8_t *payload, size_t size, const char **what)
 	uint64_t realtime_ns;
 
 	*what = "identity";
-	if (size < sizeof *identity)
+	if (size < sizeof(*identity))
 		return -EPROTO;
 	*what = "mix in entropy";
 	int error = mix_entropy(payload + offsetof(struct wire_identity, entropy));
@@ -82,12 +82,12 @@ int machine_identity(uint8_t *payload, size_t size, const char **what)
 	if (error)
 		return error;
 	*what = "set the clock";
-	memcpy(&realtime_ns, payload, sizeof realtime_ns);
+	memcpy(&realtime_ns, payload, sizeof(realtime_ns));
 	error = set_clock(realtime_ns);
-	if (error || size == sizeof *identity)
+	if (error || size == sizeof(*identity))
 		return error;
 	*what = "set the hostname";
-	return check(sethostname((const char *)payload + sizeof *identity, size - sizeof *identity));
+	return check(sethostname((const char *)payload + sizeof(*identity), size - sizeof(*identity)));
 }
 
 /* Whether the kernel still measures the time stamp counter: then `tsc-early` stands in for it, or waits to be thrown out,
@@ -96,7 +96,7 @@ static bool clock_is_provisional(void)
 {
 	char names[256];
 	cleanup_close int fd = open("/sys/devices/system/clocksource/clocksource0/available_clocksource", O_RDONLY | O_CLOEXEC);
-	ssize_t got = fd < 0 ? -1 : read(fd, names, sizeof names - 1);
+	ssize_t got = fd < 0 ? -1 : read(fd, names, sizeof(names) - 1);
 
 	if (got < 0)
 		return false;

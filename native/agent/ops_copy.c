@@ -36,7 +36,7 @@ static int copy_file(int from, int to, const char *name)
 static int copy_link(int from, int to, const char *name)
 {
 	char text[PATH_MAX];
-	ssize_t length = readlinkat(from, name, text, sizeof text - 1);
+	ssize_t length = readlinkat(from, name, text, sizeof(text) - 1);
 
 	if (length < 0)
 		return -errno;

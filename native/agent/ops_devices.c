@@ -27,7 +27,7 @@ static int load_program(const struct bpf_insn *code, size_t count)
 	attributes.insns = (uintptr_t)code;
 	attributes.insn_cnt = (uint32_t)count;
 	attributes.license = (uintptr_t)license;
-	int fd = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &attributes, sizeof attributes);
+	int fd = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &attributes, sizeof(attributes));
 	return fd < 0 ? -errno : fd;
 }
 
@@ -39,7 +39,7 @@ static int attach_program(int program, int cgroup)
 	attributes.target_fd = (uint32_t)cgroup;
 	attributes.attach_bpf_fd = (uint32_t)program;
 	attributes.attach_flags = BPF_F_ALLOW_MULTI;
-	return check(syscall(SYS_bpf, BPF_PROG_ATTACH, &attributes, sizeof attributes));
+	return check(syscall(SYS_bpf, BPF_PROG_ATTACH, &attributes, sizeof(attributes)));
 }
 
 /* A descriptor of the ready program, if it is the same; else -errno. */
@@ -49,7 +49,7 @@ static int open_ready(const struct bpf_insn *code, size_t size)
 
 	if (!ready.code || size != ready.size || memcmp(code, ready.code, size) != 0)
 		return -ENOENT;
-	int fd = (int)syscall(SYS_bpf, BPF_PROG_GET_FD_BY_ID, &attributes, sizeof attributes);
+	int fd = (int)syscall(SYS_bpf, BPF_PROG_GET_FD_BY_ID, &attributes, sizeof(attributes));
 	return fd < 0 ? -errno : fd;
 }
 
@@ -60,15 +60,15 @@ static uint32_t program_id(int program)
 	union bpf_attr attributes = {0};
 
 	attributes.info.bpf_fd = (uint32_t)program;
-	attributes.info.info_len = sizeof info;
+	attributes.info.info_len = sizeof(info);
 	attributes.info.info = (uintptr_t)&info;
-	return syscall(SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &attributes, sizeof attributes) < 0 ? 0 : info.id;
+	return syscall(SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &attributes, sizeof(attributes)) < 0 ? 0 : info.id;
 }
 
 /* The plan is a byte stream: instructions are read at their own alignment. 0 or -errno. */
 static int copy_code(struct plan_bytes code, struct bpf_insn **copy)
 {
-	if (code.length == 0 || code.length % sizeof **copy)
+	if (code.length == 0 || code.length % sizeof(**copy))
 		return -EINVAL;
 	*copy = malloc(code.length);
 	if (!*copy)
@@ -88,10 +88,10 @@ int op_device_filter(struct plan_context *context, struct plan_arguments *argume
 		return error;
 	cleanup_close int program = open_ready(copy, code.length);
 	if (program < 0)
-		program = load_program(copy, code.length / sizeof *copy);
+		program = load_program(copy, code.length / sizeof(*copy));
 	error = program < 0 ? program : attach_program(program, cgroup);
 	if (error == -EINVAL || error == -ENOSYS)
-		snprintf(context->detail, sizeof context->detail, "does the guest's kernel have CONFIG_CGROUP_BPF?");
+		snprintf(context->detail, sizeof(context->detail), "does the guest's kernel have CONFIG_CGROUP_BPF?");
 	return error;
 }
 
@@ -104,7 +104,7 @@ int op_device_filter_ready(struct plan_context *context, struct plan_arguments *
 	(void)context;
 	if (error)
 		return error;
-	cleanup_close int program = load_program(copy, code.length / sizeof *copy);
+	cleanup_close int program = load_program(copy, code.length / sizeof(*copy));
 	uint32_t id = program < 0 ? 0 : program_id(program);
 	if (!id)
 		return 0; /* what goes wrong here goes wrong in the container's plan again, and is reported then */

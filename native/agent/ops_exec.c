@@ -28,7 +28,7 @@ int op_chdir(struct plan_context *context, struct plan_arguments *arguments)
 static char **string_vector(struct plan_arguments *arguments, size_t spare)
 {
 	size_t count = arguments->count;
-	char **vector = calloc(count + spare + 1, sizeof *vector);
+	char **vector = calloc(count + spare + 1, sizeof(*vector));
 
 	for (size_t i = 0; vector && i < count; i++)
 		vector[i] = (char *)(uintptr_t)next_string(arguments);
@@ -137,9 +137,9 @@ static int find_by_path(struct plan_context *context, const char *name)
 	int error = executable(name);
 
 	if (error == -EISDIR)
-		snprintf(context->detail, sizeof context->detail, "is a directory");
+		snprintf(context->detail, sizeof(context->detail), "is a directory");
 	else if (error == -ENOENT)
-		snprintf(context->detail, sizeof context->detail, "stat %.120s", name);
+		snprintf(context->detail, sizeof(context->detail), "stat %.120s", name);
 	if (error)
 		return error == -EISDIR ? -EACCES : error;
 	context->executable = strdup(name);
@@ -162,7 +162,7 @@ static int find_in_path(struct plan_context *context, const char *name, const ch
 		free(candidate);
 		next += length;
 	}
-	snprintf(context->detail, sizeof context->detail, "executable file not found in $PATH");
+	snprintf(context->detail, sizeof(context->detail), "executable file not found in $PATH");
 	return -ENOENT;
 }
 
@@ -183,7 +183,7 @@ int op_wait(struct plan_context *context, struct plan_arguments *arguments)
 	ssize_t got;
 
 	(void)arguments;
-	if (write(context->status, &ready, sizeof ready) != (ssize_t)sizeof ready)
+	if (write(context->status, &ready, sizeof(ready)) != (ssize_t)sizeof(ready))
 		return -EIO;
 	do
 		got = read(context->start, &byte, 1);

@@ -106,16 +106,16 @@ int op_write(struct plan_context *context, struct plan_arguments *arguments)
 static bool wants_machine_id(int fd)
 {
 	static const char word[] = "uninitialized\n";
-	char text[sizeof word];
+	char text[sizeof(word)];
 	struct stat status;
 
 	if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode))
 		return false;
-	ssize_t got = read(fd, text, sizeof text);
+	ssize_t got = read(fd, text, sizeof(text));
 	if (got < 0)
 		return false;
-	return got == 0 || ((size_t)got == sizeof word - 1 && memcmp(text, word, sizeof word - 1) == 0) ||
-	       ((size_t)got == sizeof word - 2 && memcmp(text, word, sizeof word - 2) == 0);
+	return got == 0 || ((size_t)got == sizeof(word) - 1 && memcmp(text, word, sizeof(word) - 1) == 0) ||
+	       ((size_t)got == sizeof(word) - 2 && memcmp(text, word, sizeof(word) - 2) == 0);
 }
 
 int op_machine_id(struct plan_context *context, struct plan_arguments *arguments)

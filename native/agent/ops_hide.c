@@ -76,7 +76,7 @@ int op_readonly(struct plan_context *context, struct plan_arguments *arguments)
 	cleanup_close int copy = copy_mount(fd, "", AT_EMPTY_PATH | AT_RECURSIVE);
 	if (copy < 0)
 		return copy;
-	if (mount_setattr(copy, "", AT_EMPTY_PATH | AT_RECURSIVE, &attr, sizeof attr) < 0)
+	if (mount_setattr(copy, "", AT_EMPTY_PATH | AT_RECURSIVE, &attr, sizeof(attr)) < 0)
 		return -errno;
 	return place_mount(copy, fd);
 }

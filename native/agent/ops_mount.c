@@ -55,7 +55,7 @@ struct mount_request {
 
 static int set_attributes(int fd, bool recursive, struct mount_attr *attr)
 {
-	return check(mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0U), attr, sizeof *attr));
+	return check(mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0U), attr, sizeof(*attr)));
 }
 
 static int mount_here(int target, const char *source, const char *type, unsigned long flags, const char *data)
@@ -184,7 +184,7 @@ int op_bind(struct plan_context *context, struct plan_arguments *arguments)
 static int plain_attributes(uint64_t flags, uint64_t *attribute)
 {
 	flags &= ~(uint64_t)(SUPERBLOCK_FLAGS | ATIME_FLAGS);
-	for (size_t i = 0; i < sizeof attributes / sizeof *attributes; i++) {
+	for (size_t i = 0; i < sizeof(attributes) / sizeof(*attributes); i++) {
 		if (flags & attributes[i].mount_flag)
 			*attribute |= attributes[i].attribute;
 		flags &= ~attributes[i].mount_flag;

@@ -34,7 +34,7 @@ int link_up(const char *name)
 
 	if (fd < 0)
 		return -errno;
-	if (strlen(name) >= sizeof request.ifr_name)
+	if (strlen(name) >= sizeof(request.ifr_name))
 		return -ENAMETOOLONG;
 	memcpy(request.ifr_name, name, strlen(name));
 	if (ioctl(fd, SIOCGIFFLAGS, &request) < 0)

@@ -46,7 +46,7 @@ int op_bounding(struct plan_context *context, struct plan_arguments *arguments)
 static int set_groups(struct plan_arguments *arguments)
 {
 	size_t count = arguments->count;
-	cleanup_free gid_t *groups = calloc(count ? count : 1, sizeof *groups);
+	cleanup_free gid_t *groups = calloc(count ? count : 1, sizeof(*groups));
 
 	if (!groups)
 		return -ENOMEM;
@@ -104,10 +104,10 @@ int op_seccomp(struct plan_context *context, struct plan_arguments *arguments)
 	struct plan_bytes bpf = next_bytes(arguments);
 	/* The plan is a byte stream: the kernel takes the instructions at any address, the compiler does not. */
 	cleanup_free struct sock_filter *filter = malloc(bpf.length);
-	struct sock_fprog program = {.len = (unsigned short)(bpf.length / sizeof *filter), .filter = filter};
+	struct sock_fprog program = {.len = (unsigned short)(bpf.length / sizeof(*filter)), .filter = filter};
 
 	(void)context;
-	if (bpf.length == 0 || bpf.length % sizeof *filter || bpf.length / sizeof *filter > BPF_MAXINSNS)
+	if (bpf.length == 0 || bpf.length % sizeof(*filter) || bpf.length / sizeof(*filter) > BPF_MAXINSNS)
 		return -EINVAL;
 	if (!filter)
 		return -ENOMEM;

@@ -28,7 +28,7 @@ void pages_own(void)
 	uintptr_t end;
 	char flags[5];
 
-	while (maps && fgets(line, sizeof line, maps))
+	while (maps && fgets(line, sizeof(line), maps))
 		if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %4s", &start, &end, flags) == 3 && flags[1] == 'w' && flags[3] == 'p' && end - start <= MAPPING_MAX)
 			(void)madvise((void *)start, end - start, MADV_POPULATE_WRITE);
 }

@@ -30,7 +30,7 @@ int path_open(const struct plan_context *context, const char *path, int flags)
 		how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
 		directory = context->root;
 	}
-	int fd = (int)syscall(SYS_openat2, directory, path, &how, sizeof how);
+	int fd = (int)syscall(SYS_openat2, directory, path, &how, sizeof(how));
 	return fd < 0 ? -errno : fd;
 }
 
@@ -38,7 +38,7 @@ int path_open(const struct plan_context *context, const char *path, int flags)
 static int splice_link(int directory, char work[PATH_MAX], size_t start, size_t end, const char *name)
 {
 	char text[PATH_MAX], rest[PATH_MAX];
-	ssize_t length = readlinkat(directory, name, text, sizeof text - 1);
+	ssize_t length = readlinkat(directory, name, text, sizeof(text) - 1);
 
 	if (length < 0)
 		return errno == EINVAL ? -EEXIST : -errno;

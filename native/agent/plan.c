@@ -62,8 +62,8 @@ struct plan_bytes next_bytes(struct plan_arguments *arguments)
 {
 	struct plan_bytes bytes;
 
-	memcpy(&bytes.length, arguments->next, sizeof bytes.length);
-	bytes.data = arguments->next + sizeof bytes.length;
+	memcpy(&bytes.length, arguments->next, sizeof(bytes.length));
+	bytes.data = arguments->next + sizeof(bytes.length);
 	arguments->next = bytes.data + bytes.length + 1;
 	arguments->count--;
 	return bytes;
@@ -78,7 +78,7 @@ uint64_t next_number(struct plan_arguments *arguments)
 {
 	uint64_t number;
 
-	memcpy(&number, next_bytes(arguments).data, sizeof number);
+	memcpy(&number, next_bytes(arguments).data, sizeof(number));
 	return number;
 }
 
@@ -121,12 +121,12 @@ static bool arguments_fit(const char *signature, const struct wire_op *op, const
 		uint32_t length;
 		char type = next_type(&signature);
 
-		if (!type || (size_t)(end - arguments.next) < sizeof length)
+		if (!type || (size_t)(end - arguments.next) < sizeof(length))
 			return false;
-		memcpy(&length, arguments.next, sizeof length);
-		if ((size_t)(end - arguments.next) - sizeof length < (size_t)length + 1)
+		memcpy(&length, arguments.next, sizeof(length));
+		if ((size_t)(end - arguments.next) - sizeof(length) < (size_t)length + 1)
 			return false;
-		if (arguments.next[sizeof length + length] != '\0' || !fits(type, next_bytes(&arguments)))
+		if (arguments.next[sizeof(length) + length] != '\0' || !fits(type, next_bytes(&arguments)))
 			return false;
 	}
 	return arguments.next == end && signature_done(signature);
@@ -153,7 +153,7 @@ struct wire_plan plan_head(const uint8_t *plan)
 {
 	struct wire_plan head;
 
-	memcpy(&head, plan, sizeof head);
+	memcpy(&head, plan, sizeof(head));
 	return head;
 }
 
@@ -166,12 +166,12 @@ struct plan_failure plan_check(const uint8_t *plan, size_t size, enum plan_kind 
 	if (size < sizeof(struct wire_plan))
 		return malformed;
 	struct wire_plan head = plan_head(plan);
-	const uint8_t *next = plan + sizeof head, *end = plan + size;
+	const uint8_t *next = plan + sizeof(head), *end = plan + size;
 	for (; malformed.index < head.operations; malformed.index++) {
-		if ((size_t)(end - next) < sizeof op)
+		if ((size_t)(end - next) < sizeof(op))
 			return malformed;
-		memcpy(&op, next, sizeof op);
-		next += sizeof op;
+		memcpy(&op, next, sizeof(op));
+		next += sizeof(op);
 		if ((size_t)(end - next) < op.size || !operation_fits(&op, next, kind))
 			return malformed;
 		next += op.size;
@@ -186,17 +186,17 @@ struct plan_failure plan_check(const uint8_t *plan, size_t size, enum plan_kind 
 struct plan_failure plan_run(struct plan_context *context, const uint8_t *plan)
 {
 	struct wire_plan head = plan_head(plan);
-	const uint8_t *next = plan + sizeof head;
+	const uint8_t *next = plan + sizeof(head);
 
 	for (uint32_t index = 0; index < head.operations; index++) {
 		struct wire_op op;
 
-		memcpy(&op, next, sizeof op);
-		struct plan_arguments arguments = {.next = next + sizeof op, .count = op.arguments};
+		memcpy(&op, next, sizeof(op));
+		struct plan_arguments arguments = {.next = next + sizeof(op), .count = op.arguments};
 		int error = operations[op.opcode].run(context, &arguments);
 		if (error)
 			return (struct plan_failure){.error = -error, .index = index};
-		next += sizeof op + op.size;
+		next += sizeof(op) + op.size;
 	}
 	return (struct plan_failure){0};
 }

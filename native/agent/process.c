@@ -132,9 +132,9 @@ void process_read_status(struct process *process, struct conn *conn)
 {
 	while (process->status >= 0) {
 		struct status_record record;
-		ssize_t got = read(process->status, &record, sizeof record);
+		ssize_t got = read(process->status, &record, sizeof(record));
 
-		if (got == (ssize_t)sizeof record)
+		if (got == (ssize_t)sizeof(record))
 			take_record(process, conn, &record);
 		else if (got >= 0 || (errno != EAGAIN && errno != EINTR))
 			take_end(process, conn);
@@ -153,9 +153,9 @@ static void explain_death(struct process *process)
 		return;
 	failure->error = ECHILD;
 	if (WIFSIGNALED(status))
-		snprintf(failure->detail, sizeof failure->detail, "init was killed by signal %d", WTERMSIG(status));
+		snprintf(failure->detail, sizeof(failure->detail), "init was killed by signal %d", WTERMSIG(status));
 	else
-		snprintf(failure->detail, sizeof failure->detail, "init exited with status %d", WEXITSTATUS(status));
+		snprintf(failure->detail, sizeof(failure->detail), "init exited with status %d", WEXITSTATUS(status));
 }
 
 static void send_exited(const struct process *process, struct conn *conn)
@@ -166,7 +166,7 @@ static void send_exited(const struct process *process, struct conn *conn)
 	if (process->cgroup >= 0 && cgroup_saw_oom_kill(process->cgroup))
 		exited.flags |= WIRE_EXITED_OOM;
 	head.type = WIRE_EXITED;
-	send_message(conn, &head, &exited, sizeof exited);
+	send_message(conn, &head, &exited, sizeof(exited));
 }
 
 bool process_advance(struct process *process, struct conn *conn)

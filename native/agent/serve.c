@@ -98,8 +98,8 @@ static void take_signal(const struct message *message)
 	struct wire_signal signal;
 	int error = -EPROTO;
 
-	if (message->size == sizeof signal) {
-		memcpy(&signal, message->payload, sizeof signal);
+	if (message->size == sizeof(signal)) {
+		memcpy(&signal, message->payload, sizeof(signal));
 		error = process ? process_signal(*process, &agent.conn, &signal) : -ESRCH;
 	}
 	send_result(&agent.conn, &message->head, -error, 0, NULL);
@@ -137,11 +137,11 @@ static void take_clock(const struct message *message)
 {
 	uint64_t realtime_ns;
 
-	if (message->head.container != 0 || message->head.tag || message->size != sizeof realtime_ns) {
+	if (message->head.container != 0 || message->head.tag || message->size != sizeof(realtime_ns)) {
 		send_violation(&agent.conn, "bad clock");
 		return;
 	}
-	memcpy(&realtime_ns, message->payload, sizeof realtime_ns);
+	memcpy(&realtime_ns, message->payload, sizeof(realtime_ns));
 	machine_clock(realtime_ns);
 }
 
@@ -259,7 +259,7 @@ static void hang_up(void)
 static void drop_input(void)
 {
 	uint8_t bytes[4096];
-	ssize_t got = read(agent.conn.fd, bytes, sizeof bytes);
+	ssize_t got = read(agent.conn.fd, bytes, sizeof(bytes));
 
 	if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
 		hang_up();
@@ -292,7 +292,7 @@ static void reap_children(void)
 	int exit_status;
 	pid_t pid;
 
-	while (read(agent.signals, &information, sizeof information) > 0)
+	while (read(agent.signals, &information, sizeof(information)) > 0)
 		;
 	while ((pid = waitpid(-1, &exit_status, WNOHANG)) > 0) {
 		spare_reaped(pid);

@@ -74,14 +74,14 @@ static int spawn(struct process *process)
 			       pipes.start[0],
 			       go_end,
 			       spare.plan};
-		_Static_assert(sizeof given / sizeof *given == CHILD_DESCRIPTORS_OF_SPARE, "descriptors of a spare");
+		_Static_assert(sizeof(given) / sizeof(*given) == CHILD_DESCRIPTORS_OF_SPARE, "descriptors of a spare");
 		child_wait(given);
 	}
 	if (process->pid < 0)
 		return -errno;
 	close_fd(&pipes.status[1]); /* so that a death ends the wait below */
 	struct status_record record;
-	if (read(pipes.status[0], &record, sizeof record) != (ssize_t)sizeof record || record.kind != STATUS_SPARE)
+	if (read(pipes.status[0], &record, sizeof(record)) != (ssize_t)sizeof(record) || record.kind != STATUS_SPARE)
 		return -ECHILD;
 	process_take_ends(process, &pipes);
 	return 0;
@@ -110,7 +110,7 @@ static int hand_over(const uint8_t *plan, size_t size, uint64_t flags)
 			return -errno;
 		done += (size_t)put;
 	}
-	return write(spare.go, &go, sizeof go) == (ssize_t)sizeof go ? 0 : -EPIPE;
+	return write(spare.go, &go, sizeof(go)) == (ssize_t)sizeof(go) ? 0 : -EPIPE;
 }
 
 struct process *spare_take(uint16_t container, const uint8_t *plan, size_t size)

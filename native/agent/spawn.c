@@ -18,7 +18,7 @@ void pipes_close(struct pipes *pipes)
 {
 	int *fd = (int *)pipes;
 
-	for (size_t i = 0; i < sizeof *pipes / sizeof *fd; i++)
+	for (size_t i = 0; i < sizeof(*pipes) / sizeof(*fd); i++)
 		close_fd(&fd[i]);
 }
 
@@ -26,8 +26,8 @@ int pipes_open(struct pipes *pipes)
 {
 	int(*pair)[2] = (int(*)[2])pipes;
 
-	memset(pipes, -1, sizeof *pipes);
-	for (size_t i = 0; i < sizeof *pipes / sizeof *pair; i++)
+	memset(pipes, -1, sizeof(*pipes));
+	for (size_t i = 0; i < sizeof(*pipes) / sizeof(*pair); i++)
 		if (pipe2(pair[i], O_CLOEXEC) < 0)
 			return -errno;
 	return 0;
@@ -57,7 +57,7 @@ pid_t clone_child(uint64_t namespaces, int cgroup)
 		arguments.flags |= CLONE_INTO_CGROUP;
 		arguments.cgroup = (unsigned)cgroup;
 	}
-	return (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
+	return (pid_t)syscall(SYS_clone3, &arguments, sizeof(arguments));
 }
 
 static pid_t clone_into(struct process *process, struct pipes *pipes, const uint8_t *plan)
@@ -71,7 +71,7 @@ static pid_t clone_into(struct process *process, struct pipes *pipes, const uint
 	pid_t pid = clone_child(head.clone_flags, process->cgroup);
 	if (pid == 0) {
 		int given[] = {pipes->stdio[WIRE_STDIN][0], pipes->stdio[WIRE_STDOUT][1], pipes->stdio[WIRE_STDERR][1], pipes->status[1], pipes->start[0]};
-		_Static_assert(sizeof given / sizeof *given == CHILD_DESCRIPTORS, "descriptors of a child");
+		_Static_assert(sizeof(given) / sizeof(*given) == CHILD_DESCRIPTORS, "descriptors of a child");
 		child_run(given, plan);
 	}
 	int error = pid < 0 ? -errno : 0;
@@ -100,7 +100,7 @@ static int spawn(struct process *process, const uint8_t *plan)
 
 struct process *process_new(uint16_t container)
 {
-	struct process *process = calloc(1, sizeof *process);
+	struct process *process = calloc(1, sizeof(*process));
 
 	if (process)
 		*process = (struct process){

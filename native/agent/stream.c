@@ -37,7 +37,7 @@ static void acknowledge(struct process *process, struct conn *conn)
 	if (input->written == 0 || (input->backlog.size && input->written < CREDIT_STEP))
 		return;
 	credit_return(&input->credit, input->written);
-	send_message(conn, &head, &input->written, sizeof input->written);
+	send_message(conn, &head, &input->written, sizeof(input->written));
 	input->written = 0;
 }
 
@@ -87,7 +87,7 @@ static void receive_credit(struct output *output, struct conn *conn, const struc
 {
 	uint32_t bytes;
 
-	memcpy(&bytes, message->payload, sizeof bytes);
+	memcpy(&bytes, message->payload, sizeof(bytes));
 	if (!credit_return(&output->credit, bytes))
 		send_violation(conn, "credit for bytes that were not sent");
 }
@@ -97,7 +97,7 @@ static void read_output(struct process *process, struct output *output, struct c
 	uint8_t bytes[WIRE_PAYLOAD_MAX]; /* on the stack: only the pages that are filled are ever touched */
 	struct wire_header head = head_for(process, WIRE_DATA, output->stream);
 	size_t room = credit_room(&output->credit);
-	ssize_t got = read(output->fd, bytes, room < sizeof bytes ? room : sizeof bytes);
+	ssize_t got = read(output->fd, bytes, room < sizeof(bytes) ? room : sizeof(bytes));
 
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return;

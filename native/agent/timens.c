@@ -19,7 +19,7 @@ static int write_offsets(const struct wire_plan *head)
 {
 	char text[TEXT_SIZE];
 	int64_t monotonic = seconds(head->monotonic_offset_ns), boottime = seconds(head->boottime_offset_ns);
-	int length = snprintf(text, sizeof text, "monotonic %lld %lld\nboottime %lld %lld\n", (long long)monotonic,
+	int length = snprintf(text, sizeof(text), "monotonic %lld %lld\nboottime %lld %lld\n", (long long)monotonic,
 			      (long long)(head->monotonic_offset_ns - monotonic * NS_PER_S), (long long)boottime,
 			      (long long)(head->boottime_offset_ns - boottime * NS_PER_S));
 	cleanup_close int fd = open("/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC);

@@ -31,7 +31,7 @@ ssize_t __wrap_write(int fd, const void *bytes, size_t size)
 {
 	static unsigned pages;
 	int type;
-	socklen_t length = sizeof type;
+	socklen_t length = sizeof(type);
 
 	if (fault("memory") && getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && (size > 4096 || ++pages % 2)) {
 		errno = ENOMEM;

@@ -12,7 +12,7 @@
 int main(int argc, char **argv)
 {
 	static uint8_t request[WIRE_MESSAGE_MAX];
-	size_t size = fread(request, 1, sizeof request, stdin);
+	size_t size = fread(request, 1, sizeof(request), stdin);
 	/* Exactly as large as what it is given: a byte too much is the sanitizer's. */
 	uint8_t *payload = malloc(size ? size : 1), *answer = malloc(WIRE_PAYLOAD_MAX);
 	int directory = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -33,7 +33,7 @@ static void print_file(const char *name, const char *path)
 	char text[TEXT_SIZE];
 	FILE *file = fopen(path, "r");
 
-	if (!file || !fgets(text, sizeof text, file))
+	if (!file || !fgets(text, sizeof(text), file))
 		fail(path);
 	printf("%s %s", name, text);
 	fclose(file);
@@ -65,10 +65,10 @@ int main(void)
 	const uint8_t *given = (const uint8_t *)getauxval(AT_RANDOM); /* /proc/self/auxv has the same pointer */
 	int urandom;
 
-	if (getrandom(drawn, sizeof drawn, 0) != sizeof drawn)
+	if (getrandom(drawn, sizeof(drawn), 0) != sizeof(drawn))
 		fail("getrandom");
 	urandom = open("/dev/urandom", O_RDONLY);
-	if (urandom < 0 || read(urandom, device, sizeof device) != sizeof device)
+	if (urandom < 0 || read(urandom, device, sizeof(device)) != sizeof(device))
 		fail("/dev/urandom");
 	print_bytes("getrandom", drawn);
 	print_bytes("urandom", device);
@@ -77,7 +77,7 @@ int main(void)
 	printf("stack %p\n", (void *)&byte);
 	print_file("boot_id", "/proc/sys/kernel/random/boot_id");
 	print_file("machine_id", "/etc/machine-id");
-	if (gethostname(hostname, sizeof hostname) < 0)
+	if (gethostname(hostname, sizeof(hostname)) < 0)
 		fail("gethostname");
 	printf("hostname %s\n", hostname);
 	print_time("time");

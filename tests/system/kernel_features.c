@@ -77,7 +77,7 @@ static int says(const char *path, const char *wanted)
 {
 	char text[4096];
 	int fd = open(path, O_RDONLY);
-	ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
 
 	if (length < 0)
 		return -1;
@@ -128,7 +128,7 @@ static int seccomp(void)
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EXDEV),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 	};
-	struct sock_fprog program = {sizeof rules / sizeof *rules, rules};
+	struct sock_fprog program = {sizeof(rules) / sizeof(*rules), rules};
 
 	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program))
 		return -1;
@@ -148,7 +148,7 @@ static int bpf_device(void)
 		.license = (uintptr_t)"GPL",
 	};
 
-	return opened((int)syscall(SYS_bpf, BPF_PROG_LOAD, &attributes, sizeof attributes));
+	return opened((int)syscall(SYS_bpf, BPF_PROG_LOAD, &attributes, sizeof(attributes)));
 }
 
 /* System calls. */
@@ -196,9 +196,9 @@ static int has_file_system(const char *name)
 {
 	char text[4096], line[64];
 	int fd = open("/proc/filesystems", O_RDONLY);
-	ssize_t length = read(fd, text, sizeof text - 1);
+	ssize_t length = read(fd, text, sizeof(text) - 1);
 
-	snprintf(line, sizeof line, "\t%s\n", name);
+	snprintf(line, sizeof(line), "\t%s\n", name);
 	if (length < 0)
 		return -1;
 	text[length] = 0;
@@ -213,11 +213,11 @@ static int ninep(void) { return has_file_system("9p"); }
 static int file_capabilities(void)
 {
 	struct vfs_cap_data capability = {.magic_etc = VFS_CAP_REVISION_2, .data[0].permitted = 1 << CAP_NET_RAW};
-	char back[sizeof capability];
+	char back[sizeof(capability)];
 
 	close(open("/capable", O_CREAT | O_WRONLY, 0755));
 	return setxattr("/capable", "security.capability", &capability, XATTR_CAPS_SZ_2, 0) ||
-	       getxattr("/capable", "security.capability", back, sizeof back) != XATTR_CAPS_SZ_2;
+	       getxattr("/capable", "security.capability", back, sizeof(back)) != XATTR_CAPS_SZ_2;
 }
 
 static int access_lists(void)
@@ -229,14 +229,14 @@ static int access_lists(void)
 	};
 
 	close(open("/listed", O_CREAT | O_WRONLY, 0600));
-	return setxattr("/listed", "system.posix_acl_access", list, sizeof list, 0);
+	return setxattr("/listed", "system.posix_acl_access", list, sizeof(list), 0);
 }
 
 static int device(const char *name, unsigned int minor)
 {
 	char path[64];
 
-	snprintf(path, sizeof path, "/%s", name);
+	snprintf(path, sizeof(path), "/%s", name);
 	return mknod(path, S_IFCHR | 0600, makedev(10, minor)) || opened(open(path, O_RDWR));
 }
 
@@ -305,9 +305,9 @@ static int ext4_dax(void)
 	if (mount("/dev/pmem0", "/mnt", "ext4", 0, "dax=always"))
 		return -1;
 	fd = open("/mnt/file", O_CREAT | O_RDWR, 0600);
-	if (write(fd, page, sizeof page) != sizeof page || is_direct("/mnt/file"))
+	if (write(fd, page, sizeof(page)) != sizeof(page) || is_direct("/mnt/file"))
 		return -1;
-	mapped = mmap(NULL, sizeof page, PROT_READ, MAP_SHARED, fd, 0);
+	mapped = mmap(NULL, sizeof(page), PROT_READ, MAP_SHARED, fd, 0);
 	return mapped == MAP_FAILED || mapped[0] != 42;
 }
 
@@ -338,7 +338,7 @@ static unsigned long interrupts(void)
 	char line[256];
 	FILE *file = fopen("/proc/interrupts", "r");
 
-	while (file && fgets(line, sizeof line, file))
+	while (file && fgets(line, sizeof(line), file))
 		if (sscanf(line, " LOC: %lu", &count) == 1)
 			break;
 	fclose(file);
@@ -350,7 +350,7 @@ static void print_file(const char *path, const char *name)
 	char line[256];
 	FILE *file = fopen(path, "r");
 
-	while (file && fgets(line, sizeof line, file))
+	while (file && fgets(line, sizeof(line), file))
 		printf("%s %s", name, line);
 	if (file)
 		fclose(file);
@@ -361,7 +361,7 @@ static void print_threads(void)
 	char path[64];
 
 	for (int number = 2; number < 300; number++) {
-		snprintf(path, sizeof path, "/proc/%d/comm", number);
+		snprintf(path, sizeof(path), "/proc/%d/comm", number);
 		print_file(path, "thread");
 	}
 }
@@ -374,7 +374,7 @@ static void be_init(void)
 	mount("x", "/proc", "proc", 0, NULL);
 	mount("x", "/sys", "sysfs", 0, NULL);
 	mount("x", "/dev", "devtmpfs", 0, NULL);
-	for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
+	for (size_t i = 0; i < sizeof(devices) / sizeof(*devices); i++) {
 		run(devices[i].name, devices[i].function);
 		umount("/mnt");
 	}
@@ -395,13 +395,13 @@ static int send_netlink(void)
 	char buffer[16384];
 	struct nlmsghdr *message = (void *)buffer;
 	int fd = socket(AF_NETLINK, SOCK_RAW, NETLINK_NETFILTER);
-	int length = (int)read(STDIN_FILENO, buffer, sizeof buffer);
+	int length = (int)read(STDIN_FILENO, buffer, sizeof(buffer));
 	struct timeval patience = {.tv_sec = 1};
 
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	if (length <= 0 || send(fd, buffer, (size_t)length, 0) != length)
 		return 1;
-	while ((length = (int)recv(fd, buffer, sizeof buffer, 0)) > 0)
+	while ((length = (int)recv(fd, buffer, sizeof(buffer), 0)) > 0)
 		for (message = (void *)buffer; NLMSG_OK(message, (unsigned int)length); message = NLMSG_NEXT(message, length))
 			if (message->nlmsg_type == NLMSG_ERROR)
 				printf("%u %s\n", message->nlmsg_seq, strerror(-((struct nlmsgerr *)NLMSG_DATA(message))->error));
@@ -414,10 +414,10 @@ static int iptables(void)
 	const char *tables[] = {"filter", "nat", "mangle"};
 	int fd = socket(AF_INET, SOCK_RAW, IPPROTO_RAW), fd6 = socket(AF_INET6, SOCK_RAW, IPPROTO_RAW);
 
-	for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
+	for (size_t i = 0; i < sizeof(tables) / sizeof(*tables); i++) {
 		struct ipt_getinfo info = {0};
 		struct ip6t_getinfo info6 = {0};
-		socklen_t size = sizeof info, size6 = sizeof info6;
+		socklen_t size = sizeof(info), size6 = sizeof(info6);
 
 		strcpy(info.name, tables[i]);
 		strcpy(info6.name, tables[i]);
@@ -435,7 +435,7 @@ int main(int argc, char **argv)
 		be_init();
 		return 1;
 	}
-	for (size_t i = 0; i < sizeof anywhere / sizeof *anywhere; i++)
+	for (size_t i = 0; i < sizeof(anywhere) / sizeof(*anywhere); i++)
 		run(anywhere[i].name, anywhere[i].function);
 	return 0;
 }

@@ -34,9 +34,9 @@ static void reads_at_any_offset(void)
 	for (int i = 0; i < 200; i++) {
 		random = random * 1664525 + 1013904223;
 		off_t offset = random % PATTERN_SIZE;
-		ssize_t left = PATTERN_SIZE - offset, got = pread(fd, block, sizeof block, offset);
+		ssize_t left = PATTERN_SIZE - offset, got = pread(fd, block, sizeof(block), offset);
 
-		must(got == (left < (ssize_t)sizeof block ? left : (ssize_t)sizeof block));
+		must(got == (left < (ssize_t)sizeof(block) ? left : (ssize_t)sizeof(block)));
 		for (ssize_t at = 0; at < got; at++)
 			must(block[at] == pattern((size_t)(offset + at)));
 	}
@@ -53,7 +53,7 @@ static void large_sparse_file(void)
 	must(fd >= 0);
 	must(fstat(fd, &status) == 0 && status.st_size == size);
 	must(pread(fd, text, DATA_END, size - DATA_END) == DATA_END && strcmp(text, "the end\n") == 0);
-	must(lseek(fd, -DATA_END, SEEK_END) == size - DATA_END && read(fd, text, sizeof text) == DATA_END);
+	must(lseek(fd, -DATA_END, SEEK_END) == size - DATA_END && read(fd, text, sizeof(text)) == DATA_END);
 	for (off_t offset = 0; offset < 5 * GIB; offset += GIB / 2)
 		must(pread(fd, &zero, 1, offset) == 1 && zero == 0);
 	must(pread(fd, text, 1, size) == 0);
@@ -202,10 +202,10 @@ static char (*read_big(size_t *count))[16]
 	while ((entry = readdir(stream)))
 		if (entry->d_name[0] != '.') {
 			must(*count < BIG_DIRECTORY + 10);
-			(void)snprintf(names[(*count)++], sizeof *names, "%.15s", entry->d_name);
+			(void)snprintf(names[(*count)++], sizeof(*names), "%.15s", entry->d_name);
 		}
 	closedir(stream);
-	qsort(names, *count, sizeof *names, by_text);
+	qsort(names, *count, sizeof(*names), by_text);
 	return names;
 }
 
@@ -216,7 +216,7 @@ static void big_directory_is_complete(void)
 
 	must(count == BIG_DIRECTORY);
 	for (unsigned i = 0; i < BIG_DIRECTORY; i++) {
-		(void)snprintf(expected, sizeof expected, "entry-%05u", i);
+		(void)snprintf(expected, sizeof(expected), "entry-%05u", i);
 		must(strcmp(names[i], expected) == 0);
 	}
 }
@@ -228,7 +228,7 @@ static void big_directory_finds_what_it_lists(void)
 	struct stat status;
 
 	for (unsigned i = 0; i < BIG_DIRECTORY; i += LOOKUP_EACH) {
-		(void)snprintf(path, sizeof path, "/t/big/entry-%05u", i);
+		(void)snprintf(path, sizeof(path), "/t/big/entry-%05u", i);
 		must(stat(path, &status) == 0 && S_ISREG(status.st_mode) && status.st_size == 0);
 	}
 	must_fail(stat("/t/big/entry-10000", &status), ENOENT);
@@ -246,7 +246,7 @@ static void big_directory_goes_on_where_told(void)
 		must(readdir(stream));
 	place = telldir(stream);
 	must((entry = readdir(stream)));
-	(void)snprintf(after, sizeof after, "%.15s", entry->d_name);
+	(void)snprintf(after, sizeof(after), "%.15s", entry->d_name);
 	for (int i = 0; i < 1000; i++)
 		must(readdir(stream));
 	seekdir(stream, place);
@@ -294,13 +294,13 @@ static void long_names(void)
 	char path[400];
 	struct stat status;
 
-	(void)snprintf(path, sizeof path, "/t/names/%0254d", 0);
+	(void)snprintf(path, sizeof(path), "/t/names/%0254d", 0);
 	must(says(path, "long\n"));
-	(void)snprintf(path, sizeof path, "/t/names/%0255d", 0);
+	(void)snprintf(path, sizeof(path), "/t/names/%0255d", 0);
 	must_fail(stat(path, &status), ENOENT);
 	put(path, "255\n");
 	must(says(path, "255\n"));
-	(void)snprintf(path, sizeof path, "/t/names/%0256d", 0);
+	(void)snprintf(path, sizeof(path), "/t/names/%0256d", 0);
 	must_fail(stat(path, &status), ENAMETOOLONG);
 	must_fail(open(path, O_WRONLY | O_CREAT, 0644), ENAMETOOLONG);
 }
@@ -318,7 +318,7 @@ static void symlinks_resolve_inside(void)
 	must_fail(open("/t/links/loop", O_RDONLY), ELOOP);
 	must_fail(open("/t/links/relative", O_RDONLY | O_NOFOLLOW), ELOOP);
 	must(lstat("/t/links/long", &status) == 0 && status.st_size == TEXT - 1);
-	must(readlink("/t/links/long", target, sizeof target) == TEXT - 1);
+	must(readlink("/t/links/long", target, sizeof(target)) == TEXT - 1);
 	must(readlink("/t/links/long", target, 10) == 10);
 	must(says("/t/links/outside", "inside\n")); /* the host has another file there */
 	put("/t/links/dangling", "made\n");	    /* through the link */
@@ -346,7 +346,7 @@ static void socket_of_the_lower(void)
 	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "/t/special/socket"};
 	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
 
-	must_fail(connect(fd, (struct sockaddr *)&address, sizeof address), ECONNREFUSED);
+	must_fail(connect(fd, (struct sockaddr *)&address, sizeof(address)), ECONNREFUSED);
 }
 
 static void devices_of_the_lower(void)
@@ -356,8 +356,8 @@ static void devices_of_the_lower(void)
 
 	must(null >= 0 && zero >= 0);
 	must(write(null, "gone", 4) == 4 && read(null, zeros, 1) == 0);
-	memset(zeros, 1, sizeof zeros);
-	must(read(zero, zeros, sizeof zeros) == sizeof zeros && zeros[0] == 0 && zeros[15] == 0);
+	memset(zeros, 1, sizeof(zeros));
+	must(read(zero, zeros, sizeof(zeros)) == sizeof(zeros) && zeros[0] == 0 && zeros[15] == 0);
 }
 
 static void read_all_many_times(void)

@@ -39,7 +39,7 @@ static void print_escaped(const char *text, size_t length)
 static void print_target(int directory, const char *name)
 {
 	char target[TEXT + 1];
-	ssize_t length = readlinkat(directory, name, target, sizeof target);
+	ssize_t length = readlinkat(directory, name, target, sizeof(target));
 
 	must(length >= 0);
 	putchar(' ');
@@ -58,15 +58,15 @@ static void print_xattrs(int directory, const char *name)
 	ssize_t length;
 	size_t count = 0;
 
-	(void)snprintf(place, sizeof place, "/proc/self/fd/%d/%s", directory, name);
-	length = llistxattr(place, list, sizeof list);
+	(void)snprintf(place, sizeof(place), "/proc/self/fd/%d/%s", directory, name);
+	length = llistxattr(place, list, sizeof(list));
 	must(length >= 0);
 	for (char *at = list; at < list + length && count < 256; at += strlen(at) + 1)
 		names[count++] = at;
-	qsort(names, count, sizeof *names, by_name);
+	qsort(names, count, sizeof(*names), by_name);
 	putchar(' ');
 	for (size_t i = 0; i < count; i++) {
-		ssize_t size = lgetxattr(place, names[i], value, sizeof value);
+		ssize_t size = lgetxattr(place, names[i], value, sizeof(value));
 
 		printf("%s%s=", i ? "," : "", names[i]);
 		if (size < 0) /* listed, and then not there: a line of the manifest rather than its end */
@@ -110,7 +110,7 @@ static void walk(int fd)
 
 	must(fd >= 0 && count >= 0);
 	for (int i = 0; i < count; i++) {
-		(void)snprintf(path + end, sizeof path - end, "/%s", entries[i]->d_name);
+		(void)snprintf(path + end, sizeof(path) - end, "/%s", entries[i]->d_name);
 		if (print_entry(fd, entries[i]) && strcmp(path, "/t/big") != 0) /* 10,000 entries: a check of its own counts them */
 			walk(openat(fd, entries[i]->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
 		path[end] = 0;
@@ -122,6 +122,6 @@ static void walk(int fd)
 
 void manifest(const char *directory)
 {
-	(void)snprintf(path, sizeof path, "%s", directory);
+	(void)snprintf(path, sizeof(path), "%s", directory);
 	walk(open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
 }

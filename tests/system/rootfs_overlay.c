@@ -32,7 +32,7 @@ static bool has_no_xattrs(const char *path)
 {
 	char list[TEXT];
 
-	return llistxattr(path, list, sizeof list) == 0;
+	return llistxattr(path, list, sizeof(list)) == 0;
 }
 
 static void deleted_file(void)
@@ -201,7 +201,7 @@ static void appended_after_a_hole(void)
 	must(status_of(O "sparse").st_size == size + 6);
 	fd = open(O "sparse", O_RDONLY);
 	must(fd >= 0);
-	must(pread(fd, text, sizeof text, size - head) == head + 6 && strcmp(text, "the end\nadded\n") == 0);
+	must(pread(fd, text, sizeof(text), size - head) == head + 6 && strcmp(text, "the end\nadded\n") == 0);
 	must(pread(fd, &zero, 1, size / 2) == 1 && zero == 0);
 	must(fsync(fd) == 0); /* until then ext4 has only reserved its blocks */
 	must(status_of(O "sparse").st_blocks * 512 < size / 8);
@@ -310,11 +310,11 @@ static void writing_drops_a_capability(void)
 static void acl_is_copied_up(void)
 {
 	char before[100], after[100];
-	ssize_t size = getxattr(O "acl", "system.posix_acl_access", before, sizeof before);
+	ssize_t size = getxattr(O "acl", "system.posix_acl_access", before, sizeof(before));
 
 	must(size > 0);
 	add(O "acl", "more\n");
-	must(getxattr(O "acl", "system.posix_acl_access", after, sizeof after) == size);
+	must(getxattr(O "acl", "system.posix_acl_access", after, sizeof(after)) == size);
 	must(memcmp(before, after, (size_t)size) == 0);
 	become(5000, 5000);
 	must(says(O "acl", LOWER "more\n"));

@@ -45,7 +45,7 @@ bool has_pattern(const char *path, size_t size)
 	size_t offset = 0;
 	ssize_t got;
 
-	while (fd >= 0 && (got = read(fd, block, sizeof block)) > 0)
+	while (fd >= 0 && (got = read(fd, block, sizeof(block))) > 0)
 		for (ssize_t i = 0; i < got; i++)
 			if (block[i] != pattern(offset++))
 				return false;
@@ -56,7 +56,7 @@ bool says(const char *path, const char *text)
 {
 	char found[TEXT];
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t length = fd < 0 ? -1 : read(fd, found, sizeof found);
+	ssize_t length = fd < 0 ? -1 : read(fd, found, sizeof(found));
 
 	if (fd >= 0)
 		close(fd);
@@ -81,8 +81,8 @@ bool lists(const char *directory, const char *names)
 
 	for (int i = 0; i < count; i++) {
 		if (i)
-			strncat(found, " ", sizeof found - strlen(found) - 1);
-		strncat(found, entries[i]->d_name, sizeof found - strlen(found) - 1);
+			strncat(found, " ", sizeof(found) - strlen(found) - 1);
+		strncat(found, entries[i]->d_name, sizeof(found) - strlen(found) - 1);
 	}
 	return count >= 0 && strcmp(found, names) == 0;
 }
@@ -95,7 +95,7 @@ bool is_gone(const char *path)
 	const char *name = strrchr(path, '/') + 1;
 	int count;
 
-	(void)snprintf(parent, sizeof parent, "%.*s", (int)(name - path), path);
+	(void)snprintf(parent, sizeof(parent), "%.*s", (int)(name - path), path);
 	if (lstat(path, &status) == 0 || errno != ENOENT)
 		return false;
 	count = scandir(parent, &entries, not_dots, bytewise);
@@ -108,7 +108,7 @@ bool is_gone(const char *path)
 bool has_xattr(const char *path, const char *name, const char *value)
 {
 	char found[TEXT];
-	ssize_t length = lgetxattr(path, name, found, sizeof found);
+	ssize_t length = lgetxattr(path, name, found, sizeof(found));
 
 	return length == (ssize_t)strlen(value) && memcmp(found, value, (size_t)length) == 0;
 }
@@ -183,7 +183,7 @@ uint32_t crc_at(int directory, const char *name)
 			table[i] = table[i] >> 1 ^ (table[i] & 1 ? 0xedb88320U : 0);
 	}
 	must(fd >= 0);
-	while ((got = read(fd, block, sizeof block)) > 0)
+	while ((got = read(fd, block, sizeof(block))) > 0)
 		for (ssize_t i = 0; i < got; i++)
 			value = value >> 8 ^ table[(uint8_t)(value ^ block[i])];
 	must(got == 0);

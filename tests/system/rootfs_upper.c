@@ -44,12 +44,12 @@ static void punched_hole(void)
 	int fd = open(U "punched", O_RDWR | O_CREAT, 0644);
 
 	must(fd >= 0);
-	memset(block, 'x', sizeof block);
-	must(write(fd, block, sizeof block) == sizeof block && fsync(fd) == 0 && fstat(fd, &before) == 0);
+	memset(block, 'x', sizeof(block));
+	must(write(fd, block, sizeof(block)) == sizeof(block) && fsync(fd) == 0 && fstat(fd, &before) == 0);
 	must(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4096, MIB / 2) == 0);
 	must(fstat(fd, &after) == 0 && after.st_size == MIB);
 	must(after.st_blocks <= before.st_blocks - MIB / 2 / 512);
-	must(pread(fd, block, sizeof block, 0) == sizeof block);
+	must(pread(fd, block, sizeof(block), 0) == sizeof(block));
 	must(block[4095] == 'x' && block[4096] == 0 && block[4095 + MIB / 2] == 0 && block[4096 + MIB / 2] == 'x');
 	must(lseek(fd, 0, SEEK_HOLE) == 4096 && lseek(fd, 4096, SEEK_DATA) == 4096 + MIB / 2);
 }
@@ -83,7 +83,7 @@ static void temporary_without_a_name(void)
 	must((fd = open(U, O_TMPFILE | O_RDWR, 0600)) >= 0);
 	must(write(fd, "unnamed", 7) == 7);
 	must(lists(U "empty", ""));
-	(void)snprintf(place, sizeof place, "/proc/self/fd/%d", fd);
+	(void)snprintf(place, sizeof(place), "/proc/self/fd/%d", fd);
 	must(linkat(AT_FDCWD, place, AT_FDCWD, U "empty/named", AT_SYMLINK_FOLLOW) == 0);
 	must(says(U "empty/named", "unnamed"));
 	must(unlink(U "empty/named") == 0);
@@ -144,14 +144,14 @@ static bool told(int fd, uint32_t mask, const char *name)
 	const struct inotify_event *event;
 
 	if (at >= length) {
-		ssize_t got = read(fd, events, sizeof events);
+		ssize_t got = read(fd, events, sizeof(events));
 		length = got > 0 ? (size_t)got : 0;
 		at = 0;
 	}
 	if (!length)
 		return false;
 	event = (const struct inotify_event *)(events + at);
-	at += sizeof *event + event->len;
+	at += sizeof(*event) + event->len;
 	return event->mask == mask && strcmp(event->len ? event->name : "", name) == 0;
 }
 
@@ -206,11 +206,11 @@ static void socket_between_processes(void)
 	char text[6] = "";
 	pid_t child;
 
-	must(bind(listening, (struct sockaddr *)&address, sizeof address) == 0 && listen(listening, 1) == 0);
+	must(bind(listening, (struct sockaddr *)&address, sizeof(address)) == 0 && listen(listening, 1) == 0);
 	child = fork();
 	if (child == 0) {
 		fd = socket(AF_UNIX, SOCK_STREAM, 0);
-		must(connect(fd, (struct sockaddr *)&address, sizeof address) == 0);
+		must(connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0);
 		_exit(write(fd, "hello", 5) == 5 ? 0 : 1);
 	}
 	fd = accept(listening, NULL, NULL);
@@ -235,10 +235,10 @@ static void made_links(void)
 	char target[TEXT], found[TEXT];
 	struct stat first, second;
 
-	memset(target, 'a', sizeof target - 1);
-	target[sizeof target - 1] = 0;
+	memset(target, 'a', sizeof(target) - 1);
+	target[sizeof(target) - 1] = 0;
 	must(symlink(target, U "long") == 0);
-	must(readlink(U "long", found, sizeof found) == TEXT - 1 && memcmp(found, target, TEXT - 1) == 0);
+	must(readlink(U "long", found, sizeof(found)) == TEXT - 1 && memcmp(found, target, TEXT - 1) == 0);
 	put(U "first", "one\n");
 	must(link(U "first", U "second") == 0);
 	add(U "second", "two\n");
@@ -254,8 +254,8 @@ static void made_with_xattrs(void)
 	put(U "xattrs", "");
 	must(setxattr(U "xattrs", "user.a", "a", 1, 0) == 0 && has_xattr(U "xattrs", "user.a", "a"));
 	must(setxattr(U "xattrs", "trusted.a", "", 0, 0) == 0 && has_xattr(U "xattrs", "trusted.a", ""));
-	must(setxattr(U "xattrs", "security.capability", capability, sizeof capability, 0) == 0);
-	must(getxattr(U "xattrs", "security.capability", NULL, 0) == sizeof capability);
+	must(setxattr(U "xattrs", "security.capability", capability, sizeof(capability), 0) == 0);
+	must(getxattr(U "xattrs", "security.capability", NULL, 0) == sizeof(capability));
 }
 
 static void made_deep(void)
@@ -282,13 +282,13 @@ static void made_many(void)
 	char path[64], text[16];
 
 	for (int i = 0; i < SMALL_FILES; i++) {
-		(void)snprintf(path, sizeof path, U "many/%d", i);
-		(void)snprintf(text, sizeof text, "%d\n", i);
+		(void)snprintf(path, sizeof(path), U "many/%d", i);
+		(void)snprintf(text, sizeof(text), "%d\n", i);
 		put(path, text);
 	}
 	for (int i = 0; i < SMALL_FILES; i++) {
-		(void)snprintf(path, sizeof path, U "many/%d", i);
-		(void)snprintf(text, sizeof text, "%d\n", i);
+		(void)snprintf(path, sizeof(path), U "many/%d", i);
+		(void)snprintf(text, sizeof(text), "%d\n", i);
 		must(says(path, text) && unlink(path) == 0);
 	}
 	must(lists(U "many", ""));
@@ -341,10 +341,10 @@ static void writes_take_space(void)
 	struct statfs before, after;
 	int fd = open(U "space", O_WRONLY | O_CREAT, 0644);
 
-	memset(block, 's', sizeof block);
+	memset(block, 's', sizeof(block));
 	must(fd >= 0 && statfs(U, &before) == 0);
 	for (int i = 0; i < 4; i++)
-		must(write(fd, block, sizeof block) == sizeof block);
+		must(write(fd, block, sizeof(block)) == sizeof(block));
 	must(fsync(fd) == 0 && statfs(U, &after) == 0);
 	must((before.f_bfree - after.f_bfree) * (unsigned long long)before.f_bsize >= 4ULL * MIB);
 	must(unlink(U "space") == 0 && close(fd) == 0);
