@@ -2,27 +2,11 @@
 #include <fcntl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 
 #include "cleanup.h"
+#include "detached.h"
 #include "path.h"
 #include "plan.h"
-
-enum { NULL_MAJOR = 1, NULL_MINOR = 3 };
-
-/* The container's /dev/null may be anything, so the guest's is kept as a detached mount from before PIVOT. */
-int hold_null_mount(struct plan_context *context)
-{
-	struct stat status;
-
-	if (context->null_mount < 0)
-		context->null_mount = copy_mount(AT_FDCWD, "/dev/null", 0);
-	if (context->null_mount < 0)
-		return context->null_mount;
-	if (fstat(context->null_mount, &status) < 0)
-		return -errno;
-	return S_ISCHR(status.st_mode) && status.st_rdev == makedev(NULL_MAJOR, NULL_MINOR) ? 0 : -ENODEV;
-}
 
 /* The held mount can be moved into the tree once; from its place there it can be copied. */
 static int mask_file(struct plan_context *context, int target)

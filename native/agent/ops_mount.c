@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "cleanup.h"
+#include "detached.h"
 #include "path.h"
 #include "plan.h"
 
@@ -30,18 +31,6 @@ static const struct {
 	{MS_RDONLY, MOUNT_ATTR_RDONLY}, {MS_NOSUID, MOUNT_ATTR_NOSUID},		{MS_NODEV, MOUNT_ATTR_NODEV},
 	{MS_NOEXEC, MOUNT_ATTR_NOEXEC}, {MS_NODIRATIME, MOUNT_ATTR_NODIRATIME}, {MS_NOSYMFOLLOW, MOUNT_ATTR_NOSYMFOLLOW},
 };
-
-int copy_mount(int directory, const char *path, unsigned flags)
-{
-	int fd = open_tree(directory, path, flags | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
-
-	return fd < 0 ? -errno : fd;
-}
-
-int place_mount(int mount, int target)
-{
-	return check(move_mount(mount, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH));
-}
 
 struct mount_request {
 	const char *source;

@@ -58,30 +58,6 @@ static const struct operation operations[OP_LAST + 1] = {
 /* New namespaces a container may be born into. User namespaces are not among them: ADR 2. */
 #define CONTAINER_NAMESPACES (uint64_t)(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP | CLONE_NEWTIME)
 
-struct plan_bytes next_bytes(struct plan_arguments *arguments)
-{
-	struct plan_bytes bytes;
-
-	memcpy(&bytes.length, arguments->next, sizeof(bytes.length));
-	bytes.data = arguments->next + sizeof(bytes.length);
-	arguments->next = bytes.data + bytes.length + 1;
-	arguments->count--;
-	return bytes;
-}
-
-const char *next_string(struct plan_arguments *arguments)
-{
-	return (const char *)next_bytes(arguments).data;
-}
-
-uint64_t next_number(struct plan_arguments *arguments)
-{
-	uint64_t number;
-
-	memcpy(&number, next_bytes(arguments).data, sizeof(number));
-	return number;
-}
-
 /* Whether the bytes are what one letter of a signature asks for. */
 static bool fits(char type, struct plan_bytes bytes)
 {

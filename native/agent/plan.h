@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "arguments.h"
 #include "wire.h"
 
 enum { PLAN_DETAIL_SIZE = 192 };
@@ -23,17 +24,6 @@ struct plan_context {
 	char **environment;	       /* what ENV and HOME made, NULL-terminated */
 	char *executable;	       /* what FIND kept */
 	char detail[PLAN_DETAIL_SIZE]; /* words for the failure, may be empty */
-};
-
-/* The arguments of one operation; the plan was checked, so reading them cannot fail. */
-struct plan_arguments {
-	const uint8_t *next;
-	uint32_t count; /* arguments not yet read */
-};
-
-struct plan_bytes {
-	const uint8_t *data;
-	uint32_t length;
 };
 
 /* How an operation or a whole plan ended. */
@@ -56,10 +46,6 @@ struct status_record {
 	uint32_t index;
 	char detail[PLAN_DETAIL_SIZE];
 };
-
-const char *next_string(struct plan_arguments *arguments);
-uint64_t next_number(struct plan_arguments *arguments);
-struct plan_bytes next_bytes(struct plan_arguments *arguments);
 
 /* Whether `size` bytes are a well-formed plan of that kind: EPROTO and the operation if not. */
 struct plan_failure plan_check(const uint8_t *plan, size_t size, enum plan_kind kind);
@@ -87,14 +73,9 @@ plan_operation op_no_new_privs, op_stdio_owner, op_bounding, op_ids, op_caps, op
 plan_operation op_device_filter, op_device_filter_ready;				  /* ops_devices.c */
 plan_operation op_chdir, op_env, op_home, op_find, op_wait, op_exec;			  /* ops_exec.c */
 
-/* ops_hide.c: takes hold of the guest's /dev/null while it can still be reached. */
-int hold_null_mount(struct plan_context *context);
 /* ops_system.c: sets IFF_UP; 0 or -errno. */
 int link_up(const char *name);
 /* ops_copy.c: fills the directory `to` with what the directory `from` holds. */
 int copy_up(int from, int to);
-/* ops_mount.c: a detached copy of the mount at `path` below `directory`, as a descriptor or -errno. */
-int copy_mount(int directory, const char *path, unsigned flags);
-int place_mount(int mount, int target);
 
 #endif

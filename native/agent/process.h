@@ -49,10 +49,6 @@ struct process {
 	struct output outputs[OUTPUTS];
 };
 
-/* spawn.c: clones the first process of a container (or takes the spare), which begins to run its checked plan of `size` bytes.
- * NULL: `*error` is an errno. */
-struct process *process_spawn(uint16_t container, const uint8_t *plan, size_t size, int *error);
-
 /* process.c. Answers and events go to `conn`. */
 void process_free(struct process *process);
 void process_start(struct process *process, struct conn *conn, const struct wire_header *request);

@@ -11,6 +11,7 @@
 #include "machine.h"
 #include "process.h"
 #include "spare.h"
+#include "spawn.h"
 
 enum {
 	PROCESSES_MAX = 64,

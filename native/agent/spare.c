@@ -10,10 +10,10 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 
+#include "birth.h"
 #include "cgroup.h"
 #include "child.h"
 #include "log.h"
-#include "spawn.h"
 
 enum { CONTAINER = 1 };
 
