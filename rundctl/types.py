@@ -6,8 +6,10 @@ import enum
 
 TYPE_CHECKING = False  # typing costs 4 ms to import, on every call
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NewType
 
+    Progress = Callable[[str], None]  # where one line at a time is said of what takes long; for annotations alone
     ContainerId = NewType("ContainerId", str)
     TemplateKey = NewType("TemplateKey", str)
     HostPid = NewType("HostPid", int)

@@ -16,12 +16,10 @@ from rundctl.guest import kernel, kernel_image, kernel_options, kernel_source
 from rundctl.host import files, process, workshop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rundctl.guest.kernel_options import Option
     from rundctl.guest.kernel_source import Source
+    from rundctl.types import Progress
 
-    Progress = Callable[[str], None]
 
 # Everything that else would differ between two builds of the same source. Paths do not: the tree is built in place, by relative names.
 _FIXED = (

@@ -11,9 +11,8 @@ from rundctl.host import apt, files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from rundctl.types import Progress
 
-    Progress = Callable[[str], None]
 
 _META_PACKAGE = "linux-image-amd64"
 _NEEDS_APT = "fetching needs Debian's apt; elsewhere name a kernel in the settings"

@@ -11,9 +11,8 @@ from rundctl.guest import kernel
 from rundctl.host import apt, process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from rundctl.types import Progress
 
-    Progress = Callable[[str], None]
 
 META_PACKAGE = "linux-source"  # stands for the series of this release of Debian
 _PREFIX = "linux-source-"

@@ -94,7 +94,7 @@ def lock_directory(path: str, *, wait: bool) -> int | None:
 
 
 def is_path_of(fd: int, path: str) -> bool:
-    """Whether ``path`` still names what is open as ``fd``: who waited for a lock on it must ask."""
+    """Whether ``path`` leads to what is open as ``fd``: who waited for a lock on it must ask, and who was given a descriptor's path by the kernel."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
@@ -129,7 +129,7 @@ class Lock:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX)
-                if _is_at(self._fd, self._path):
+                if is_path_of(self._fd, self._path):
                     return self
             except BaseException:
                 os.close(self._fd)
@@ -186,14 +186,6 @@ def content_digest(fd: int) -> str:
             if chunk != zeroes[: len(chunk)]:
                 digest.update(offset.to_bytes(8, "little") + chunk)
     return digest.hexdigest()
-
-
-def _is_at(fd: int, path: str) -> bool:
-    """Whether an open file is the one that its path leads to now."""
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _copy_range(copy_some: Callable[[int, int, int, int], int], source: int, target: int, start: int, end: int) -> int:

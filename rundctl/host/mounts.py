@@ -1,11 +1,25 @@
-"""Mounts by descriptor (fsopen(2), fsmount(2), move_mount(2)): a file system that nobody sees before it is complete, and that goes with its maker."""
+"""Mounts, in three ways: mount(2); by descriptor, so that nobody sees one before it is complete; in a namespace for the length of a ``with`` block.
+
+Cold: ctypes takes milliseconds to load.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 
-# linux/mount.h
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+# Flags of mount(2), linux/mount.h
+MS_RDONLY = 1
+_MS_REMOUNT = 1 << 5
+_MS_NOSYMFOLLOW = 1 << 8
+_MS_BIND = 1 << 12
+_MS_REC = 1 << 14
+_MS_SLAVE = 1 << 19
+# Attributes of fsmount(2), linux/mount.h
 NOSUID = 0x02
 NODEV = 0x04
 NOEXEC = 0x08
@@ -16,10 +30,29 @@ _SET_STRING = 1
 _CREATE = 6
 _FROM_DESCRIPTOR = 0x04
 _AT_FDCWD = -100
+_CLONE_NEWNS = 0x00020000  # linux/sched.h
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:
+    """mount(2). OSError with the target as its file name."""
+    names = (None if text is None else os.fsencode(text) for text in (source, target, kind))
+    _call("mount", *names, ctypes.c_ulong(flags), os.fsencode(data), about=target)
+
+
+def unmount(target: str) -> None:
+    """umount2(2), without force: what was written is on its device then. OSError with the target as its file name, EBUSY while anybody uses it."""
+    _call("umount2", os.fsencode(target), 0, about=target)
+
+
+def fence(directory: str) -> None:
+    """Mount a directory over itself, read-only, without what is mounted inside; no path that enters it is led on by a symlink. OSError as of `mount`."""
+    mount(directory, directory, None, _MS_BIND)
+    mount("none", directory, None, _MS_REMOUNT | _MS_BIND | MS_RDONLY | _MS_NOSYMFOLLOW)
 
 
 def detached(kind: str, source: str, options: tuple[str, ...] = (), attributes: int = 0) -> int:
-    """Mount a device nowhere; the descriptor is the only way in, through /proc/self/fd, and its end is the mount's. OSError.
+    """Mount a device nowhere (fsopen(2), fsmount(2)); the descriptor is the only way in, through /proc/self/fd, and its end is the mount's. OSError.
 
     ``options`` are the file system's own switches; ``attributes`` NOSUID, NODEV and so on.
     """
@@ -34,20 +67,43 @@ def detached(kind: str, source: str, options: tuple[str, ...] = (), attributes: 
         os.close(context)
 
 
-def attach(mount: int, directory: str) -> None:
-    """Put a detached mount over a directory, in this mount namespace and those it propagates to. OSError."""
-    _call("move_mount", mount, b"", _AT_FDCWD, os.fsencode(directory), _FROM_DESCRIPTOR)
+def attach(mounted: int, directory: str) -> None:
+    """Put a detached mount over a directory, in this mount namespace and those it propagates to (move_mount(2)). OSError with the directory."""
+    _call("move_mount", mounted, b"", _AT_FDCWD, os.fsencode(directory), _FROM_DESCRIPTOR, about=directory)
 
 
-def unmount(directory: str) -> None:
-    """umount2(2), without force: OSError EBUSY while anybody has a file of it open in this namespace."""
-    _call("umount2", os.fsencode(directory), 0)
+class PrivateMounts:
+    """What is mounted inside the block is seen by this thread and by programs that it starts there, and is gone with the last of them.
+
+    The kernel keeps that promise even if the process is killed. OSError if the host refuses (root is needed).
+    """
+
+    __slots__ = ("_cwd", "_outside")
+
+    def __enter__(self) -> Self:
+        self._outside = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        self._cwd = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        try:
+            _call("unshare", _CLONE_NEWNS, about="unshare")
+            mount("none", "/", None, _MS_REC | _MS_SLAVE)  # what the host unmounts must not be held by us
+        except OSError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            _call("setns", self._outside, _CLONE_NEWNS, about="setns")
+            os.fchdir(self._cwd)  # setns(2) went to the root
+        finally:
+            os.close(self._outside)
+            os.close(self._cwd)
 
 
-def _call(name: str, *arguments: int | bytes | None) -> int:
-    function = getattr(ctypes.CDLL(None, use_errno=True), name)  # glibc 2.36: Debian 12
-    result: int = function(*arguments)
+def _call(name: str, *arguments: int | bytes | ctypes.c_ulong | None, about: str | None = None) -> int:
+    """A function of the C library (glibc 2.36, Debian 12, has all of these). OSError with ``about`` as its file name."""
+    result: int = getattr(_libc, name)(*arguments)
     if result < 0:
         error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+        raise OSError(error, os.strerror(error), about)
     return result

@@ -15,7 +15,8 @@ from rundctl.host import process
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    Progress = Callable[[str], None]
+    from rundctl.types import Progress
+
 
 COMPILERS = (
     # what is looked for, Debian's package, what it is for

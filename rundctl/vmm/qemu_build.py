@@ -22,9 +22,8 @@ from rundctl.host import apt, files, process, workshop
 from rundctl.vmm import binary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from rundctl.types import Progress
 
-    Progress = Callable[[str], None]
 
 _RECIPE = "1"  # raise it with every change of how QEMU is built
 _BINARY_PACKAGE = "qemu-system-x86"  # its version is the source's, and every host has lists of binary packages

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import build
 from shim_rig import Shim
 
-from rundctl.host.mount_namespace import PrivateMounts
+from rundctl.host.mounts import PrivateMounts
 
 WRAPPED = ("write", "cgroup_remove", "clock_settime", "sync")
 

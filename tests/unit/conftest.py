@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rundctl.host import cgroupfs
-from rundctl.host.mount_namespace import PrivateMounts
+from rundctl.host.mounts import PrivateMounts
 
 from . import cgroup_rig, hypothesis_profile
 from .cgroup_fake import tree

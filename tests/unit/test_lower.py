@@ -20,7 +20,7 @@ from rundctl.engine.rootfs.images.content import Image
 from rundctl.engine.rootfs.images.overlay import Overlay
 from rundctl.engine.settings import Settings
 from rundctl.errors import ConfigError, HostError
-from rundctl.host.mount_namespace import mount
+from rundctl.host.mounts import mount
 from rundctl.oci import options
 from rundctl.oci.bundle import Bundle
 from rundctl.vmm import qemu

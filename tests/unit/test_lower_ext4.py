@@ -21,7 +21,7 @@ from rundctl.engine.rootfs.images.scan import Tree
 from rundctl.errors import ConfigError, HostError
 from rundctl.host import files, loop, process
 from rundctl.host import manifest as manifests
-from rundctl.host.mount_namespace import mount
+from rundctl.host.mounts import mount
 
 from . import lower_tree
 from .lower_rig import MIB, build, corrupt, eventually, names, vanish

@@ -14,8 +14,8 @@ from rundctl.engine.rootfs.images import formats
 from rundctl.engine.rootfs.images import overlay as overlay_mount
 from rundctl.engine.rootfs.images.content import Content
 from rundctl.errors import ConfigError, HostError
-from rundctl.host import mount_namespace, process
-from rundctl.host.mount_namespace import mount
+from rundctl.host import mounts, process
+from rundctl.host.mounts import mount
 
 from . import lower_tree
 from .lower_rig import (
@@ -109,7 +109,7 @@ def test_layers_are_merged_as_the_host_merges_them(home: str, tmp_path: Path) ->
     (second / "fifo").write_text("a file now")
     (second / "directory").mkdir()
     os.setxattr(second / "directory", "trusted.overlay.opaque", b"y")
-    mount("overlay", f"{tmp_path}/view", "overlay", mount_namespace.MS_RDONLY, f"lowerdir={escaped}:{first}:{base}")
+    mount("overlay", f"{tmp_path}/view", "overlay", mounts.MS_RDONLY, f"lowerdir={escaped}:{first}:{base}")
     overlay, reason = overlay_mount.of_rootfs(f"{tmp_path}/view")
     assert overlay is not None, reason
     assert overlay.lowers == lowers

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rundctl.errors import HostError
 from rundctl.host import mountinfo
-from rundctl.host.mount_namespace import PrivateMounts, mount
+from rundctl.host.mounts import PrivateMounts, mount
 
 if TYPE_CHECKING:
     from pathlib import Path

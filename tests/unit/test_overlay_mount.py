@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rundctl.engine.rootfs.images import overlay as overlay_mount
 from rundctl.engine.rootfs.images.overlay import of_rootfs, split_lowers
 from rundctl.host import mountinfo
-from rundctl.host.mount_namespace import mount
+from rundctl.host.mounts import mount
 
 if TYPE_CHECKING:
     pass

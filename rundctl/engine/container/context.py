@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rundctl.engine.settings import Settings
+    from rundctl.types import Progress
 
 
 class Context:
@@ -24,7 +25,7 @@ class Context:
         debug: Callable[[str], None],
         warn: Callable[[str], None],
         settings: Settings,
-        progress: Callable[[str], None],
+        progress: Progress,
         *,
         systemd_cgroup: bool = False,
     ) -> None:

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 
 from rundctl.errors import DamagedError, HostError, StateError, UsageError, words
-from rundctl.host.files import replace, unlink
+from rundctl.host.files import is_path_of, replace, unlink
 from rundctl.host.machine import boot_id
 from rundctl.host.pidfd import Process, start_time
 from rundctl.oci import identity
@@ -320,7 +320,7 @@ def lock(container: Container, timeout_s: float) -> int:
                 raise StateError(f"container {container.id} is busy", hint="another rundctl call works on it") from None
             time.sleep(_LOCK_POLL_S)
             continue
-        fresh = read(container.directory) if _same_inode(fd, container.directory) else None
+        fresh = read(container.directory) if is_path_of(fd, container.directory) else None
         if fresh is None:
             os.close(fd)
             raise StateError(f"container {container.id!r}: container does not exist", hint="it was just deleted")
@@ -333,13 +333,6 @@ def _open_directory(container: Container) -> int:
         return os.open(container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise StateError(f"container {container.id!r}: container does not exist", hint="it was just deleted") from error
-
-
-def _same_inode(fd: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def remove(container: Container) -> None:

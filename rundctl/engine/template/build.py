@@ -19,14 +19,12 @@ from rundctl.vmm.qmp import Qmp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Self
 
     from rundctl.guest.kernel import Kernel
-    from rundctl.types import TemplateKey
+    from rundctl.types import Progress, TemplateKey
     from rundctl.vmm.shape import MachineShape
 
-    Progress = Callable[[str], None]
 
 _CONSOLE_LINES = 8  # of a guest's last words in an error message
 _DISK = store.UPPERS[0]

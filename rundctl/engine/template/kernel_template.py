@@ -31,16 +31,14 @@ from rundctl.vmm import accelerator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rundctl.engine.settings import Settings
     from rundctl.engine.template.inputs import Ingredients
     from rundctl.engine.template.store import Template
     from rundctl.guest.kernel import Kernel
     from rundctl.guest.ops import Plan
     from rundctl.host.memo import Memo
+    from rundctl.types import Progress
 
-    Progress = Callable[[str], None]
 
 _DEFAULT = Request()
 

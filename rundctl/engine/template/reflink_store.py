@@ -21,9 +21,10 @@ from rundctl.host import ficlone, files, loop, mounts, process
 from rundctl.host import manifest as manifests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    Progress = Callable[[str], None]
+    from rundctl.types import Progress
+
 
 SIZE_LEAST = 512 << 20  # bytes; mkfs.xfs takes 300 MiB, of which 64 are its log
 _SIZE_DEFAULT_MOST = 64 << 30  # bytes

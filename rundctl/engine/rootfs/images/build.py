@@ -21,15 +21,14 @@ from rundctl.engine.rootfs.images.content import IMAGE, Content
 from rundctl.engine.rootfs.images.formats import SPACE_HINT, Erofs, Ext4
 from rundctl.engine.rootfs.images.scan import Tree
 from rundctl.errors import HostError, RundctlError, words
-from rundctl.host import files, mount_namespace, mountinfo
+from rundctl.host import files, mountinfo, mounts
 from rundctl.host import manifest as manifests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from rundctl.engine.rootfs.images.content import Image
-
-    Progress = Callable[[str], None]
+    from rundctl.types import Progress
 
 
 def build(home: str, content: Content, progress: Progress, *, max_mib: int, lock: int | None = None) -> Image:
@@ -131,11 +130,11 @@ class _Builder:
         for number, directory in enumerate(self._content.directories):
             os.symlink(directory, f"{layers}/{number}")
         os.mkdir(f"{layers}/{len(self._content.directories)}")  # an overlay without an upper must have two layers
-        with mount_namespace.PrivateMounts():
+        with mounts.PrivateMounts():
             os.chdir(layers)
             names = ":".join(str(number) for number in range(len(self._content.directories) + 1))
             options = ",".join((f"lowerdir={names}", *self._content.options))
-            mount_namespace.mount("overlay", merged, "overlay", mount_namespace.MS_RDONLY, options)
+            mounts.mount("overlay", merged, "overlay", mounts.MS_RDONLY, options)
             yield merged
 
     def _check_size(self, tree: Tree, max_mib: int) -> None:

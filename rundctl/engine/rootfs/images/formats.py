@@ -18,7 +18,7 @@ from rundctl.engine.rootfs import transport
 from rundctl.engine.rootfs.images.scan import BLOCK
 from rundctl.engine.template import upper
 from rundctl.errors import HostError
-from rundctl.host import mount_namespace, process
+from rundctl.host import mounts, process
 from rundctl.host.loop import Loop
 
 TYPE_CHECKING = False
@@ -111,17 +111,17 @@ class Ext4:
         ``point``: any empty directory; the mount over it is seen by nobody else, and gone whatever kills us. HostError if it cannot be.
         """
         upper.mkfs(image, size_mib, "-N", str(size_mib * _INODES_PER_MIB + inodes), what=what)
-        with mount_namespace.PrivateMounts():
+        with mounts.PrivateMounts():
             # cp goes by paths: who else writes to the tree could put a symlink in a directory's place, and have a file of the host copied.
-            mount_namespace.fence(source)
+            mounts.fence(source)
             with Loop(image) as device:
-                mount_namespace.mount(device.path, point, "ext4", upper.MS_NOATIME, "noinit_itable")
+                mounts.mount(device.path, point, "ext4", upper.MS_NOATIME, "noinit_itable")
             try:
                 os.rmdir(f"{point}/lost+found")  # the tree's own may be there again
                 self._copy(source, point, what)
                 status = os.statvfs(point)
             finally:
-                mount_namespace.unmount(point)
+                mounts.unmount(point)
         return status.f_files - status.f_ffree - _EXT4_RESERVED + 1
 
     def _copy(self, source: str, point: str, what: str) -> None:

@@ -15,7 +15,7 @@ from rundctl.host import files
 from rundctl.host import manifest as manifests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from rundctl.types import Progress
 
 
 class Entry:
@@ -106,7 +106,7 @@ def over(found: list[Entry], max_mib: int, keep: str = "") -> list[Entry]:
     return doomed
 
 
-def verify(home: str, progress: Callable[[str], None]) -> list[str]:
+def verify(home: str, progress: Progress) -> list[str]:
     """Read all images and remove those whose contents are no longer what was written, so that they are made anew; their keys."""
     damaged = []
     for entry in entries(home):
