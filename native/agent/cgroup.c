@@ -12,6 +12,7 @@
 
 #include "cgroup_walk.h"
 #include "cleanup.h"
+#include "clock.h"
 
 #define CGROUP_ROOT "/sys/fs/cgroup"
 
@@ -77,7 +78,7 @@ static void remove_named(int root, const char *name, int cgroup)
 	const struct cgroup_visitor remover = {.leave = remove_child};
 
 	kill_all(cgroup);
-	cgroup_walk(cgroup, &remover, monotonic_ms() + REMOVE_MS);
+	cgroup_walk(cgroup, &remover, clock_ms(CLOCK_MONOTONIC) + REMOVE_MS);
 	unlinkat(root, name, AT_REMOVEDIR);
 }
 
@@ -162,12 +163,12 @@ static bool freeze(int cgroup)
 	cleanup_close int state = openat(cgroup, "cgroup.freeze", O_RDONLY | O_CLOEXEC);
 	cleanup_close int events = openat(cgroup, "cgroup.events", O_RDONLY | O_CLOEXEC);
 	struct pollfd changed = {.fd = events, .events = POLLPRI};
-	int64_t deadline = monotonic_ms() + FREEZE_MS, left = FREEZE_MS;
+	int64_t deadline = clock_ms(CLOCK_MONOTONIC) + FREEZE_MS, left = FREEZE_MS;
 
 	if (state < 0 || says(state, "1") || !set(cgroup, "cgroup.freeze", "1"))
 		return false;
 	while (!says(events, "frozen 1") && left > 0 && poll(&changed, 1, (int)left) > 0)
-		left = deadline - monotonic_ms();
+		left = deadline - clock_ms(CLOCK_MONOTONIC);
 	return true;
 }
 
@@ -182,7 +183,7 @@ int cgroup_signal(int cgroup, int signal)
 	}
 	bool frozen = freeze(cgroup);
 	signal_members(cgroup, &delivery);
-	int error = cgroup_walk(cgroup, &sender, monotonic_ms() + SIGNAL_MS);
+	int error = cgroup_walk(cgroup, &sender, clock_ms(CLOCK_MONOTONIC) + SIGNAL_MS);
 	if (frozen)
 		set(cgroup, "cgroup.freeze", "0");
 	return error ? error : delivery.error;

@@ -3,9 +3,9 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <string.h>
-#include <time.h>
 
 #include "cleanup.h"
+#include "clock.h"
 
 /* Strings one after the other: a letter, a name, NUL. */
 struct stack {
@@ -49,14 +49,6 @@ static char *stack_top(const struct stack *stack)
 static void stack_pop(struct stack *stack)
 {
 	stack->size = (size_t)(stack_top(stack) - stack->bytes);
-}
-
-int64_t monotonic_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 static int open_below(int cgroup, const char *name)
@@ -130,7 +122,7 @@ int cgroup_walk(int cgroup, const struct cgroup_visitor *visitor, int64_t deadli
 	int error = here < 0 ? here : push_children(&stack, here);
 
 	while (!error && stack.size) {
-		if (monotonic_ms() > deadline_ms)
+		if (clock_ms(CLOCK_MONOTONIC) > deadline_ms)
 			return -ETIMEDOUT;
 		if (*stack_top(&stack) == ENTER)
 			error = enter_top(&stack, &here, visitor);

@@ -10,12 +10,9 @@ struct cgroup_visitor {
 	void *data;
 };
 
-/* CLOCK_MONOTONIC in milliseconds. */
-int64_t monotonic_ms(void);
-
 /* Visits all cgroups below `cgroup`, not itself. Nothing recurses and one descriptor or two are open, so that a container sets
  * no limit by how it nests: what grows is a stack of names, of which the kernel has more for each of these cgroups, and all of
- * them are the guest's memory. The time ends at `deadline_ms`.
+ * them are the guest's memory. The time ends at `deadline_ms` of CLOCK_MONOTONIC.
  * -ETIMEDOUT: some were not visited. -ENOMEM, -EMFILE ...: the same. A cgroup that goes meanwhile is passed over. */
 int cgroup_walk(int cgroup, const struct cgroup_visitor *visitor, int64_t deadline_ms);
 

@@ -7,9 +7,9 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #include "cleanup.h"
+#include "clock.h"
 
 enum {
 	NAME_LENGTH_MAX = 64,
@@ -183,19 +183,11 @@ static DIR *open_directory(int proc)
 	return directory;
 }
 
-static uint64_t uptime_ns(void)
-{
-	struct timespec now = {0};
-
-	(void)clock_gettime(CLOCK_BOOTTIME, &now);
-	return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
-}
-
 ssize_t figures_processes(int proc, uint16_t container, const uint8_t *payload, size_t size, uint8_t bytes[WIRE_PAYLOAD_MAX])
 {
 	cleanup_closedir DIR *directory = open_directory(proc);
 	struct wire_result result = {0};
-	struct wire_processes head = {.uptime_ns = uptime_ns()};
+	struct wire_processes head = {.uptime_ns = (uint64_t)clock_ns(CLOCK_BOOTTIME)};
 	struct answer answer = {.bytes = bytes, .size = sizeof(result) + sizeof(head)};
 	struct dirent *entry;
 	uint64_t from;

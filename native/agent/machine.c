@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "cleanup.h"
+#include "clock.h"
 #include "log.h"
 #include "pages.h"
 #include "plan.h"
@@ -16,7 +17,6 @@
 #include "wire.h"
 
 enum {
-	NS_PER_S = 1000000000,
 	BITS_PER_BYTE = 8,
 	CLOCK_TRIES = 1000, /* times CLOCK_PAUSE_NS: the kernel takes a second, from its boot on */
 	CLOCK_PAUSE_NS = 10 * 1000 * 1000,

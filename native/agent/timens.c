@@ -6,8 +6,9 @@
 #include <string.h>
 
 #include "cleanup.h"
+#include "clock.h"
 
-enum { NS_PER_S = 1000000000, TEXT_SIZE = 160 };
+enum { TEXT_SIZE = 160 };
 
 /* Seconds and nanoseconds as timens_offsets wants them: the nanoseconds are never negative. */
 static int64_t seconds(int64_t ns)
