@@ -1,4 +1,6 @@
 /* What QEMU, and a helper beside it, see of the host's files: a mount namespace of their own, and in it what they are to serve. */
+#include "assembly.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -9,7 +11,10 @@
 #include <unistd.h>
 
 #include "cleanup.h"
-#include "shim.h"
+#include "copy.h"
+#include "options.h"
+#include "place.h"
+#include "procfs.h"
 
 /* The sources' copies, and the container's own directory: a place that is surely there, for what only this process is to see. */
 struct assembly {
@@ -18,19 +23,6 @@ struct assembly {
 	size_t count;
 	struct mounts mounts;
 };
-
-int path_of(int fd, char path[PATH_MAX])
-{
-	char link[64];
-	ssize_t length;
-
-	(void)snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
-	length = readlink(link, path, PATH_MAX - 1);
-	if (length < 0)
-		return -errno;
-	path[length] = '\0';
-	return 0;
-}
 
 static int assembly_begin(struct assembly *assembly, const struct options *options, size_t most)
 {

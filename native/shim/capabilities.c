@@ -1,12 +1,12 @@
 /* What root may do that serves a guest's files: with them, and nothing beyond them. */
+#include "capabilities.h"
+
 #include <errno.h>
 #include <linux/capability.h>
 #include <stdint.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#include "shim.h"
 
 #define BIT(capability) (1ULL << (capability))
 

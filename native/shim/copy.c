@@ -1,12 +1,14 @@
 /* What a guest is to see of the host's mounts, copied so that no procfs can be among it: each mount is copied alone, never with what is mounted below, and
  * only by a descriptor whose file system was looked at. What the table of mounts misses is missing in the copy. What it names and is not there, because a
  * directory is just being renamed, has the table read anew, and in the end no copy made: it may hide something. */
+#include "copy.h"
+
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/magic.h>
 #include <linux/mount.h>
-#include <linux/openat2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +19,9 @@
 #include <unistd.h>
 
 #include "cleanup.h"
-#include "shim.h"
+#include "mountinfo.h"
+#include "place.h"
+#include "procfs.h"
 
 /* A rename takes a moment; who renames all the time keeps a start from its end, and hides nothing. */
 enum { ROUNDS = 50, PAUSE_US = 2000 };
@@ -25,14 +29,6 @@ enum { WHOLE_PROCFS = 1 }; /* the number of its root (PROC_ROOT_INO, linux/proc_
 enum { OUT_OF_REACH = 1 };
 
 static int collect_at(struct copy *copy, struct mounts *mounts, const char *path);
-
-int open_beneath(int directory, const char *path)
-{
-	struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
-	int fd = (int)syscall(SYS_openat2, directory, path, &how, sizeof(how));
-
-	return fd < 0 ? -errno : fd;
-}
 
 /* For want of memory or descriptors nothing may be left out, since it may hide something. */
 static bool is_shortage(int error)

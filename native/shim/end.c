@@ -1,28 +1,23 @@
 /* How a shim ends: the reason is noted, output is flushed, the record written, QEMU killed. */
+#include "end.h"
+
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "serve.h"
+#include "clock.h"
+#include "log.h"
+#include "record.h"
 
 /* Output of what was killed is given up when its reader has not moved for so long (docs/adr/0003-process-model.md). */
-enum { PATIENCE_MS = 2000, NS_PER_MS = 1000000 };
-
-int64_t now_ns(void)
-{
-	struct timespec now;
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000LL + now.tv_nsec;
-}
+enum { PATIENCE_MS = 2000 };
 
 void lose_patience(struct shim *shim)
 {
 	if (!shim->kill_asked)
-		shim->progress_ns = now_ns();
+		shim->progress_ns = clock_ns(CLOCK_MONOTONIC);
 	shim->kill_asked = true;
 }
 
@@ -31,7 +26,7 @@ static void note_ending(struct shim *shim, int code, const char *reason, int sta
 	shim->ending = (struct ending){.code = code, .reason = reason, .status = status};
 	(void)snprintf(shim->ending.detail, sizeof(shim->ending.detail), "%s", detail);
 	shim->exited = true;
-	shim->progress_ns = now_ns();
+	shim->progress_ns = clock_ns(CLOCK_MONOTONIC);
 	shim->outputs[0].ended = shim->outputs[1].ended = true;
 	endpoint_close(&shim->input.end);
 }
@@ -80,7 +75,7 @@ int patience_ms(const struct shim *shim)
 
 	if (!shim->exited || !shim->kill_asked)
 		return -1;
-	left = PATIENCE_MS - (now_ns() - shim->progress_ns) / NS_PER_MS;
+	left = PATIENCE_MS - (clock_ns(CLOCK_MONOTONIC) - shim->progress_ns) / NS_PER_MS;
 	return left > 0 ? (int)left : 0;
 }
 

@@ -1,11 +1,11 @@
 /* A guest says what it likes on its console, and can make QEMU say the same again and again; what is said lies in the host's memory (/run). So the
  * first words are kept, why a QEMU does not start, and the last, why it ended. */
+#include "log.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include "shim.h"
 
 enum {
 	FIRST_SIZE = 32 * 1024,

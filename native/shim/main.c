@@ -11,10 +11,14 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "shim.h"
+#include "clock.h"
+#include "log.h"
+#include "memory.h"
+#include "options.h"
+#include "serve.h"
+#include "vm.h"
 #include "wire.h"
 
 /* One frame in one send: the shim writes to the same socket. */
@@ -69,14 +73,6 @@ static void raise_descriptor_limit(void)
 		return;
 	limit.rlim_cur = limit.rlim_max;
 	(void)setrlimit(RLIMIT_NOFILE, &limit);
-}
-
-static uint64_t now_us(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
 static int join_cgroups(const struct options *options)
@@ -221,7 +217,7 @@ int main(int argc, char **argv)
 	struct options options;
 	const char *problem;
 	struct wire_pid told = {0};
-	uint64_t began, joined;
+	int64_t began, joined;
 	pid_t pid;
 	int error;
 
@@ -236,11 +232,11 @@ int main(int argc, char **argv)
 	options_close_others(&options);
 	raise_descriptor_limit();
 	fill_standard_descriptors();
-	began = now_us();
+	began = clock_ns(CLOCK_MONOTONIC);
 	error = join_cgroups(&options);
 	if (error)
 		return fail(options.creator, -error, "join cgroup");
-	joined = now_us();
+	joined = clock_ns(CLOCK_MONOTONIC);
 	block_signals();
 	pid = clone_shim(&options);
 	if (pid < 0)
@@ -248,8 +244,8 @@ int main(int argc, char **argv)
 	if (pid == 0)
 		become_shim(&options);
 	told.pid = (uint32_t)pid;
-	told.join_us = (uint32_t)(joined - began);
-	told.clone_us = (uint32_t)(now_us() - joined);
+	told.join_us = (uint32_t)((joined - began) / NS_PER_US);
+	told.clone_us = (uint32_t)((clock_ns(CLOCK_MONOTONIC) - joined) / NS_PER_US);
 	tell_creator(options.creator, WIRE_PID, &told, sizeof(told));
 	return 0;
 }

@@ -1,11 +1,11 @@
 /* A guest's own copy of its template's memory, where that cannot be mapped copy-on-write: by the shim, so that it is the container's cgroup
  * that is charged for it, and while QEMU starts. */
+#include "memory.h"
+
 #include <errno.h>
 #include <stdbool.h>
 #include <string.h>
 #include <unistd.h>
-
-#include "shim.h"
 
 enum { CHUNK = 16 * 1024, PAGE = 4096 }; /* the shim stays: no more of its memory than that */
 

@@ -1,5 +1,7 @@
 /* The table of mounts of this process's mount namespace (proc_pid_mountinfo(5)). It is not read in one moment, and has no line of a mount whose directory
  * somebody has just renamed out of what the mount around it shows. So it tells where to look, and nothing that must be true. */
+#include "mountinfo.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -7,7 +9,6 @@
 #include <unistd.h>
 
 #include "cleanup.h"
-#include "shim.h"
 
 enum { CHUNK = 4096 };
 

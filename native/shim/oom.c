@@ -1,9 +1,9 @@
+#include "oom.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include "shim.h"
 
 /* Both versions' files have a line "oom_kill N" (cgroup-v2.rst, "memory.events"; v1 since Linux 4.13). */
 unsigned long long oom_kills(int events)

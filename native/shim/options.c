@@ -1,11 +1,11 @@
+#include "options.h"
+
 #include <errno.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#include "shim.h"
 
 enum { DESCRIPTOR_MAX = 1 << 20 };
 

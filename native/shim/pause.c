@@ -1,10 +1,14 @@
 /* The machine is stopped by QEMU, not by the freezer: the shim lives in the container's cgroup, and frozen it could not thaw it
  * (docs/adr/0003-process-model.md). */
+#include "pause.h"
+
 #include <errno.h>
 #include <string.h>
-#include <time.h>
 
-#include "serve.h"
+#include "clock.h"
+#include "monitor.h"
+#include "peers.h"
+#include "record.h"
 
 enum { READ_SIZE = 4096 };
 
@@ -26,11 +30,8 @@ void pause_request(struct shim *shim, struct client *client, const struct messag
 static void tell_time(struct shim *shim)
 {
 	struct wire_header head = {.type = WIRE_CLOCK};
-	struct timespec now;
-	uint64_t realtime_ns;
+	uint64_t realtime_ns = (uint64_t)clock_ns(CLOCK_REALTIME);
 
-	(void)clock_gettime(CLOCK_REALTIME, &now);
-	realtime_ns = (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
 	send_agent(shim, &head, &realtime_ns, sizeof(realtime_ns));
 }
 

@@ -1,5 +1,7 @@
 /* A procfs shows processes by the rights of whoever opens its files, and who serves a guest's files is root. So none of the host's is shown, but in its place
  * one that has no processes: the lid. */
+#include "procfs.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/mount.h>
@@ -11,7 +13,7 @@
 #include <unistd.h>
 
 #include "cleanup.h"
-#include "shim.h"
+#include "place.h"
 
 enum { HARMLESS = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC };
 

@@ -1,24 +1,23 @@
+#include "record.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "cleanup.h"
-#include "shim.h"
+#include "clock.h"
 
 /* Nothing depends on this record but words, so a full disk does not keep the shim from ending. */
 void record_write(int state, const struct ending *ending)
 {
 	cleanup_close int file = openat(state, "exit.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	struct timespec now;
 
 	if (file < 0)
 		return;
-	(void)clock_gettime(CLOCK_REALTIME, &now);
-	if (dprintf(file, "code=%d\nreason=%s\nstatus=%d\noom=%d\ntime_ns=%lld%09ld\ndetail=%s\n", ending->code, ending->reason, ending->status, ending->oom,
-		    (long long)now.tv_sec, now.tv_nsec, ending->detail) > 0)
+	if (dprintf(file, "code=%d\nreason=%s\nstatus=%d\noom=%d\ntime_ns=%lld\ndetail=%s\n", ending->code, ending->reason, ending->status, ending->oom,
+		    (long long)clock_ns(CLOCK_REALTIME), ending->detail) > 0)
 		(void)renameat(state, "exit.new", state, "exit");
 	else
 		(void)unlinkat(state, "exit.new", 0);

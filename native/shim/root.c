@@ -1,27 +1,15 @@
+#include "root.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/mount.h>
 #include <sched.h>
-#include <stdio.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "cleanup.h"
-#include "shim.h"
-
-int mount_copy(int fd, bool read_only)
-{
-	/* A device node that a guest makes there is opened by its own kernel. Nobody who serves it has any business to. */
-	struct mount_attr attributes = {.attr_set = MOUNT_ATTR_NODEV | (read_only ? MOUNT_ATTR_RDONLY : 0), .propagation = MS_PRIVATE};
-	cleanup_close int tree = (int)syscall(SYS_open_tree, fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
-
-	if (tree < 0)
-		return -errno;
-	if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attributes, sizeof(attributes)) < 0)
-		return -errno;
-	return take_fd(&tree);
-}
+#include "place.h"
 
 /* Not recursive: what a user has mounted inside a rootfs, a procfs say, must not be reachable from here (docs/adr/0003: with a procfs in this
  * namespace an image's symlink once read a host file through `podman cp`). */

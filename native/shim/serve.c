@@ -1,7 +1,10 @@
 /* The shim's loop: poll(2), because regular files may be stdio and epoll refuses them. */
+#include "serve.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,7 +14,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "serve.h"
+#include "clock.h"
+#include "end.h"
+#include "log.h"
+#include "oom.h"
+#include "pause.h"
+#include "peers.h"
+#include "root.h"
+#include "route.h"
+#include "shim.h"
 
 enum {
 	POLL_SIGNALS,
@@ -51,7 +62,7 @@ static void note_loss(struct shim *shim, const char *reason, int status, const c
 {
 	if (shim->loss_ns)
 		return;
-	shim->loss_ns = now_ns();
+	shim->loss_ns = clock_ns(CLOCK_MONOTONIC);
 	shim->loss = (struct ending){.reason = reason, .status = status};
 	(void)snprintf(shim->loss.detail, sizeof(shim->loss.detail), "%s", detail);
 }
@@ -155,7 +166,7 @@ static bool ends_what_is_not_set_up(uint32_t number)
 
 static void forward_signal(struct shim *shim, uint32_t number)
 {
-	struct wire_header head = {.type = WIRE_SIGNAL, .container = 1};
+	struct wire_header head = {.type = WIRE_SIGNAL, .container = THE_CONTAINER};
 	struct wire_signal payload = {.signal = number};
 
 	if (shim->set_up && !agent_is_full(shim))
@@ -236,7 +247,7 @@ static void accept_clients(struct shim *shim)
 
 static void read_input(struct shim *shim)
 {
-	struct wire_header head = {.type = WIRE_DATA, .container = 1, .flags = WIRE_STDIN};
+	struct wire_header head = {.type = WIRE_DATA, .container = THE_CONTAINER, .flags = WIRE_STDIN};
 	uint8_t bytes[INPUT_SIZE];
 	size_t room = credit_room(&shim->input.credit);
 	ssize_t got = endpoint_read(&shim->input.end, bytes, room < sizeof(bytes) ? room : sizeof(bytes));
@@ -262,7 +273,7 @@ static void write_output(struct shim *shim, size_t output)
 		return;
 	put = sink_flush(sink);
 	if (put > 0)
-		shim->progress_ns = now_ns();
+		shim->progress_ns = clock_ns(CLOCK_MONOTONIC);
 	if (put < 0) {
 		(void)credit_return(&sink->credit, sink->backlog.size);
 		backlog_clear(&sink->backlog);
@@ -362,7 +373,7 @@ static void turn(struct shim *shim)
 		log_take(shim->options->log, &shim->words, LOG_PIECES);
 	if (wants_input(shim) && (polls[POLL_INPUT].revents || shim->input.eager))
 		read_input(shim);
-	if (shim->loss_ns && now_ns() - shim->loss_ns >= LOSS_MS * 1000000LL)
+	if (shim->loss_ns && clock_ns(CLOCK_MONOTONIC) - shim->loss_ns >= LOSS_MS * NS_PER_MS)
 		end_early(shim, ECHILD, 255, shim->loss.reason, shim->loss.status, shim->loss.detail);
 	flush_all(shim);
 	end_when_flushed(shim);

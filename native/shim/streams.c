@@ -1,3 +1,5 @@
+#include "streams.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -8,7 +10,6 @@
 #include <unistd.h>
 
 #include "cleanup.h"
-#include "streams.h"
 
 /* A description of our own of the same pipe or terminal: -1 when there is none to be had. */
 static int reopen(int fd, bool writing)

@@ -1,4 +1,6 @@
 /* QEMU, and the programs beside it that it cannot do without: children of the shim, each in a mount namespace of its own. */
+#include "vm.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
@@ -9,8 +11,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "assembly.h"
+#include "capabilities.h"
 #include "cleanup.h"
-#include "shim.h"
 
 static int quiet_stdio(int words)
 {

@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "shim.h"
+#include "assembly.h"
 
 enum verdict { NOTHING, COVERED, PROCESSES, UNMASKED, FAILED, VERDICTS };
 static const char *const words[] = {"nothing", "covered", "processes", "unmasked", "failed"};

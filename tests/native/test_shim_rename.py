@@ -17,7 +17,7 @@ ROOM = 60  # mounts, whose lines fill more than one page of the table, so that i
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory):
     target = tmp_path_factory.mktemp("rename") / "probe"
-    shim = [build.NATIVE / "shim" / f"{name}.c" for name in ("assembly", "copy", "mountinfo", "procfs", "root")]
+    shim = [build.NATIVE / "shim" / f"{name}.c" for name in ("assembly", "copy", "mountinfo", "place", "procfs")]
     includes = [f"-I{build.NATIVE / name}" for name in ("shim", "common", "include")]
     flags = [*build.LANGUAGE, *build.WARNINGS, *build.SANITIZE, *includes, "-Wl,--wrap=syscall,--wrap=read"]
     subprocess.run(["cc", *flags, "-o", target, Path(__file__).with_name("rename_probe.c"), *shim], check=True)
