@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 
 void pipes_close(struct pipes *pipes)
@@ -56,9 +57,13 @@ pid_t clone_child(uint64_t namespaces, int cgroup)
 struct process *process_new(uint16_t container)
 {
 	struct process *process = calloc(1, sizeof(*process));
+	void *words = mmap(NULL, sizeof(*process->words), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
-	if (process)
-		*process = (struct process){
-			.container = container, .status = -1, .start = -1, .cgroup = -1, .input.fd = -1, .outputs = {{.fd = -1}, {.fd = -1}}};
+	if (!process || words == MAP_FAILED) {
+		free(process);
+		return NULL;
+	}
+	*process = (struct process){
+		.container = container, .status = -1, .start = -1, .words = words, .cgroup = -1, .input.fd = -1, .outputs = {{.fd = -1}, {.fd = -1}}};
 	return process;
 }

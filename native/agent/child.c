@@ -44,24 +44,21 @@ static int arrange_descriptors(const int *given, int count)
 	return check(close_range((unsigned)count, ~0U, 0));
 }
 
-static void report(const struct plan_context *context, enum status_kind kind, struct plan_failure failure)
-{
-	struct status_record record = {.kind = kind, .error = failure.error, .index = failure.index};
-
-	memcpy(record.detail, context->detail, sizeof(record.detail));
-	if (write(context->status, &record, sizeof(record)) < 0)
-		_exit(EXIT_FAILURE); /* the agent sees a death without a record */
-}
-
+/* No system call but the exit: a filter may deny any, and where it denies that as well, the C library's _exit ends in a fault, which is an end too. */
 static void fail(const struct plan_context *context, struct plan_failure failure) __attribute__((noreturn));
 static void fail(const struct plan_context *context, struct plan_failure failure)
 {
-	report(context, STATUS_FAILED, failure);
+	struct status_record *words = context->words;
+
+	words->error = failure.error;
+	words->index = failure.index;
+	memcpy(words->detail, context->detail, sizeof(words->detail));
+	words->kind = STATUS_FAILED;
 	_exit(failure.error == ENOENT ? EXIT_NOT_FOUND : EXIT_NOT_EXECUTABLE);
 }
 
 /* All that comes before any plan. */
-static struct plan_context begin(const int *given, int count)
+static struct plan_context begin(const int *given, int count, struct status_record *words)
 {
 	struct plan_context context;
 	int error = arrange_descriptors(given, count);
@@ -71,16 +68,17 @@ static struct plan_context begin(const int *given, int count)
 	setsid();
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); /* until the exec this is a copy of the agent's memory */
 	plan_context_init(&context);
-	context.status = error ? given[CHILD_STATUS] : CHILD_STATUS;
+	context.words = words;
+	context.status = CHILD_STATUS;
 	context.start = CHILD_START;
 	if (error)
 		fail(&context, (struct plan_failure){.error = -error});
 	return context;
 }
 
-void child_run(const int given[CHILD_DESCRIPTORS], const uint8_t *plan)
+void child_run(const int given[CHILD_DESCRIPTORS], struct status_record *words, const uint8_t *plan)
 {
-	struct plan_context context = begin(given, CHILD_DESCRIPTORS);
+	struct plan_context context = begin(given, CHILD_DESCRIPTORS, words);
 
 	fail(&context, plan_run(&context, plan));
 }
@@ -99,14 +97,16 @@ static struct child_go await_go(void)
 	return go;
 }
 
-void child_wait(const int given[CHILD_DESCRIPTORS_OF_SPARE])
+void child_wait(const int given[CHILD_DESCRIPTORS_OF_SPARE], struct status_record *words)
 {
-	struct plan_context context = begin(given, CHILD_DESCRIPTORS_OF_SPARE);
+	struct status_record spare = {.kind = STATUS_SPARE};
+	struct plan_context context = begin(given, CHILD_DESCRIPTORS_OF_SPARE, words);
 
 	/* As nearly every plan will ask; what goes wrong here goes wrong there again, and is reported then. */
 	(void)link_up("lo");
 	pages_own();
-	report(&context, STATUS_SPARE, (struct plan_failure){0});
+	if (write(context.status, &spare, sizeof(spare)) != (ssize_t)sizeof(spare))
+		_exit(EXIT_FAILURE); /* the agent sees a death */
 	struct child_go go = await_go();
 	const uint8_t *plan = mmap(NULL, go.size, PROT_READ, MAP_PRIVATE, CHILD_PLAN, 0);
 	int error = plan == MAP_FAILED ? -errno : check(unshare((int)go.namespaces));

@@ -6,6 +6,8 @@
 
 #include "wire.h"
 
+struct status_record;
+
 /* What the clone inherits, by the number it gets there. All other descriptors are closed. */
 enum child_descriptor {
 	CHILD_STATUS = WIRE_STREAMS, /* after stdin, stdout, stderr: pipe to the agent, struct status_record */
@@ -22,9 +24,9 @@ struct child_go {
 	uint64_t size;	     /* of the plan */
 };
 
-/* Runs a checked plan. */
-void child_run(const int given[CHILD_DESCRIPTORS], const uint8_t *plan) __attribute__((noreturn));
+/* Runs a checked plan. Why it fails, the agent finds in `words`. */
+void child_run(const int given[CHILD_DESCRIPTORS], struct status_record *words, const uint8_t *plan) __attribute__((noreturn));
 /* Reports STATUS_SPARE, waits for the plan, runs it. */
-void child_wait(const int given[CHILD_DESCRIPTORS_OF_SPARE]) __attribute__((noreturn));
+void child_wait(const int given[CHILD_DESCRIPTORS_OF_SPARE], struct status_record *words) __attribute__((noreturn));
 
 #endif

@@ -193,17 +193,19 @@ int op_wait(struct plan_context *context, struct plan_arguments *arguments)
 	return 0;
 }
 
+/* After the filter there is no system call but execve: what it needs is made before, and a failure is told without any. */
 int op_exec(struct plan_context *context, struct plan_arguments *arguments)
 {
 	static char *no_environment[] = {NULL};
-	char **argv = string_vector(arguments, 0);
+	char **argv = context->argv = string_vector(arguments, 0);
 
 	if (!argv)
 		return -ENOMEM;
 	if (!context->umask_chosen)
 		umask(UMASK_DEFAULT); /* the agent's 0 is for exact modes in the plan, not for containers */
+	int error = load_filter(context);
+	if (error)
+		return error;
 	execve(context->executable ? context->executable : argv[0], argv, context->environment ? context->environment : no_environment);
-	int error = -errno;
-	free(argv);
-	return error;
+	return -errno;
 }

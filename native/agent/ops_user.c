@@ -1,8 +1,8 @@
 /* Operations that take privileges away: ids, capabilities, seccomp. */
 #include <grp.h>
 #include <linux/capability.h>
-#include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -98,19 +98,46 @@ int op_caps(struct plan_context *context, struct plan_arguments *arguments)
 	return set_ambient(next_number(arguments));
 }
 
+/* Kept for EXEC, which loads it last: so a profile need allow nothing of what set-up does. */
 int op_seccomp(struct plan_context *context, struct plan_arguments *arguments)
 {
 	unsigned flags = (unsigned)next_number(arguments);
 	struct plan_bytes bpf = next_bytes(arguments);
-	/* The plan is a byte stream: the kernel takes the instructions at any address, the compiler does not. */
-	cleanup_free struct sock_filter *filter = malloc(bpf.length);
-	struct sock_fprog program = {.len = (unsigned short)(bpf.length / sizeof(*filter)), .filter = filter};
+	size_t length = bpf.length / sizeof(struct sock_filter);
 
-	(void)context;
-	if (bpf.length == 0 || bpf.length % sizeof(*filter) || bpf.length / sizeof(*filter) > BPF_MAXINSNS)
+	if (context->filter.len || length == 0 || bpf.length % sizeof(struct sock_filter) || length > BPF_MAXINSNS)
 		return -EINVAL;
-	if (!filter)
+	/* The plan is a byte stream: the kernel takes the instructions at any address, the compiler does not. */
+	context->filter.filter = malloc(bpf.length);
+	if (!context->filter.filter)
 		return -ENOMEM;
-	memcpy(filter, bpf.data, bpf.length);
-	return check(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program));
+	memcpy(context->filter.filter, bpf.data, bpf.length);
+	context->filter.len = (unsigned short)length;
+	context->filter_flags = flags;
+	return 0;
+}
+
+/* CAP_SYS_ADMIN, without which or no_new_privs no filter is loaded, becomes effective if CAPS left it permitted. The exec takes it away: it computes the new
+ * sets from the inheritable, bounding and ambient ones alone (capabilities(7)). */
+static int raise_sys_admin(void)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[2];
+
+	if (syscall(SYS_capget, &header, data) < 0)
+		return -errno;
+	data[0].effective |= data[0].permitted & 1U << CAP_SYS_ADMIN;
+	return check(syscall(SYS_capset, &header, data));
+}
+
+int load_filter(struct plan_context *context)
+{
+	if (!context->filter.len)
+		return 0;
+	int error = raise_sys_admin();
+	if (!error)
+		error = check(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, context->filter_flags, &context->filter));
+	if (error)
+		snprintf(context->detail, sizeof(context->detail), "load the seccomp filter");
+	return error;
 }

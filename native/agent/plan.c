@@ -188,4 +188,6 @@ void plan_context_release(struct plan_context *context)
 	close_fd(&context->null_mount);
 	free(context->environment);
 	free(context->executable);
+	free(context->argv);
+	free(context->filter.filter);
 }

@@ -3,6 +3,7 @@
 #define RUNDCTL_AGENT_PLAN_H
 
 #include <errno.h>
+#include <linux/filter.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -20,9 +21,13 @@ struct plan_context {
 	bool umask_chosen;	       /* UMASK was there */
 	bool directory_entered;	       /* CHDIR has succeeded */
 	int status;		       /* pipe to the agent; -1 in the VM's own plan */
+	struct status_record *words;   /* memory shared with the agent; NULL in the VM's own plan */
 	int start;		       /* pipe from the agent: one byte is START */
 	char **environment;	       /* what ENV and HOME made, NULL-terminated */
 	char *executable;	       /* what FIND kept */
+	char **argv;		       /* what EXEC made; freed by its end alone: free(3) may make system calls */
+	struct sock_fprog filter;      /* what SECCOMP kept; .len 0: none */
+	unsigned filter_flags;	       /* SECCOMP_FILTER_FLAG_* */
 	char detail[PLAN_DETAIL_SIZE]; /* words for the failure, may be empty */
 };
 
@@ -37,7 +42,8 @@ enum plan_kind {
 	PLAN_OF_CONTAINER, /* runs in the container's first process; has WAIT and ends with EXEC */
 };
 
-/* What the child says through its status pipe; one write, so it is never torn (PIPE_BUF). */
+/* What the child says: READY and SPARE through its status pipe, in one write, so it is never torn (PIPE_BUF). FAILED is left in memory that it shares with
+ * the agent, and the pipe's end says when to look: the last thing before EXEC is the container's seccomp filter, which may deny write(2). */
 enum status_kind { STATUS_READY = 1, STATUS_FAILED = 2, STATUS_SPARE = 3 };
 
 struct status_record {
@@ -72,6 +78,9 @@ plan_operation op_hostname, op_domainname, op_link_up, op_rlimit, op_keyring, op
 plan_operation op_no_new_privs, op_stdio_owner, op_bounding, op_ids, op_caps, op_seccomp; /* ops_user.c */
 plan_operation op_device_filter, op_device_filter_ready;				  /* ops_devices.c */
 plan_operation op_chdir, op_env, op_home, op_find, op_wait, op_exec;			  /* ops_exec.c */
+
+/* ops_user.c: loads what SECCOMP kept, if anything. Whoever returns from this may do nothing but exec, whatever the filter denies. */
+int load_filter(struct plan_context *context);
 
 /* ops_system.c: sets IFF_UP; 0 or -errno. */
 int link_up(const char *name);

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 
 #include "cgroup.h"
@@ -29,6 +30,7 @@ void process_free(struct process *process)
 	close_fd(&process->start);
 	cgroup_remove(process->container, process->cgroup);
 	close_fd(&process->cgroup);
+	munmap(process->words, sizeof(*process->words));
 	free(process);
 }
 
@@ -109,19 +111,18 @@ void process_reap(struct process *process, int exit_status)
 
 static void take_record(struct process *process, struct conn *conn, const struct status_record *record)
 {
-	if (record->kind == STATUS_READY) {
-		process->ready = true;
-		answer(process, conn, &process->plan_tag, 0, NULL);
+	if (record->kind != STATUS_READY)
 		return;
-	}
-	process->failure = *record;
-	process->failure.detail[PLAN_DETAIL_SIZE - 1] = '\0';
+	process->ready = true;
+	answer(process, conn, &process->plan_tag, 0, NULL);
 }
 
-/* The end of the status pipe after START and without a record is the exec: the descriptor is close-on-exec. */
+/* The end of the status pipe after START and without words of a failure is the exec: the descriptor is close-on-exec. */
 static void take_end(struct process *process, struct conn *conn)
 {
 	close_fd(&process->status);
+	process->failure = *process->words;
+	process->failure.detail[PLAN_DETAIL_SIZE - 1] = '\0';
 	if (!process->ready || process->start >= 0 || process->failure.kind || process->asked_signal)
 		return;
 	process->started = true;

@@ -42,6 +42,7 @@ struct process {
 	int exit_status;
 	int asked_signal;	      /* a fatal signal that came before the exec and was sent as SIGKILL */
 	int status;		      /* pipe with struct status_record; -1 after its end */
+	struct status_record *words;  /* shared with the child until its exec: why it fails */
 	int start;		      /* pipe for START's byte; -1 after it */
 	int cgroup;		      /* -1: none */
 	struct status_record failure; /* .kind STATUS_FAILED: the plan failed */

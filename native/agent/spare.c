@@ -75,7 +75,7 @@ static int spawn(struct process *process)
 			       go_end,
 			       spare.plan};
 		_Static_assert(sizeof(given) / sizeof(*given) == CHILD_DESCRIPTORS_OF_SPARE, "descriptors of a spare");
-		child_wait(given);
+		child_wait(given, process->words);
 	}
 	if (process->pid < 0)
 		return -errno;

@@ -22,7 +22,7 @@ static pid_t clone_into(struct process *process, struct pipes *pipes, const uint
 	if (pid == 0) {
 		int given[] = {pipes->stdio[WIRE_STDIN][0], pipes->stdio[WIRE_STDOUT][1], pipes->stdio[WIRE_STDERR][1], pipes->status[1], pipes->start[0]};
 		_Static_assert(sizeof(given) / sizeof(*given) == CHILD_DESCRIPTORS, "descriptors of a child");
-		child_run(given, plan);
+		child_run(given, process->words, plan);
 	}
 	int error = pid < 0 ? -errno : 0;
 	if (own_time && timens_leave(time) < 0)

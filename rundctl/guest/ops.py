@@ -249,8 +249,8 @@ def caps(effective: int, permitted: int, inheritable: int, ambient: int) -> Op:
 
 
 def seccomp(flags: int, bpf: bytes) -> Op:
-    """seccomp(SECCOMP_SET_MODE_FILTER)."""
-    return Op(Opcode.SECCOMP, (flags, bpf), f"load the seccomp filter ({len(bpf) // 8} instructions)")
+    """Keep a filter for EXEC, which loads it as its last step before the execve(2): seccomp(SECCOMP_SET_MODE_FILTER)."""
+    return Op(Opcode.SECCOMP, (flags, bpf), f"keep the seccomp filter ({len(bpf) // 8} instructions)")
 
 
 def chdir(path: str, *, last: bool) -> Op:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 import sys
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from agent_rig import Bundle, Rig, exit_code
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 CAP_CHOWN, CAP_NET_BIND_SERVICE, CAP_SYS_CHROOT = 1 << 0, 1 << 10, 1 << 18
-ALLOW, ERRNO = 0x7FFF0000, 0x00050000
-SYS_MKDIR, SYS_MKDIRAT = 83, 258
 
 
 @pytest.fixture
@@ -87,34 +84,6 @@ def test_rlimits(rig, bundle):
     limits = {line[:26].strip(): line[26:].split()[:2] for line in out.splitlines()}
     assert limits["Max open files"] == ["100", "200"]
     assert limits["Max core file size"] == ["0", "unlimited"]
-
-
-def filter_that_denies(*numbers, error=errno.EPERM):
-    """BPF: these system calls fail, all others are allowed."""
-    program = [(0x20, 0, 0, 0)]  # load the number
-    for index, number in enumerate(numbers):
-        program.append((0x15, len(numbers) - index, 0, number))
-    program += [(0x06, 0, 0, ALLOW), (0x06, 0, 0, ERRNO | error)]
-    return b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
-
-
-@pytest.mark.parametrize("late", [False, True])
-def test_seccomp(rig, bundle, late):
-    load = ops.seccomp(0, filter_that_denies(SYS_MKDIR, SYS_MKDIRAT))
-    script = "mkdir /tmp/x || touch /tmp/y && grep -E 'Seccomp:' /proc/self/status"
-    parts = {"after": (ops.no_new_privs(),), "late": (load,)} if late else {"after": (load,)}
-    status, out, err = rig.run(bundle.shell(script, **parts))
-    assert (exit_code(status), out.split()) == (0, ["Seccomp:", "2"])
-    assert "Operation not permitted" in err
-    assert not (bundle.root / "tmp/x").exists()
-
-
-def test_seccomp_without_privilege_fails_at_start(rig, bundle):
-    plan = bundle.plan("true", after=(ops.ids(1000, 1000),), late=(ops.seccomp(0, filter_that_denies(SYS_MKDIR)),))
-    assert rig.create(plan).error == 0
-    result = rig.start()
-    assert (result.error, plan.ops[result.index].opcode) == (errno.EACCES, ops.Opcode.SECCOMP)
-    rig.finish()
 
 
 def test_stdio_can_be_reopened_by_its_user(rig, bundle):

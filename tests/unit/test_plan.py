@@ -121,7 +121,6 @@ def test_order() -> None:
         "RLIMIT",
         "UMASK",
         "STDIO_OWNER",
-        "SECCOMP",
         "BOUNDING",
         "CHDIR",
         "IDS",
@@ -130,17 +129,29 @@ def test_order() -> None:
         "ENV",
         "HOME",
         "FIND",
+        "SECCOMP",
         "WAIT",
         "EXEC",
     ]
     assert [name for index, name in enumerate(names) if index < 4 or name != names[index - 1]] == expected
 
 
-def test_seccomp_comes_last_with_no_new_privileges() -> None:
-    config = _config(linux={"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG"]}})
-    *_, wait, filter_op, execute = _compile(config).ops
-    assert [op.opcode for op in (wait, execute)] == [Opcode.WAIT, Opcode.EXEC]
+@pytest.mark.parametrize("confined", [False, True])
+def test_seccomp_comes_last_and_its_privilege_is_permitted_only(confined: bool) -> None:
+    config = _config(
+        process={"noNewPrivileges": confined},
+        linux={"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG"]}},
+    )
+    *before, filter_op, wait, execute = _compile(config).ops
+    assert [op.opcode for op in (filter_op, wait, execute)] == [Opcode.SECCOMP, Opcode.WAIT, Opcode.EXEC]
     assert filter_op.arguments == (2, BPF)
+    del config["linux"]["seccomp"]
+    with_filter, without = (
+        next(op.arguments for op in some if op.opcode is Opcode.CAPS) for some in (before, _compile(config).ops)
+    )
+    sys_admin = 0 if confined else 1 << 21
+    assert with_filter == (without[0], without[1] | sys_admin, *without[2:])
+    assert not without[1] & 1 << 21
 
 
 def test_seccomp_that_was_not_compiled() -> None:

@@ -45,28 +45,25 @@ def compile_process(
     uid, gid = user.get("uid", 0), user.get("gid", 0)
     masks = _capabilities(process.get("capabilities", {}), warnings)
     cwd = working_directory(process)
-    filter_ops = [ops.seccomp(seccomp.flags, seccomp.bpf)] if seccomp else []
     confined = bool(process.get("noNewPrivileges", False))
+    # Loading a filter takes this capability or no_new_privs. It is permitted, not effective, and the exec takes it away.
+    loader = 1 << CAPABILITIES["CAP_SYS_ADMIN"] if seccomp and not confined else 0
     argv = _arguments(process)
     return [
         *_rlimits(process.get("rlimits", ()), inherited or {}),
         ops.umask(user.get("umask", _DEFAULT_UMASK) & _UMASK_BITS),
         *([ops.no_new_privs()] if confined else []),
         ops.stdio_owner(uid, gid),
-        # Loading a filter takes CAP_SYS_ADMIN, which the next operations drop, or no_new_privs; with that it waits
-        # until the end,
-        # so that the profile need not allow what set-up does (as in runc).
-        *([] if confined else filter_ops),
         ops.bounding(masks["bounding"]),
         ops.chdir(cwd, last=False),
         ops.ids(uid, gid, tuple(user.get("additionalGids", ()))),
-        ops.caps(masks["effective"], masks["permitted"], masks["inheritable"], masks["ambient"]),
+        ops.caps(masks["effective"], masks["permitted"] | loader, masks["inheritable"], masks["ambient"]),
         ops.chdir(cwd, last=True),
         ops.env(_environment(process.get("env", ()))),
         ops.home(uid),
         ops.find(argv[0]),
+        *([ops.seccomp(seccomp.flags, seccomp.bpf)] if seccomp else []),
         ops.wait(),
-        *(filter_ops if confined else []),
         ops.exec_(argv),
     ]
 
