@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from _blake2 import blake2b  # the C module itself: hashlib loads OpenSSL, for 5 ms
 
 from rundctl.types import MemoryMode, TemplateKey
 
@@ -94,6 +95,4 @@ class MachineShape:
 
     def key(self, argv_format: str) -> TemplateKey:
         """Name of the template: a digest over the shape and over how this version of the program turns it into a command line."""
-        import hashlib  # never on the path of a start: the memo knows the key of a known shape
-
-        return TemplateKey(hashlib.sha256(f"{argv_format}\n{self.canonical()}".encode()).hexdigest()[:32])
+        return TemplateKey(blake2b(f"{argv_format}\n{self.canonical()}".encode(), digest_size=16).hexdigest())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -11,7 +10,6 @@ import pytest
 
 from rundctl.errors import HostError
 from rundctl.host import ficlone, files, process
-from rundctl.host.memo import Memo
 from rundctl.host.pidfd import Process, start_time
 
 if TYPE_CHECKING:
@@ -96,43 +94,6 @@ def test_lock_excludes(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_memo_forgets_what_changed(tmp_path: Path) -> None:
-    store, subject = str(tmp_path / "memo.json"), tmp_path / "subject"
-    subject.write_bytes(b"1")
-    memo = Memo(store)
-    digest = memo.digest(str(subject))
-    memo.remember("fact", {"a": 1}, str(subject))
-    memo.save()
-    again = Memo(store)
-    assert again.known_digest(str(subject)) == digest
-    assert again.recall("fact", str(subject)) == {"a": 1}
-    subject.write_bytes(b"22")
-    assert again.known_digest(str(subject)) is None
-    assert again.recall("fact", str(subject)) is None
-    assert again.digest(str(subject)) != digest
-
-
-def test_memo_keeps_what_others_learned(tmp_path: Path) -> None:
-    store = str(tmp_path / "memo.json")
-    first, second = Memo(store), Memo(store)
-    first.remember("a", 1)
-    second.remember("b", 2)
-    first.save()
-    second.save()
-    assert (Memo(store).recall("a"), Memo(store).recall("b")) == (1, 2)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', "\xff"])
-def test_damaged_memo_is_empty(tmp_path: Path, text: str) -> None:
-    store = tmp_path / "memo.json"
-    store.write_text(text, encoding="latin-1")
-    memo = Memo(str(store))
-    assert memo.recall("a") is None
-    memo.remember("b", 1)
-    memo.save()
-    assert "b" in json.loads(store.read_text())
-
-
 def test_run() -> None:
     assert process.run(["cat"], what="copy", data=b"in") == b"in"
     with pytest.raises(HostError, match=r"list: ls: .*No such file.*\(look elsewhere\)"):
@@ -155,14 +116,6 @@ def test_child_inherits_what_it_is_given_and_dies_with_the_block() -> None:
         os.waitpid(child.pid, 0)
     os.close(reader)
     os.close(null)
-
-
-def test_a_memo_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    memo = Memo(str(tmp_path / "file/memo.json"))
-    memo.remember("a", 1)
-    memo.save()
-    assert memo.recall("a") == 1
 
 
 def test_replace_follows_no_link(tmp_path: Path) -> None:

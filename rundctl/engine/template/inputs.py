@@ -13,14 +13,13 @@ from rundctl.errors import HostError, words
 from rundctl.guest import kernel as kernels
 from rundctl.host import machine
 from rundctl.host.memo import Memo
-from rundctl.types import TemplateKey
 from rundctl.vmm import accelerator, binary, qemu
 from rundctl.vmm.shape import MachineShape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.engine.settings import Settings
-    from rundctl.types import Accelerator
+    from rundctl.types import Accelerator, TemplateKey
 
 AGENT = os.path.join(os.path.dirname(rundctl.__file__), "_native", "agent")
 
@@ -109,8 +108,7 @@ def known(settings: Settings, request: Request, memo: Memo) -> tuple[MachineShap
     if verdict is None:
         return None
     shape = ingredients.shape(verdict.accelerator)
-    key = memo.recall(_key_name(shape))
-    return (shape, TemplateKey(key)) if key is not None else None
+    return shape, key_of(shape)
 
 
 def discover(settings: Settings, request: Request, memo: Memo) -> Ingredients:
@@ -152,15 +150,9 @@ def verdict_of(ingredients: Ingredients, memo: Memo) -> accelerator.Verdict | No
     return accelerator.given(ingredients.settings.accelerator) or accelerator.recall(memo, ingredients.circumstances())
 
 
-def key_of(shape: MachineShape, memo: Memo) -> TemplateKey:
-    """The key of a shape, remembered for `known`."""
-    key = shape.key(qemu.ARGV_FORMAT)
-    memo.remember(_key_name(shape), key)
-    return key
-
-
-def _key_name(shape: MachineShape) -> str:
-    return f"key {qemu.ARGV_FORMAT} {shape.canonical()}"
+def key_of(shape: MachineShape) -> TemplateKey:
+    """The key of a shape's template."""
+    return shape.key(qemu.ARGV_FORMAT)
 
 
 def _choice(settings: Settings) -> kernels.Choice:

@@ -90,7 +90,7 @@ def _build(ingredients: Ingredients, verdict: accelerator.Verdict, memo: Memo, p
     from rundctl.engine.template import build
 
     shape = ingredients.shape(verdict.accelerator)
-    key = inputs.key_of(shape, memo)
+    key = inputs.key_of(shape)
     home = ingredients.settings.home
     found = store.open_template(home, key, shape)
     if found is None:
