@@ -11,13 +11,14 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rundctl.engine.cgroups import cgroup_pool, fill
+from rundctl.engine.cgroups import cgroup_pool, kinds, upkeep
 from rundctl.engine.cgroups.ownership import Pool
 from rundctl.host import cgroup_settings, cgroupfs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rundctl.engine.cgroups.lease import Lease
     from rundctl.host.cgroupfs import Hierarchy
 
 STAGES = ("lease", "make", "configure", "attach")
@@ -61,7 +62,7 @@ class Attacher:
         self._process.communicate()
 
 
-def join_paths(lease: cgroup_pool.Lease) -> list[str]:
+def join_paths(lease: Lease) -> list[str]:
     """What `Attacher` is told."""
     return [place.directory if place.hierarchy.is_v2 else f"{place.directory}/cgroup.procs" for place in lease.places]
 
@@ -103,15 +104,15 @@ class Bench:
                 cgroupfs.remove(hierarchy, f"{self.parent}/existing/{number}", 20.0)
         self._existing = count
 
-    def lease(self, name: str, directory: str) -> cgroup_pool.Lease:
+    def lease(self, name: str, directory: str) -> Lease:
         """As ``create`` names it: a slot if there is a pool."""
         return cgroup_pool.lease(self.hierarchies, f"{self.parent}/starts/{name}", directory, self._state)
 
     def _fill(self, size: int) -> None:
-        fill.fill(self.hierarchies, f"{self.parent}/starts", size, lambda _: None, self._state)
+        upkeep.fill(self.hierarchies, f"{self.parent}/starts", size, lambda _: None, self._state)
 
     def _drain(self) -> None:
-        fill.drain(self.hierarchies, f"{self.parent}/starts", lambda _: None, self._state)
+        upkeep.drain(self.hierarchies, f"{self.parent}/starts", lambda _: None, self._state)
 
     def measure(self, way: str, at_once: int, starts: int) -> dict[str, Any]:
         """So many starts at once, again and again until there were enough."""
@@ -202,14 +203,14 @@ class Bench:
         os.close(reporter)  # so that whoever reads hears of the end of all, should one die
         os.read(gates[1], 1)
         attacher.end()
-        cgroup_pool.give_back(lease.facts())
+        kinds.recorded(lease.facts()).give_back()
 
     def _warm_up(self, number: int, asked: cgroup_settings.Limits) -> None:
         """The same once before, unmeasured, where no pool is: a process' first touch of its pages, and an emulator's of code, are no cgroup's cost."""
         lease = cgroup_pool.lease(self.hierarchies, f"{self.parent}/warm/c{number}", "/nowhere", self._state)
         lease.make(lambda _: None)
         cgroup_settings.apply([place.directory for place in lease.places], asked)
-        cgroup_pool.give_back(lease.facts())
+        kinds.recorded(lease.facts()).give_back()
 
     def lease_only(self, count: int) -> dict[str, float]:
         """A lease when nobody else is there, and of it the record: one symlink made, one hint removed. What the pool's own locking costs."""
@@ -251,7 +252,7 @@ class Bench:
             time.sleep(_QUIET_S)
             times.append(attacher.attach(join_paths(lease)))
             attacher.end()
-            cgroup_pool.give_back(lease.facts())
+            kinds.recorded(lease.facts()).give_back()
         return round(statistics.median(times), 3)
 
     def populated(self, count: int, seconds: float, hz: int) -> dict[str, Any]:

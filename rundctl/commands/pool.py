@@ -12,23 +12,22 @@ from rundctl.errors import UsageError
 def fill(options: Options) -> int:
     """Make a pool, or fill it up."""
     from rundctl.engine import settings
-    from rundctl.engine.cgroups import cgroup_pool
-    from rundctl.engine.cgroups import fill as cgroup_fill
+    from rundctl.engine.cgroups import paths, upkeep
     from rundctl.host import cgroupfs
 
     size = options.number("size") if options.text("size") else settings.load().pool_size
     if size == 0:
         raise UsageError("--size takes a number from 1 on, not 0", hint="rundctl pool drain ends a pool")
-    parent = options.text("parent") or cgroup_pool.DEFAULT_PARENT
-    cgroup_fill.fill(cgroupfs.hierarchies(), parent, size, options.debug)
+    parent = options.text("parent") or paths.DEFAULT_PARENT
+    upkeep.fill(cgroupfs.hierarchies(), parent, size, options.debug)
     return 0
 
 
 def status(options: Options) -> int:
     """One line a pool."""
-    from rundctl.engine.cgroups import fill as cgroup_fill
+    from rundctl.engine.cgroups import upkeep
 
-    found = cgroup_fill.status()
+    found = upkeep.status()
     if options.on("json"):
         write(json.dumps(found, indent=2) + "\n")
         return 0
@@ -40,10 +39,10 @@ def status(options: Options) -> int:
 
 def drain(options: Options) -> int:
     """End pools."""
-    from rundctl.engine.cgroups import fill as cgroup_fill
+    from rundctl.engine.cgroups import upkeep
     from rundctl.host import cgroupfs
 
-    cgroup_fill.drain(cgroupfs.hierarchies(), options.text("parent"), options.debug)
+    upkeep.drain(cgroupfs.hierarchies(), options.text("parent"), options.debug)
     return 0
 
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from rundctl.engine import settings
-from rundctl.engine.cgroups import fill
+from rundctl.engine.cgroups import upkeep
 from rundctl.engine.plan import seccomp
 from rundctl.engine.rootfs.images import store as lower_image_store
 from rundctl.engine.template import inputs, reflink_store
@@ -327,7 +327,7 @@ def _favordynmods(found: list[cgroupfs.Hierarchy]) -> Iterator[Finding]:
 
 def _pools(_: Settings) -> Iterator[Finding]:
     """Cgroups made ahead, and slots of the dead, which the next fill takes back."""
-    found = fill.status()
+    found = upkeep.status()
     if not found:
         yield Finding("pool", Level.OK, "none: cgroups are made on the spot", "rundctl pool fill makes some ahead")
     for pool in found:

@@ -210,7 +210,7 @@ def _place(directories: Sequence[str], setting: Setting) -> Change | None:
         for directory in directories:
             path = f"{directory}/{file}"
             if os.path.exists(path):
-                return Change(path, text, read(path).strip())
+                return Change(path, text, read(path))
     return None
 
 

@@ -8,13 +8,12 @@ import time
 from contextlib import suppress
 
 from rundctl.errors import HostError, words
-from rundctl.host import mountinfo
+from rundctl.host import cgroup_files, mountinfo
 
 CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "pids")  # of v2, that limits and figures need
 CPUSET_INHERITED = ("cpuset.cpus", "cpuset.mems")
 REMOVE_TIMEOUT_S = 2.0
 _MARK = "trusted.rundctl"
-_BUFFER = 1 << 16
 _MAKE_TRIES = 20
 _POLL_S = 0.005
 
@@ -59,21 +58,15 @@ class Hierarchy:
 
     def read(self, path: str, name: str) -> str:
         """A control file, without the newline at its end."""
-        # Half of what open() costs, and starts do this often.
-        fd = os.open(f"{self.directory}{path}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            data = b"".join(iter(lambda: os.read(fd, _BUFFER), b""))
-        finally:
-            os.close(fd)
-        return data.decode(errors="surrogateescape").rstrip("\n")
+        return cgroup_files.read(f"{self.directory}{path}/{name}")
+
+    def look(self, path: str, name: str) -> str:
+        """As `read`; empty if the kernel has none of that name, or the cgroup is gone."""
+        return cgroup_files.look(f"{self.directory}{path}/{name}")
 
     def write(self, path: str, name: str, text: str) -> None:
         """Write once to a control file."""
-        fd = os.open(f"{self.directory}{path}/{name}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
+        cgroup_files.write(f"{self.directory}{path}/{name}", text)
 
     def mark(self, path: str, text: str) -> None:
         """Mark a cgroup as ours, for as long as it exists, whatever it is renamed to."""
@@ -141,6 +134,16 @@ def hierarchies(table: str = mountinfo.PATH, passed_over: list[str] | None = Non
         known = set(options.split(",")) - {"rw", "ro", "xattr", "noprefix", "clone_children"}
         found.setdefault(device, Hierarchy(directory, frozenset(known), is_v2=fstype == "cgroup2"))
     return list(found.values())
+
+
+def paths_of_process(pid: int) -> dict[str, str]:
+    """A process' cgroups by controller, v2's by an empty name (proc_pid_cgroup(5)); none of a process that is gone."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return {controller: path for _, controllers, path in lines for controller in controllers.split(",")}
 
 
 def make(hierarchy: Hierarchy, path: str) -> list[str]:

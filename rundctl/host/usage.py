@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import psutil
 
-from rundctl.host import cgroupfs
+from rundctl.host import cgroup_files, cgroupfs
+from rundctl.host.cgroup_files import number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def of(
     ``before``: the cgroups' files as they were when others had been in them, by name; what comes of that is not counted.
     """
     found = cgroupfs.hierarchies() if hierarchies is None else hierarchies
-    return {**of_cgroups(_paths(pid), found, before or {}), "processes": processes(pid)}
+    return {**of_cgroups(cgroupfs.paths_of_process(pid), found, before or {}), "processes": processes(pid)}
 
 
 def of_cgroups(
@@ -42,10 +43,10 @@ def of_cgroups(
 
 def _add_v1(hierarchy: cgroupfs.Hierarchy, path: str, controller: str, found: dict[str, dict[str, int]]) -> None:
     if controller == "cpuacct":
-        _take(found["cpu"], "total", _number(hierarchy, path, "cpuacct.usage"))
+        _take(found["cpu"], "total", number(hierarchy.look(path, "cpuacct.usage")))
     elif controller == "memory":
-        _take(found["memory"], "usage", _number(hierarchy, path, "memory.usage_in_bytes"))
-        _take(found["memory"], "max", _number(hierarchy, path, "memory.max_usage_in_bytes"))
+        _take(found["memory"], "usage", number(hierarchy.look(path, "memory.usage_in_bytes")))
+        _take(found["memory"], "max", number(hierarchy.look(path, "memory.max_usage_in_bytes")))
 
 
 def _add_v2(
@@ -54,17 +55,17 @@ def _add_v2(
     """Its processor time goes on and its peak stays, where v1's are reset: a peak that is no higher than it was may be anybody's."""
     if "total" in found["cpu"]:
         return
-    used, peak = _usage_ns(_text(hierarchy, path, "cpu.stat")), _number(hierarchy, path, "memory.peak")
+    used, peak = _usage_ns(hierarchy.look(path, "cpu.stat")), number(hierarchy.look(path, "memory.peak"))
     if used is not None:
         found["cpu"]["total"] = max(0, used - (_usage_ns(before.get("cpu.stat", "")) or 0))
-    _take(found["memory"], "usage", _number(hierarchy, path, "memory.current"))
+    _take(found["memory"], "usage", number(hierarchy.look(path, "memory.current")))
     if peak is not None and peak > int(before.get("memory.peak", -1)):
         found["memory"]["max"] = peak
 
 
 def _usage_ns(stat: str) -> int | None:
-    lines = dict(line.split(" ", 1) for line in stat.splitlines() if " " in line)
-    return int(lines["usage_usec"]) * _NS_PER_US if "usage_usec" in lines else None
+    used = cgroup_files.numbers(stat).get("usage_usec")
+    return None if used is None else used * _NS_PER_US
 
 
 def processes(pid: int) -> list[dict[str, Any]]:
@@ -92,29 +93,6 @@ def _process(process: psutil.Process) -> dict[str, Any] | None:
         return None
 
 
-def _paths(pid: int) -> dict[str, str]:
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-            lines = [line.rstrip("\n").split(":", 2) for line in file]
-    except (FileNotFoundError, ProcessLookupError):
-        return {}
-    return {controller: path for _, controllers, path in lines for controller in controllers.split(",")}
-
-
 def _take(figures: dict[str, int], name: str, value: int | None) -> None:
     if value is not None:
         figures[name] = value
-
-
-def _number(hierarchy: cgroupfs.Hierarchy, path: str, name: str) -> int | None:
-    text = _text(hierarchy, path, name).strip()
-    return int(text) if text.isdigit() else None
-
-
-def _text(hierarchy: cgroupfs.Hierarchy, path: str, name: str) -> str:
-    """Empty if there is no such file (any more)."""
-    try:
-        with open(f"{hierarchy.directory}{path}/{name}", encoding="ascii") as file:
-            return file.read()
-    except OSError:
-        return ""

@@ -12,7 +12,7 @@ import pytest
 from groups import ROOT, Group, until
 from shim_rig import Shim
 
-from rundctl.engine.cgroups import cgroup_pool
+from rundctl.engine.cgroups import kinds
 from rundctl.host import cgroup_settings, cgroupfs, native
 from rundctl.host.cgroup_settings import Limits
 
@@ -126,9 +126,9 @@ def test_what_one_tenant_used_is_the_next_one_s_baseline(rig, member):
     outcome = rig.delete("c")
     if "removed" in outcome:  # it kept more charges than a slot may: then the next one is new, and has no baseline
         rig.fill(1)
-        assert cgroup_pool.baseline(rig.create("d").facts()) == {}
+        assert kinds.recorded(rig.create("d").facts()).baseline() == {}
     else:
-        baseline = cgroup_pool.baseline(rig.create("d").facts())
+        baseline = kinds.recorded(rig.create("d").facts()).baseline()
         assert int(baseline["cpu.stat"].split()[1]) >= used
         assert {"memory.peak", "memory.events", "pids.peak"} <= set(baseline)
     rig.delete("d")

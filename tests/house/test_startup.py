@@ -45,7 +45,7 @@ print(json.dumps([code, sorted(sys.modules)]))
 """
 CREATE = """
 import json, sys
-import rundctl.cli, rundctl.commands.create, rundctl.engine.container.lifecycle, rundctl.engine.container.create
+import rundctl.cli, rundctl.commands.create, rundctl.engine.container.lifecycle, rundctl.engine.container.create, rundctl.engine.cgroups.cgroup_pool
 print(json.dumps([0, sorted(sys.modules)]))
 """
 DELETE = """

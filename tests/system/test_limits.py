@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from rundctl.engine.cgroups import cgroup_pool
+from rundctl.engine.cgroups.lease import places
 
 from .conftest import Cli, JsonDict, eventually
 from .runtimes import RUNC, bundled, runtime_of
@@ -57,8 +57,7 @@ def host(record: Callable[[str], JsonDict]) -> Callable[..., Path]:
     """The first of some files that a container's cgroups on the host have."""
 
     def find(name: str, *files: str) -> Path:
-        places = cgroup_pool.places(record(name)["cgroups"])
-        found = [Path(place.directory, file) for file in files for place in places]
+        found = [Path(place.directory, file) for file in files for place in places(record(name)["cgroups"])]
         return next(path for path in found if path.exists())
 
     return find

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from shim_rig import Shim, wait_for
 
-from rundctl.engine.cgroups import cgroup_pool
-from rundctl.engine.cgroups import systemd as cgroup_systemd
+from rundctl.engine.cgroups import kinds
+from rundctl.engine.cgroups import scope as scopes
 from rundctl.errors import HostError
 from rundctl.host import cgroup_settings, cgroupfs, native, systemd
 from rundctl.host.cgroup_settings import UNLIMITED, Limits
@@ -31,8 +31,8 @@ def scope():
     made = []
 
     def make(cgroups_path, container_id=NAME):
-        path = cgroup_systemd.path_of(cgroups_path, container_id)
-        lease = cgroup_systemd.lease(cgroupfs.hierarchies(), path)
+        path = scopes.path_of(cgroups_path, container_id)
+        lease = scopes.lease(cgroupfs.hierarchies(), path)
         made.append(lease)
         recorded = []
         lease.make(recorded.append)
@@ -43,7 +43,7 @@ def scope():
     yield make
     for lease in made:
         lease.joined()
-        cgroup_pool.give_back(lease.facts())
+        kinds.recorded(lease.facts()).give_back()
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_limits_are_systemd_s_too_and_survive_its_reload(scope, launch):
     files = ("memory.max", "memory.low", "cpu.weight", "cpu.max", "cpuset.cpus")
     directory = Path(lease.directories[0])
     before = {name: (directory / name).read_text() for name in files}
-    cgroup_pool.limited(lease.facts(), limits)
+    kinds.recorded(lease.facts()).limited(limits)
     names = ("MemoryMax", "MemoryLow", "MemorySwapMax", "CPUWeight", "CPUQuotaPerSecUSec", "AllowedCPUs")
     assert show(f"rundctl-{NAME}.scope", *names) == {
         "MemoryMax": str(256 << 20), "MemoryLow": str(64 << 20), "MemorySwapMax": "0", "CPUWeight": "39",
@@ -111,7 +111,7 @@ def test_limits_are_systemd_s_too_and_survive_its_reload(scope, launch):
     assert {name: (directory / name).read_text() for name in files} == before
     limits.memory = limits.memory_swap = UNLIMITED
     cgroup_settings.apply(lease.directories, limits)
-    cgroup_pool.limited(lease.facts(), limits)
+    kinds.recorded(lease.facts()).limited(limits)
     assert show(f"rundctl-{NAME}.scope", "MemoryMax") == {"MemoryMax": "infinity"}
     assert (directory / "memory.max").read_text() == "max\n"
 
@@ -122,20 +122,20 @@ def test_systemd_ends_the_scope_with_its_last_process(scope, launch):
     shim.agent.exited(0)
     assert shim.wait() == 0
     wait_for(lambda: not Path(lease.places[0].directory).exists())
-    cgroup_pool.give_back(lease.facts())
+    kinds.recorded(lease.facts()).give_back()
 
 
 def test_give_back_stops_what_is_left(scope, launch):
     lease = scope(f":rundctl:{NAME}")
     shim = launch(lease)
-    cgroup_pool.give_back(lease.facts())
+    kinds.recorded(lease.facts()).give_back()
     assert shim.wait() != 0
     assert not Path(lease.places[0].directory).exists()
     assert show(f"rundctl-{NAME}.scope", "LoadState", "ActiveState") == {
         "LoadState": "not-found",
         "ActiveState": "inactive",
     }
-    cgroup_pool.give_back(lease.facts())
+    kinds.recorded(lease.facts()).give_back()
 
 
 def test_a_scope_in_use_is_told_and_left_alone(scope):
@@ -143,12 +143,11 @@ def test_a_scope_in_use_is_told_and_left_alone(scope):
     with pytest.raises(HostError, match=rf"^systemd: start rundctl-{NAME}.scope: .*already"):
         scope(f":rundctl:{NAME}")
     assert Path(lease.places[0].directory).exists()
-    refused = cgroup_systemd.lease(cgroupfs.hierarchies(), lease.places[0].path)
+    refused = scopes.lease(cgroupfs.hierarchies(), lease.places[0].path)
     with pytest.raises(HostError, match="already"):
         refused.make(pytest.fail)
-    cgroup_pool.give_back(
-        refused.facts()
-    )  # as the undo of a refused create, and the delete of one that was killed before
+    # As the undo of a refused create, and the delete of one that was killed before.
+    kinds.recorded(refused.facts()).give_back()
     assert Path(lease.places[0].directory).exists(), "somebody else's"
 
 
@@ -177,9 +176,9 @@ def test_a_killed_creator_leaves_nothing(tmp_path):
     """The placeholder waits at a pipe of its creator's: kill -9 ends both, and systemd the scope."""
     code = f"""
 import time
-from rundctl.engine.cgroups import systemd as cgroup_systemd
+from rundctl.engine.cgroups import scope
 from rundctl.host import cgroupfs
-lease = cgroup_systemd.lease(cgroupfs.hierarchies(), cgroup_systemd.path_of("", {NAME!r}))
+lease = scope.lease(cgroupfs.hierarchies(), scope.path_of("", {NAME!r}))
 lease.make(lambda facts: None)
 print("made", flush=True)
 time.sleep(1000)

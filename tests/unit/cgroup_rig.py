@@ -8,14 +8,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rundctl.engine.cgroups import cgroup_pool
-from rundctl.engine.cgroups import fill as cgroup_fill
+from rundctl.engine.cgroups import cgroup_pool, kinds, upkeep
 from rundctl.engine.cgroups.ownership import Pool
 from rundctl.host import cgroupfs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rundctl.engine.cgroups.lease import Lease
     from rundctl.host.cgroupfs import Hierarchy
 
 PARENT = f"/rundctl-contract-{os.getpid()}"
@@ -46,15 +46,15 @@ class Rig:
         return Pool.of(self.parent, self.state)
 
     def fill(self, size: int) -> None:
-        cgroup_fill.fill(self.hierarchies, self.parent, size, self.said.append, self.state)
+        upkeep.fill(self.hierarchies, self.parent, size, self.said.append, self.state)
 
     def reclaim(self) -> None:
-        cgroup_fill.Upkeep(self.hierarchies, self.pool, self.said.append).reclaim()
+        upkeep.Upkeep(self.hierarchies, self.pool, self.said.append).reclaim()
 
     def drain(self) -> None:
-        cgroup_fill.drain(self.hierarchies, self.parent, self.said.append, self.state)
+        upkeep.drain(self.hierarchies, self.parent, self.said.append, self.state)
 
-    def lease(self, name: str) -> cgroup_pool.Lease:
+    def lease(self, name: str) -> Lease:
         return cgroup_pool.lease(self.hierarchies, f"{self.parent}/{name}", str(self.root / name), self.state)
 
     def claim(self, name: str, facts: Facts) -> None:
@@ -62,7 +62,7 @@ class Rig:
         (self.root / f"{name}/record.json.new").write_text(json.dumps({"id": name, "cgroups": facts}))
         (self.root / f"{name}/record.json.new").rename(self.root / f"{name}/record.json")
 
-    def create(self, name: str) -> cgroup_pool.Lease:
+    def create(self, name: str) -> Lease:
         lease = self.lease(name)
         self.claim(name, lease.facts())
         lease.make(lambda facts: self.claim(name, facts))
@@ -72,7 +72,7 @@ class Rig:
         return dict(json.loads((self.root / name / "record.json").read_text())["cgroups"])
 
     def give_back(self, name: str) -> str:
-        return cgroup_pool.give_back(self.facts(name), self.kind)
+        return kinds.recorded(self.facts(name), self.kind).give_back()
 
     def forget(self, name: str) -> None:
         shutil.rmtree(self.root / name)
@@ -83,7 +83,7 @@ class Rig:
         return outcome
 
     def places(self, name: str) -> list[cgroupfs.Place]:
-        return cgroup_pool.places(self.facts(name), self.kind)
+        return kinds.recorded(self.facts(name), self.kind).places
 
     def cgroups(self) -> set[tuple[str, str]]:
         """(hierarchy, name) of every cgroup below the parent."""
@@ -96,7 +96,7 @@ class Rig:
         link.symlink_to(f"0 1 2{directory}")
 
     def status(self) -> dict[str, object]:
-        (found,) = cgroup_fill.status(self.state)
+        (found,) = upkeep.status(self.state)
         return found
 
 

@@ -11,8 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from rundctl.engine.cgroups import cgroup_pool, ownership
-from rundctl.engine.cgroups import fill as cgroup_fill
+from rundctl.engine.cgroups import ownership, upkeep
 from rundctl.engine.cgroups.ownership import Pool
 from rundctl.host import files
 
@@ -153,8 +152,8 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.rig.pool.is_open())
     @rule(kill_at=STEPS)
     def refill(self, kill_at: int) -> None:
-        upkeep = cgroup_fill.Upkeep(self.rig.hierarchies, self.rig.pool, self.rig.said.append)
-        if self.run(kill_at, upkeep.refill):
+        keeper = upkeep.Upkeep(self.rig.hierarchies, self.rig.pool, self.rig.said.append)
+        if self.run(kill_at, keeper.refill):
             assert self.rig.status()["orphaned"] == 0
 
     @precondition(lambda self: len(self.alive()) < 4)
@@ -212,7 +211,7 @@ class Machine(RuleBasedStateMachine):
         """Whatever happened: once all is deleted and drained, nothing is left, and nothing is missing."""
         try:
             for name in self.alive():
-                cgroup_pool.give_back(self.rig.facts(name), self.rig.kind)
+                self.rig.give_back(name)
                 self.rig.forget(name)
             if self.rig.pool.exists():
                 self.rig.drain()

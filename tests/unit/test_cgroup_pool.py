@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine.cgroups import cgroup_pool, fill, ownership, refill
+from rundctl.engine.cgroups import cgroup_pool, kinds, ownership, paths, refill, upkeep
 from rundctl.engine.cgroups.ownership import Pool
 from rundctl.errors import ConfigError, HostError, StateError
 from rundctl.host import cgroupfs
@@ -52,7 +52,7 @@ def test_fill_makes_slots_and_drain_removes_them(rig: Rig) -> None:
     assert len(rig.cgroups()) == 3 * len(rig.hierarchies)
     rig.drain()
     assert rig.cgroups() == set()
-    assert fill.status(rig.state) == []
+    assert upkeep.status(rig.state) == []
 
 
 def test_fill_makes_parents_and_drain_removes_those_it_made(rig: Rig) -> None:
@@ -68,7 +68,7 @@ def test_fill_makes_parents_and_drain_removes_those_it_made(rig: Rig) -> None:
     [("", "/rundctl/c1"), ("a", "/rundctl/a"), ("/a/b", "/a/b"), ("//a/./b/", "/a/b"), ("./a", "/rundctl/a"), ("/rundctl/x", "/rundctl/x")],
 )  # fmt: skip
 def test_the_path_that_is_asked_for(asked: str, path: str) -> None:
-    assert cgroup_pool.path_of(asked, "c1") == path
+    assert paths.path_of(asked, "c1") == path
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_the_path_that_is_asked_for(asked: str, path: str) -> None:
 )  # fmt: skip
 def test_a_path_that_no_container_can_have(asked: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        cgroup_pool.path_of(asked, "c1")
+        paths.path_of(asked, "c1")
 
 
 def test_without_a_pool_cgroups_are_made_on_the_spot(rig: Rig) -> None:
@@ -148,7 +148,7 @@ def test_what_is_leased_when_the_pool_is_drained_goes_with_its_container(rig: Ri
     rig.delete("c")
     rig.delete("d")
     assert rig.cgroups() == set()
-    assert fill.status(rig.state) == []
+    assert upkeep.status(rig.state) == []
 
 
 def test_a_name_in_use_is_joined_and_the_slot_returned(rig: Rig) -> None:
@@ -283,7 +283,7 @@ def test_a_stale_hint_is_passed_over(rig: Rig) -> None:
         def free(self) -> list[int]:
             return [41, 42, *real]
 
-    taken = Stale(pool.directory).lease_ready(str(rig.root / "c"))
+    taken = cgroup_pool.take_ready(Stale(pool.directory), str(rig.root / "c"))
     assert taken is not None
     assert taken[0] == 0
     assert pool.leased() == [0]
@@ -313,9 +313,9 @@ def test_a_spoilt_slot_is_removed(rig: Rig, spoil: str) -> None:
 
 def test_counters_that_cannot_be_reset_are_the_next_one_s_baseline(rig: Rig) -> None:
     rig.fill(1)
-    assert cgroup_pool.baseline(rig.create("c").facts()) == {}
+    assert kinds.recorded(rig.create("c").facts()).baseline() == {}
     rig.delete("c")
-    baseline = cgroup_pool.baseline(rig.create("d").facts())
+    baseline = kinds.recorded(rig.create("d").facts()).baseline()
     assert "cpu.stat" in baseline
     rig.delete("d")
 
@@ -326,7 +326,7 @@ def test_a_pool_of_an_earlier_boot_is_none(rig: Rig, monkeypatch: pytest.MonkeyP
     facts = rig.facts("c")
     monkeypatch.setattr(ownership, "boot_id", lambda: "another")
     assert rig.create("d").describe() == f"made on the spot: {PARENT} has no pool"
-    assert cgroup_pool.give_back(facts, rig.kind) == ""
+    assert kinds.recorded(facts, rig.kind).give_back() == ""
     rig.delete("d")
     rig.fill(1)
     assert os.listdir(rig.state) == ["another"]
@@ -340,11 +340,11 @@ def test_parents_that_cannot_be(tmp_path: Path) -> None:
         ("/" + "x" * 300, "too long"),
     ):
         with pytest.raises(ConfigError, match=words):
-            fill.checked_parent(text)
+            upkeep.checked_parent(text)
     with pytest.raises(StateError, match="/none has no pool"):
-        fill.drain([], "/none", print, str(tmp_path))
+        upkeep.drain([], "/none", print, str(tmp_path))
     with pytest.raises(HostError, match="no writable cgroup hierarchy"):
-        fill.fill([], "/none", 1, print, str(tmp_path))
+        upkeep.fill([], "/none", 1, print, str(tmp_path))
 
 
 @pytest.mark.parametrize("parent", ["/", "/rundctl", "/a%2Fb/c", "/kubepods/burstable/pod-1"])
@@ -374,11 +374,16 @@ def test_a_full_run_costs_a_slot_and_no_deletion(rig: Rig, monkeypatch: pytest.M
 
 def test_a_parent_too_long_for_a_pool_is_no_error_of_the_deletion(tmp_path: Path) -> None:
     facts = {"kind": "plain", "places": [["/sys/fs/cgroup", "", f"{'/a' * 100}/c"]]}
-    fill.fill(tree(tmp_path / "tree"), "/p", 1, print, str(tmp_path / "state"))
+    upkeep.fill(tree(tmp_path / "tree"), "/p", 1, print, str(tmp_path / "state"))
     assert "file name too long" in refill.after(facts, str(tmp_path / "state")).lower()
 
 
 def test_an_id_that_is_a_slot_s_name_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"container id rundctl\.pool\.0: "):
-        cgroup_pool.path_of("", "rundctl.pool.0")
-    assert cgroup_pool.path_of("/a/b", "rundctl.pool.0") == "/a/b"
+        paths.path_of("", "rundctl.pool.0")
+    assert paths.path_of("/a/b", "rundctl.pool.0") == "/a/b"
+
+
+def test_a_record_of_another_version_is_told() -> None:
+    with pytest.raises(StateError, match="cgroups of an unknown kind, 'moon'"):
+        kinds.recorded({"kind": "moon", "places": []})

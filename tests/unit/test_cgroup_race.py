@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rundctl.engine.cgroups import cgroup_pool
+from rundctl.engine.cgroups.lease import places
 
 from .cgroup_rig import Rig
 
@@ -89,7 +89,7 @@ def test_creates_deletes_fills_and_reclaims_at_once(rig: Rig) -> None:
         else:
             for _ in range(3):
                 facts = rig.create(f"c{number}").facts()
-                assert all(place.hierarchy.exists(place.path) for place in cgroup_pool.places(facts, rig.kind))
+                assert all(place.hierarchy.exists(place.path) for place in places(facts, rig.kind))
                 rig.delete(f"c{number}")
         return "ok"
 

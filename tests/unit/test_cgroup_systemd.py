@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine.cgroups import cgroup_pool
-from rundctl.engine.cgroups import systemd as cgroup_systemd
+from rundctl.engine.cgroups import kinds, paths, scope
+from rundctl.engine.cgroups.lease import Lease
 from rundctl.errors import ConfigError, HostError
 from rundctl.host import cgroup_settings, cgroupfs, systemd
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_each_dash_of_a_slice_is_a_level(slice_: str, path: str) -> None:
-    assert cgroup_systemd.expand(slice_) == path
+    assert scope.expand(slice_) == path
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ def test_each_dash_of_a_slice_is_a_level(slice_: str, path: str) -> None:
 )
 def test_what_is_no_slice(slice_: str) -> None:
     with pytest.raises(ConfigError, match="invalid slice name"):
-        cgroup_systemd.expand(slice_)
+        scope.expand(slice_)
 
 
 def test_without_a_hierarchy_there_is_no_scope() -> None:
     with pytest.raises(HostError, match="no writable cgroup hierarchy is mounted"):
-        cgroup_systemd.lease([], "/system.slice/rundctl-c1.scope")
+        scope.lease([], "/system.slice/rundctl-c1.scope")
 
 
 @pytest.mark.parametrize(
@@ -52,18 +52,18 @@ def test_without_a_hierarchy_there_is_no_scope() -> None:
     ],
 )
 def test_the_path_of_a_scope(asked: str, path: str) -> None:
-    assert cgroup_systemd.path_of(asked, "c1") == path
+    assert scope.path_of(asked, "c1") == path
 
 
 def test_containers_of_other_roots_have_other_scopes() -> None:
-    assert cgroup_systemd.path_of("", "c1", "fe00-7") == "/system.slice/rundctl-c1.fe00-7.scope"
+    assert scope.path_of("", "c1", "fe00-7") == "/system.slice/rundctl-c1.fe00-7.scope"
 
 
 @pytest.mark.parametrize("asked", ["/a/b", "a.slice", "a.slice:b", "a.slice:b:c:d"])
 def test_another_form_is_refused_in_runc_s_words(asked: str) -> None:
     expected = f'expected cgroupsPath to be of format "slice:prefix:name" for systemd cgroups, got "{asked}" instead'
     with pytest.raises(ConfigError, match=expected):
-        cgroup_systemd.path_of(asked, "c1")
+        scope.path_of(asked, "c1")
 
 
 @pytest.mark.parametrize(
@@ -78,18 +78,16 @@ def test_another_form_is_refused_in_runc_s_words(asked: str) -> None:
 )
 def test_what_can_be_no_scope(asked: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        cgroup_systemd.path_of(asked, "c1")
+        scope.path_of(asked, "c1")
 
 
 def test_without_the_flag_the_form_means_nothing() -> None:
-    assert cgroup_pool.path_of("a.slice:b:c", "c1") == "/rundctl/a.slice:b:c"
+    assert paths.path_of("a.slice:b:c", "c1") == "/rundctl/a.slice:b:c"
 
 
 def test_no_systemd_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(systemd, "_RUNS", str(tmp_path / "nothing"))
-    lease = cgroup_systemd.lease(
-        [cgroupfs.Hierarchy(str(tmp_path), frozenset(), is_v2=True)], "/system.slice/x-c.scope"
-    )
+    lease = scope.lease([cgroupfs.Hierarchy(str(tmp_path), frozenset(), is_v2=True)], "/system.slice/x-c.scope")
     with pytest.raises(HostError, match=r"^--systemd-cgroup: systemd is not running here") as caught:
         lease.make(lambda _: None)
     assert "podman: --cgroup-manager cgroupfs" in caught.value.hint
@@ -100,11 +98,9 @@ def test_a_scope_is_given_back_where_systemd_is_gone(tmp_path: Path, monkeypatch
     """A record may outlive its boot: ROOT may be on disk."""
     monkeypatch.setattr(systemd, "_RUNS", str(tmp_path / "nothing"))
     (tmp_path / "system.slice/x-c.scope").mkdir(parents=True)
-    lease = cgroup_systemd.lease(
-        [cgroupfs.Hierarchy(str(tmp_path), frozenset(), is_v2=True)], "/system.slice/x-c.scope"
-    )
+    lease = scope.lease([cgroupfs.Hierarchy(str(tmp_path), frozenset(), is_v2=True)], "/system.slice/x-c.scope")
     assert lease.facts()["places"] == [], "not ours before systemd has made it"
-    cgroup_pool.give_back(cgroup_pool.Lease.facts(lease))
+    kinds.recorded(Lease.facts(lease)).give_back()
     assert not (tmp_path / "system.slice/x-c.scope").exists()
 
 
@@ -147,5 +143,5 @@ def held(**fields: object) -> cgroup_settings.Limits:
 )
 def test_limits_as_systemd_has_them(fields: dict[str, object], v2: dict[str, object], v1: dict[str, object]) -> None:
     for expected, is_v2 in ((v2, True), (v1, False)):
-        found = cgroup_systemd.properties(held(**fields), is_v2=is_v2)
+        found = scope.properties(held(**fields), is_v2=is_v2)
         assert {name: value for name, (_, value) in found} == expected

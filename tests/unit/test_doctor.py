@@ -240,7 +240,7 @@ def test_cgroup_v1_without_a_controller(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pools: list[dict[str, object]] = []
-    monkeypatch.setattr(doctor.fill, "status", lambda: pools)
+    monkeypatch.setattr(doctor.upkeep, "status", lambda: pools)
     assert "made on the spot" in _of(doctor._pools, tmp_path)[0].text
     pools += [
         {"parent": "/a", "open": True, "free": 3, "leased": 1, "orphaned": 0},

@@ -6,7 +6,7 @@
     free/N      hint that it is ready; the pool is open while there is the directory
     baseline/N  counters that could not be reset when it was last given back (JSON)
 
-and ``size`` (how many shall be free), ``made`` (parents that `fill` made), ``lock`` and ``filler``. Rules: docs/adr/0006-cgroup-pool.md. In short: whoever
+and ``size`` (how many shall be free), ``made`` (parents that were made for it), ``lock`` and ``filler``. Rules: docs/adr/0006-cgroup-pool.md. In short: whoever
 touches a slot holds its lease; only the holder makes or removes the hint; a lease of a dead creator is replaced or removed only under ``lock``,
 and only if it still is the one that was judged.
 """
@@ -76,7 +76,7 @@ class Pool:
         return os.path.isdir(self.directory)
 
     def is_open(self) -> bool:
-        """Whether `fill` made it and `drain` did not end it."""
+        """Whether `upkeep` made it and `drain` did not end it."""
         return os.path.isdir(f"{self.directory}/free")
 
     def size(self) -> int:
@@ -92,19 +92,6 @@ class Pool:
     def leased(self) -> list[int]:
         """Slots that are somebody's, in no order."""
         return _numbers(f"{self.directory}/leases")
-
-    def lease_ready(self, container_directory: str) -> tuple[int, str] | None:
-        """Take a slot that is ready: its number and the lease's text; None if there is none. Safe against any number of others at once."""
-        numbers = self.free()
-        first = os.getpid() % len(numbers) if numbers else 0  # so that not all try the same one
-        for number in numbers[first:] + numbers[:first]:
-            text = self.lease(number, container_directory)
-            if text is None:
-                continue
-            if self.unhint(number):
-                return number, text
-            self.drop(number)  # the hint was stale: somebody had it, and changed it, in between
-        return None
 
     def lease(self, number: int, container_directory: str = "") -> str | None:
         """Take one slot, ready or not: the lease's text, None if it is somebody's, or the pool is gone."""

@@ -11,11 +11,11 @@ from rundctl.host import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rundctl.engine.cgroups.cgroup_pool import Facts
+    from rundctl.engine.cgroups.lease import Facts
 
 _PROGRAM = """
-from rundctl.engine.cgroups import fill as cgroup_fill
-cgroup_fill.run_in_background(job)
+from rundctl.engine.cgroups import upkeep
+upkeep.run_in_background(job)
 """
 
 

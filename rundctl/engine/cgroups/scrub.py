@@ -89,17 +89,15 @@ def _spoilt(hierarchy: Hierarchy, path: str) -> str:
     usage, ooms = (
         ("memory.current", "memory.events") if hierarchy.is_v2 else ("memory.usage_in_bytes", "memory.oom_control")
     )
-    if any(
-        line.startswith(("oom_kill ", "oom_group_kill ")) and not line.endswith(" 0")
-        for line in _read(hierarchy, path, ooms).splitlines()
-    ):
+    seen = cgroup_files.numbers(hierarchy.look(path, ooms))
+    if seen.get("oom_kill") or seen.get("oom_group_kill"):
         return "it saw an OOM"
-    charged = int(_read(hierarchy, path, usage) or 0)
+    charged = int(hierarchy.look(path, usage) or 0)
     if charged > CHARGES_MOST:
         return f"it keeps {charged >> 10} KiB of charges"
     if (
         hierarchy.is_v2
-        and _read(hierarchy, path, "cgroup.type") == "threaded"
+        and hierarchy.look(path, "cgroup.type") == "threaded"
         and not _is_threaded(hierarchy, os.path.dirname(path))
     ):
         return "it was made threaded"
@@ -109,25 +107,25 @@ def _spoilt(hierarchy: Hierarchy, path: str) -> str:
 
 
 def _is_threaded(hierarchy: Hierarchy, path: str) -> bool:
-    return _read(hierarchy, path, "cgroup.type") in ("threaded", "domain threaded")
+    return hierarchy.look(path, "cgroup.type") in ("threaded", "domain threaded")
 
 
 def _reset_devices(hierarchy: Hierarchy, path: str) -> str:
     """A new cgroup has its parent's list; ``a`` copies it again, where the parent allows all (device_cgroup.c)."""
-    wanted = _read(hierarchy, os.path.dirname(path), "devices.list")
-    if _read(hierarchy, path, "devices.list") == wanted:
+    wanted = hierarchy.look(os.path.dirname(path), "devices.list")
+    if hierarchy.look(path, "devices.list") == wanted:
         return ""
     try:
         hierarchy.write(path, "devices.allow", "a")
     except OSError:
         return "its list of devices cannot be reset"
-    return "" if _read(hierarchy, path, "devices.list") == wanted else "its list of devices is not its parent's"
+    return "" if hierarchy.look(path, "devices.list") == wanted else "its list of devices is not its parent's"
 
 
 def _reset_others(hierarchy: Hierarchy, path: str) -> None:
     """Counters that can be, huge pages' limits, whose files are named by size, and in v2 what was enabled for children."""
     if hierarchy.is_v2:
-        enabled = _read(hierarchy, path, "cgroup.subtree_control").split()
+        enabled = hierarchy.look(path, "cgroup.subtree_control").split()
         if enabled:
             hierarchy.write(path, "cgroup.subtree_control", " ".join(f"-{name}" for name in enabled))
     else:
@@ -143,11 +141,11 @@ def _reset_hugetlb(hierarchy: Hierarchy, path: str) -> None:
         if not name.startswith("hugetlb."):
             continue
         if name.endswith(".limit_in_bytes"):
-            if _read(hierarchy, path, name) != cgroup_files.UNLIMITED:
+            if hierarchy.look(path, name) != cgroup_files.UNLIMITED:
                 hierarchy.write(path, name, "-1")
         elif name.endswith((".failcnt", ".max_usage_in_bytes")):
             hierarchy.write(path, name, "0")
-        elif name.endswith(".max") and _read(hierarchy, path, name) not in ("max", cgroup_files.UNLIMITED):
+        elif name.endswith(".max") and hierarchy.look(path, name) not in ("max", cgroup_files.UNLIMITED):
             hierarchy.write(path, name, "max")
 
 
@@ -155,13 +153,5 @@ def _counters(hierarchy: Hierarchy, path: str) -> dict[str, str]:
     """Counters that nothing resets."""
     kept = _KEPT_V2 if hierarchy.is_v2 else _KEPT_V1
     names = [name for controller, name in kept if hierarchy.is_v2 or controller in hierarchy.controllers]
-    texts = ((name, _read(hierarchy, path, name)) for name in names)
+    texts = ((name, hierarchy.look(path, name)) for name in names)
     return {name: text for name, text in texts if text}
-
-
-def _read(hierarchy: Hierarchy, path: str, name: str) -> str:
-    """A control file; empty if the kernel has none of that name, or the cgroup is gone."""
-    try:
-        return hierarchy.read(path, name)
-    except OSError:
-        return ""

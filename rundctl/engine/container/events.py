@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from rundctl.engine.cgroups import cgroup_pool
+from rundctl.engine.cgroups import kinds
 from rundctl.engine.container import figures, vm
 from rundctl.engine.container.guest import Guest
 from rundctl.engine.records import store
@@ -94,6 +94,6 @@ def _load(ctx: Context, container_id: str) -> Container:
 
 def _event(container: Container, files: dict[str, bytes]) -> dict[str, Any]:
     """``host`` is ours: what the container costs its host."""
-    before = cgroup_pool.baseline(container.record["cgroups"])
+    before = kinds.recorded(container.record["cgroups"]).baseline()
     data = {**figures.translate(files), "host": usage.of(container.pid(), before=before)}
     return {"type": "stats", "id": container.id, "data": data}

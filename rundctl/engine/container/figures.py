@@ -5,6 +5,9 @@ Pure. All of it comes from the guest and may be a lie: what is no number that fi
 
 from __future__ import annotations
 
+from rundctl.host import cgroup_files
+from rundctl.host.cgroup_files import number
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,9 +19,8 @@ FILES = (
     "memory.swap.current", "memory.swap.max", "pids.current", "pids.max", "io.stat",
     *(f"hugetlb.{size}.{name}" for size in HUGE_PAGES for name in ("current", "events")),
 )  # fmt: skip
-UNLIMITED = 2**64 - 1  # as runc says "max"
-_DIGITS = 20  # of UNLIMITED
-_KEYS_MAX = 256  # of a file; Linux 6.18's memory.stat has some 60
+UNLIMITED = cgroup_files.NUMBER_MAX  # as runc says "max"
+_DEVICES_MAX = 256
 _LIST_MAX = 4096  # members of a list of processors or nodes
 _IO = {
     "rbytes": ("ioServiceBytesRecursive", "Read"),
@@ -30,14 +32,14 @@ _IO = {
 
 def translate(files: Mapping[str, bytes]) -> dict[str, Any]:
     """What runc prints as ``data``; a file that is not there is a figure that is 0 or missing, as with runc."""
-    stat = _table(files.get("memory.stat", b""))
+    texts = {name: content.decode("ascii", "replace") for name, content in files.items()}
     return {
-        "cpu": _cpu(_table(files.get("cpu.stat", b""))),
-        "cpuset": _cpuset(files),
-        "memory": _memory(files, stat),
-        "pids": _some(current=_number(files, "pids.current"), limit=_limited(files, "pids.max")),
-        "blkio": _io(files.get("io.stat", b"")),
-        "hugetlb": _hugetlb(files),
+        "cpu": _cpu(_numbers(texts, "cpu.stat")),
+        "cpuset": _cpuset(texts),
+        "memory": _memory(texts, _numbers(texts, "memory.stat")),
+        "pids": _some(current=_number(texts, "pids.current"), limit=_limited(texts, "pids.max")),
+        "blkio": _io(texts.get("io.stat", "")),
+        "hugetlb": _hugetlb(texts),
         "intel_rdt": {},
         "network_interfaces": None,
     }
@@ -45,14 +47,7 @@ def translate(files: Mapping[str, bytes]) -> dict[str, Any]:
 
 def oom_kills(files: Mapping[str, bytes]) -> int:
     """How many processes of the container its kernel has killed for want of memory."""
-    return _table(files.get("memory.events", b"")).get("oom_kill", 0)
-
-
-def number(text: bytes) -> int | None:
-    """A number as the kernel writes it; None for anything else, for "max" too."""
-    text = text.strip()
-    value = int(text) if text.isdigit() and len(text) <= _DIGITS else None
-    return value if value is not None and value <= UNLIMITED else None
+    return cgroup_files.numbers(files.get("memory.events", b"").decode("ascii", "replace")).get("oom_kill", 0)
 
 
 def _cpu(stat: Mapping[str, int]) -> dict[str, Any]:
@@ -69,12 +64,12 @@ def _cpu(stat: Mapping[str, int]) -> dict[str, Any]:
     return {"usage": usage, "throttling": throttling}
 
 
-def _cpuset(files: Mapping[str, bytes]) -> dict[str, Any]:
+def _cpuset(files: Mapping[str, str]) -> dict[str, Any]:
     """The flags are those of v1's cpusets, which v2 has not: 0, as runc says on v2."""
     return {
-        **_some(cpus=_members(files.get("cpuset.cpus.effective", b""))),
+        **_some(cpus=_members(files.get("cpuset.cpus.effective", ""))),
         "cpu_exclusive": 0,
-        **_some(mems=_members(files.get("cpuset.mems.effective", b""))),
+        **_some(mems=_members(files.get("cpuset.mems.effective", ""))),
         "mem_hardwall": 0,
         "mem_exclusive": 0,
         "memory_migrate": 0,
@@ -86,11 +81,11 @@ def _cpuset(files: Mapping[str, bytes]) -> dict[str, Any]:
     }
 
 
-def _memory(files: Mapping[str, bytes], stat: Mapping[str, int]) -> dict[str, Any]:
+def _memory(files: Mapping[str, str], stat: Mapping[str, int]) -> dict[str, Any]:
     usage, limit = _number(files, "memory.current"), _limit(files, "memory.max")
     swap, swap_limit = _number(files, "memory.swap.current"), _limit(files, "memory.swap.max", missing=0)
     both = min(limit + swap_limit, UNLIMITED)  # v1's, and runc's, count memory as well
-    failures = _table(files.get("memory.events", b"")).get("max", 0)
+    failures = _numbers(files, "memory.events").get("max", 0)
     return {
         **_some(cache=stat.get("file", 0)),
         "usage": {"limit": limit, **_some(usage=usage, max=_number(files, "memory.peak")), "failcnt": failures},
@@ -101,52 +96,45 @@ def _memory(files: Mapping[str, bytes], stat: Mapping[str, int]) -> dict[str, An
     }
 
 
-def _hugetlb(files: Mapping[str, bytes]) -> dict[str, Any]:
+def _hugetlb(files: Mapping[str, str]) -> dict[str, Any]:
     return {
         size: {
             **_some(usage=_number(files, f"hugetlb.{size}.current")),
-            "failcnt": _table(files.get(f"hugetlb.{size}.events", b"")).get("max", 0),
+            "failcnt": _numbers(files, f"hugetlb.{size}.events").get("max", 0),
         }
         for size in HUGE_PAGES
         if f"hugetlb.{size}.current" in files
     }
 
 
-def _io(text: bytes) -> dict[str, Any]:
+def _io(text: str) -> dict[str, Any]:
     """``MAJOR:MINOR rbytes=1 wbytes=2 ...`` a line."""
     entries: dict[str, list[dict[str, Any]]] = {}
-    for line in text.splitlines()[:_KEYS_MAX]:
-        device, *words = line.split(b" ")
-        major, _, minor = device.partition(b":")
+    for line in text.split("\n", _DEVICES_MAX)[:_DEVICES_MAX]:
+        device, *words = line.split(" ")
+        major, _, minor = device.partition(":")
         first, second = number(major), number(minor)
         if first is None or second is None:
             continue
         for word in words[: len(_IO) * 2]:
-            key, _, text_value = word.partition(b"=")
+            key, _, text_value = word.partition("=")
             value = number(text_value)
-            table, op = _IO.get(key.decode("ascii", "replace"), ("", ""))
+            table, op = _IO.get(key, ("", ""))
             if table and value is not None:
                 entry = {**_some(major=first, minor=second), "op": op, **_some(value=value)}
                 entries.setdefault(table, []).append(entry)
     return entries
 
 
-def _table(text: bytes) -> dict[str, int]:
-    """``key value`` a line; what is none is left out."""
-    found: dict[str, int] = {}
-    for line in text.splitlines()[:_KEYS_MAX]:
-        key, _, rest = line.partition(b" ")
-        value = number(rest)
-        if value is not None and key.replace(b"_", b"").isalnum():
-            found[key.decode("ascii")] = value
-    return found
+def _numbers(files: Mapping[str, str], name: str) -> dict[str, int]:
+    return cgroup_files.numbers(files.get(name, ""))
 
 
-def _members(text: bytes) -> list[int]:
+def _members(text: str) -> list[int]:
     """``0-3,7`` as a list."""
     found: list[int] = []
-    for part in text.strip().split(b",")[:_LIST_MAX]:
-        low, _, high = part.partition(b"-")
+    for part in text.strip().split(",")[:_LIST_MAX]:
+        low, _, high = part.partition("-")
         first, last = number(low), number(high or low)
         if first is None or last is None or last - first >= _LIST_MAX:
             continue
@@ -156,18 +144,18 @@ def _members(text: bytes) -> list[int]:
     return found[:_LIST_MAX]
 
 
-def _number(files: Mapping[str, bytes], name: str) -> int:
-    return number(files.get(name, b"")) or 0
+def _number(files: Mapping[str, str], name: str) -> int:
+    return number(files.get(name, "")) or 0
 
 
-def _limit(files: Mapping[str, bytes], name: str, missing: int = UNLIMITED) -> int:
+def _limit(files: Mapping[str, str], name: str, missing: int = UNLIMITED) -> int:
     if name not in files:
         return missing
     value = number(files[name])
     return UNLIMITED if value is None else value
 
 
-def _limited(files: Mapping[str, bytes], name: str) -> int:
+def _limited(files: Mapping[str, str], name: str) -> int:
     """0 for "max", as runc has it for processes."""
     return _number(files, name)
 

@@ -226,7 +226,7 @@ def _delete_damaged(ctx: Context, container_id: str, damage: DamagedError) -> No
 
 
 def _delete_ended(ctx: Context, container: Container, *, force: bool, directory: str) -> None:
-    from rundctl.engine.cgroups import cgroup_pool, refill  # 2 ms that state, start and kill need not pay
+    from rundctl.engine.cgroups import kinds, refill  # 2 ms that state, start and kill need not pay
 
     try:
         lock = store.lock(container, LOCK_TIMEOUT_S)
@@ -238,7 +238,7 @@ def _delete_ended(ctx: Context, container: Container, *, force: bool, directory:
     try:
         _end(container)  # a create may have gone on until it let go of the lock
         unfinished = not container.record.get("committed")
-        _tell(ctx, cgroup_pool.give_back(container.record["cgroups"], unfinished=unfinished))
+        _tell(ctx, kinds.recorded(container.record["cgroups"]).give_back(unfinished=unfinished))
         store.remove(container)
     finally:
         os.close(lock)

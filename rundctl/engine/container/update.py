@@ -9,7 +9,7 @@ import copy
 import errno
 import os
 
-from rundctl.engine.cgroups import cgroup_pool, limits
+from rundctl.engine.cgroups import kinds, limits
 from rundctl.engine.container import vm
 from rundctl.engine.container.guest import Guest
 from rundctl.engine.plan import compiler
@@ -108,10 +108,10 @@ def _update_locked(container: Container, asked: dict[str, Any]) -> None:
     if wanted.memory is not None and (asked.get("memory") or {}).get("checkBeforeUpdate"):
         _check_usage(container, wanted.memory)
     limits.release(wanted, before)
-    directories = [place.directory for place in cgroup_pool.places(record["cgroups"])]
+    cgroups = kinds.recorded(record["cgroups"])
     held = limits.for_vm(wanted, machine)
     settings = cgroup_settings.settings(held)
-    host = cgroup_settings.changes(directories, settings)
+    host = cgroup_settings.changes(cgroups.directories, settings)
     guest = _Guest(container, limits.guest_files(before), limits.guest_files(wanted))
     # A limit never falls below what is used because the other side was not there yet.
     if _grows(wanted, before):
@@ -120,7 +120,7 @@ def _update_locked(container: Container, asked: dict[str, Any]) -> None:
         _in_turn(guest.write, lambda: cgroup_settings.perform(host), guest.take_back)
     record["resources"] = merged
     container.save()
-    cgroup_pool.limited(record["cgroups"], held)
+    cgroups.limited(held)
 
 
 def merge(before: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:

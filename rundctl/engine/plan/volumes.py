@@ -10,7 +10,7 @@ import stat
 from rundctl.engine.plan import mounts as plan_mounts
 from rundctl.engine.plan.mounts import Volume
 from rundctl.errors import ConfigError, HostError, words
-from rundctl.host import limits, mountinfo
+from rundctl.host import mountinfo, rlimits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _take(undo: ExitStack, volumes: Volumes, mount: Mount, table: list[bytes]) -
 def _make_room(undo: ExitStack, count: int) -> None:
     """Until the shim has them, which raises its own limit, and QEMU's."""
     if count:
-        undo.enter_context(limits.room_for(count + _OTHERS))
+        undo.enter_context(rlimits.room_for(count + _OTHERS))
 
 
 def _open(mount: Mount) -> int:

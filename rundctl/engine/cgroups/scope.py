@@ -1,4 +1,4 @@
-"""Cgroups that systemd makes: a lease that is a transient scope, for ``--systemd-cgroup`` (docs/adr/0007-systemd.md). The pool has no part in it.
+"""Cgroups that systemd makes: a lease that is one of its transient scopes, for ``--systemd-cgroup`` (docs/adr/0007-systemd.md). The pool has no part in it.
 
 systemd makes a scope only around a process that is there already, and ours is to be *born* in it. So a placeholder, which does nothing, is moved in by
 systemd; the launcher joins as it joins any cgroup, and then the placeholder ends. It ends as well when this process does, because it waits at a pipe whose
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from string import ascii_letters, digits
 
-from rundctl.engine.cgroups.cgroup_pool import Lease, places
+from rundctl.engine.cgroups.lease import Lease
 from rundctl.errors import ConfigError, HostError
 from rundctl.host import cgroupfs, process, systemd
 from rundctl.host.cgroup_settings import PERIOD_US, UNLIMITED, io_weight_of, weight_of_shares
@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rundctl.engine.cgroups.cgroup_pool import Facts
+    from rundctl.engine.cgroups.lease import Facts
     from rundctl.host.cgroup_settings import Limits
     from rundctl.host.cgroupfs import Hierarchy
 
@@ -66,9 +66,8 @@ def expand(slice_: str) -> str:
     return "".join(f"/{'-'.join(levels[: depth + 1])}.slice" for depth in range(len(levels)))
 
 
-def lease(hierarchies: Sequence[Hierarchy], path: str, container_directory: str = "") -> Scope:
+def lease(hierarchies: Sequence[Hierarchy], path: str) -> Scope:
     """Name a container's scope. HostError where no hierarchy could show it."""
-    del container_directory
     if not hierarchies:
         raise HostError("--systemd-cgroup: no writable cgroup hierarchy is mounted", hint="rundctl doctor")
     return Scope([Place(hierarchy, path) for hierarchy in hierarchies])
@@ -119,8 +118,25 @@ class Scope(Lease):
             os.close(pipe)
             os.waitpid(pid, 0)
 
+    def limited(self, limits: Limits) -> None:
+        """As `Lease.limited`: systemd writes its own idea of limits at a ``daemon-reload``. HostError in its words."""
+        told = properties(limits, is_v2=all(place.hierarchy.is_v2 for place in self.places))
+        if told:
+            with systemd.Manager() as manager:
+                manager.set_properties(os.path.basename(self._path), told)
+
+    def give_back(self, *, unfinished: bool = False) -> str:
+        """As `Lease.give_back`: stop the scope, and remove what systemd does not. What is gone is fine, systemd included."""
+        del unfinished  # systemd waits as long as it takes
+        if self.places and systemd.is_running():
+            with systemd.Manager() as manager:
+                manager.stop(os.path.basename(self._path))
+        for place in self.places:
+            cgroupfs.remove(place.hierarchy, place.path)
+        return ""
+
     def describe(self) -> str:
-        """For ``--debug``."""
+        """As `Lease.describe`."""
         return "a scope made by systemd, without the pool"
 
     def _start_placeholder(self) -> int:
@@ -153,20 +169,10 @@ class Scope(Lease):
 
     def _check(self, pid: int) -> None:
         """Whether systemd's scope is where we are going to join it."""
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            lines = [line.rstrip("\n").split(":", 2) for line in file]
-        kept = [path for _, controllers, path in lines if controllers in ("", "name=systemd")]
+        where = cgroupfs.paths_of_process(pid)
+        kept = [where[controller] for controller in ("", "name=systemd") if controller in where]
         if self._path not in kept:
             raise HostError(f"--systemd-cgroup: systemd made the scope at {' '.join(kept)}, not at {self._path}")
-
-
-def limited(facts: Facts, limits: Limits) -> None:
-    """Tell systemd the limits that the scope's files have now: it writes its own idea of them at a ``daemon-reload``. HostError in its words."""
-    where = places(facts)
-    told = properties(limits, is_v2=all(place.hierarchy.is_v2 for place in where))
-    if told:
-        with systemd.Manager() as manager:
-            manager.set_properties(os.path.basename(where[0].path), told)
 
 
 def properties(limits: Limits, *, is_v2: bool) -> list[systemd.Property]:
@@ -216,16 +222,6 @@ def _bits(text: str) -> bytes:
         for number in range(int(low), int(high or low) + 1):
             mask |= 1 << number
     return mask.to_bytes(-(-mask.bit_length() // 8), "little")
-
-
-def give_back(facts: Facts, hierarchy: type[Hierarchy] = cgroupfs.Hierarchy) -> None:
-    """Stop the scope, and remove what systemd does not. What is gone is fine, systemd included. HostError if processes stay in it."""
-    where = places(facts, hierarchy)
-    if where and systemd.is_running():
-        with systemd.Manager() as manager:
-            manager.stop(os.path.basename(where[0].path))
-    for place in where:
-        cgroupfs.remove(place.hierarchy, place.path)
 
 
 def _quoted(text: str) -> str:

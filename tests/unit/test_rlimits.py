@@ -6,22 +6,22 @@ import resource
 
 from rundctl.engine.plan import process as plan_process
 from rundctl.guest import ops
-from rundctl.host import limits
+from rundctl.host import rlimits
 from rundctl.oci import linux
 
 
 def test_as_getrlimit_says() -> None:
-    mask = limits.INFINITY  # Python says -1 for infinity
+    mask = rlimits.INFINITY  # Python says -1 for infinity
     wanted = {
         number: (resource.getrlimit(number)[0] & mask, resource.getrlimit(number)[1] & mask)
         for number in linux.RLIMITS.values()
     }
-    assert limits.inherited() == wanted
+    assert rlimits.inherited() == wanted
 
 
 def test_named_ones_win_and_nofile_fits_the_guest() -> None:
     process = {"args": ["x"], "cwd": "/", "rlimits": [{"type": "RLIMIT_CORE", "soft": 1, "hard": 2}]}
-    inherited = {4: (7, 7), 6: (96365, 96365), 7: (1024, limits.INFINITY), 99: (1, 1)}
+    inherited = {4: (7, 7), 6: (96365, 96365), 7: (1024, rlimits.INFINITY), 99: (1, 1)}
     compiled = plan_process.compile_process(process, None, [], inherited)
     found = [op.arguments for op in compiled if op.opcode is ops.Opcode.RLIMIT]
     assert sorted(found) == [(4, 1, 2), (6, 96365, 96365), (7, 1024, 1 << 20)]
@@ -32,9 +32,9 @@ def test_room_for_descriptors_is_made_and_given_back() -> None:
     hard = before[1]
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
-        with limits.room_for(500):
+        with rlimits.room_for(500):
             assert resource.getrlimit(resource.RLIMIT_NOFILE) == (500, hard)
-        with limits.room_for(501):
+        with rlimits.room_for(501):
             assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (500, hard)
     finally:

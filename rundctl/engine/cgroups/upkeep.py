@@ -11,8 +11,7 @@ import time
 from contextlib import suppress
 
 from rundctl.engine import background
-from rundctl.engine.cgroups import cgroup_pool, ownership
-from rundctl.engine.cgroups import slot as cgroup_slot
+from rundctl.engine.cgroups import cgroup_pool, ownership, paths, retire, slot
 from rundctl.engine.cgroups.ownership import Pool
 from rundctl.engine.cgroups.slot import Slot
 from rundctl.errors import ConfigError, HostError, StateError, words
@@ -60,7 +59,7 @@ class Upkeep:
             time.sleep(_POLL_S)  # somebody has just taken one, and will let go of it, or dies
             self.reclaim()
         with suppress(FileNotFoundError), self._pool.lock():
-            cgroup_pool.end(self._pool, self._hierarchies)
+            retire.pool_if_over(self._pool, self._hierarchies)
 
     def _drain_free(self) -> bool:
         for number in self._pool.free():
@@ -75,7 +74,7 @@ class Upkeep:
         for number in self._pool.leased():
             self._reclaim_orphan(number)
         known = {*self._pool.leased(), *self._pool.free()}
-        for number in cgroup_slot.numbers_in(self._hierarchies, self._pool.parent) - known:
+        for number in slot.numbers_in(self._hierarchies, self._pool.parent) - known:
             if self._pool.lease(number) is not None:
                 if self._pool.unhint(number):  # it was made just now
                     self._pool.hint(number)
@@ -94,10 +93,10 @@ class Upkeep:
         """Free a slot whose lease is ours of whatever is in it, and whatever name it has."""
         self._pool.unhint(number)
         parent = self._pool.parent
-        slot = Slot(number, parent, self._hierarchies, cgroup_slot.name_of(self._hierarchies, parent, number))
+        found = Slot(number, parent, self._hierarchies, slot.name_of(self._hierarchies, parent, number))
         try:
-            slot.wait_empty(kill=True)
-            spoilt = cgroup_pool.finish(self._pool, slot)
+            found.wait_empty(kill=True)
+            spoilt = cgroup_pool.give_back(self._pool, found)
         except HostError as error:
             self._say(f"slot {number} is left: {error}")
             return
@@ -124,10 +123,9 @@ class Upkeep:
 
     def _finish_making(self, number: int) -> None:
         try:
-            for (
-                hierarchy
-            ) in self._hierarchies:  # noted before they are made: who is killed in between has made them all the same
-                self._pool.add_made(hierarchy.directory, cgroup_slot.missing(hierarchy, self._pool.parent))
+            # Parents are noted before they are made: who is killed in between has made them all the same.
+            for hierarchy in self._hierarchies:
+                self._pool.add_made(hierarchy.directory, paths.missing(hierarchy, self._pool.parent))
             self._slot(number).make()
         except HostError:
             self._remove(number)
