@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 
+_LEVELS = 24  # of nesting; the specification's own fields are at most 7 deep
+_DIGITS = 40
+
+
 class Bundle:
     """A checked bundle: the absolute path of it and the real one of its rootfs, the valid configuration, what annotations ask for."""
 
@@ -35,27 +39,85 @@ def load(path: str, config: str = "config.json") -> Bundle:
         raise ConfigError(f"bundle {path}: the current directory was removed") from None
     if not os.path.isdir(bundle):
         raise ConfigError(f"bundle {bundle}: {'not a directory' if os.path.lexists(bundle) else 'does not exist'}")
-    spec = parse(_read(os.path.join(bundle, config)))
+    text = _read(os.path.join(bundle, config))
+    spec = parse(text)
     validate.validate(spec)
+    if b"\\u0000" in text:
+        from rundctl.oci import odd_json
+
+        odd_json.check_nuls(spec)
     _check_process(spec)
     return Bundle(bundle, spec, _rootfs(bundle, spec), options.parse(spec.get("annotations", {})))
 
 
-def parse(text: bytes) -> dict[str, Any]:
-    """Parse config.json: null means absent, as in Go, and 1.0 is the integer 1. ConfigError names line and column."""
+def parse(text: bytes) -> Any:
+    """Parse config.json: null means absent, as in Go, and 1.0 is the integer 1. ConfigError names line and column.
+
+    What is odd is taken as Go takes it, too (rundctl/oci/odd_json.py).
+    """
+    halves = b"\\ud" in text or b"\\uD" in text  # escaped surrogates, perhaps one without the other
     try:
-        document: Any = json.loads(text, parse_float=_number, parse_constant=_no_constant)
+        characters = text.decode()
+    except UnicodeDecodeError:
+        characters = text.decode(errors="surrogateescape")
+        halves = True
+    try:
+        document = _shallow(characters)
         if b"null" in text:
             document = _without_nulls(document)
+        if halves:
+            from rundctl.oci import odd_json
+
+            document = odd_json.without_halves(document)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"config.json: line {error.lineno} column {error.colno}: malformed JSON: {error.msg}"
         ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config.json: byte {error.start}: not UTF-8") from None
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(f"config.json: malformed JSON: {error}") from None
-    return document  # type: ignore[no-any-return] # validate() refuses what is no object
+    return document  # validate() refuses what is no object
+
+
+def _shallow(text: str) -> Any:
+    """The document, in which nothing is so deep that walking over it could fail."""
+    try:
+        document = _loads(text)
+        if not _is_deep(document):
+            return document
+    except RecursionError:
+        pass
+    from rundctl.oci import odd_json
+
+    return _loads(odd_json.flattened(text, _LEVELS))
+
+
+def _loads(text: str) -> Any:
+    return json.loads(
+        text, parse_int=_integer, parse_float=_number, parse_constant=_no_constant, object_pairs_hook=_object
+    )
+
+
+def _is_deep(document: Any) -> bool:
+    level = [document]
+    for _ in range(_LEVELS):
+        level = [
+            item
+            for holder in level
+            for item in (holder.values() if type(holder) is dict else holder if type(holder) is list else ())
+            if type(item) is dict or type(item) is list
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) == len(members):
+        return found
+    from rundctl.oci import odd_json
+
+    return odd_json.joined(members)
 
 
 def _read(path: str) -> bytes:
@@ -66,6 +128,11 @@ def _read(path: str) -> bytes:
         raise ConfigError(f"JSON specification file {path} not found", hint="rundctl spec writes one") from None
     except OSError as error:
         raise ConfigError(f"read {path}: {error.strerror}") from None
+
+
+def _integer(text: str) -> int:
+    """No field takes a number of so many digits; Python refuses some thousands of them, and names no field."""
+    return int(text[:_DIGITS])
 
 
 def _number(text: str) -> int | float:
@@ -101,9 +168,8 @@ def _rootfs(bundle: str, spec: dict[str, Any]) -> str:
     where = f"config.json: root.path: rootfs {os.path.normpath(given)}"
     try:
         real, mode = _resolve(given)
-    except (OSError, ValueError) as error:  # ValueError: in each Python's own words
-        reason = error.strerror if isinstance(error, OSError) else "embedded null byte"
-        raise ConfigError(f"{where}: {reason}") from None
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.strerror}") from None
     if not stat.S_ISDIR(mode):
         raise ConfigError(f"{where}: not a directory")
     if not real:

@@ -17,7 +17,12 @@ _STATUS: dict[str, tuple[str, str, tuple[object, ...]]] = {
 }
 
 # Objects whose keys are names of the user, not of the specification.
-_MAPS = frozenset(("annotations", "linux.sysctl", "linux.resources.unified"))
+MAPS = frozenset(("annotations", "linux.sysctl", "linux.resources.unified"))
+
+
+def status(name: str) -> str:
+    """What becomes of a field, by its name in the table."""
+    return _STATUS[name][0] if name in _STATUS else MEANINGLESS
 
 
 def refused(path: str, why: str) -> ConfigError:
@@ -61,7 +66,7 @@ def _walk(value: dict[str, Any], pattern: str, path: str) -> Iterator[str]:
 
 
 def _descend(item: Any, name: str, place: str) -> Iterator[str]:
-    if isinstance(item, dict) and name not in _MAPS:
+    if isinstance(item, dict) and name not in MAPS:
         yield from _walk(item, name, place)
     elif isinstance(item, list):
         for index, element in enumerate(item):
