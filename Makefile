@@ -4,13 +4,15 @@
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 PYTEST = $(PYTHON) -m pytest
+# Two tests at a time; tests/lanes.py says which. A test that hangs for 15 minutes is shown where it does.
+TWO = $(PYTEST) -n 2 -o faulthandler_timeout=900
 
 # Kernels, QEMUs and templates: kept between runs, and outside the checkout so that CI can cache them.
 export RUNDCTL_HOME ?= /var/lib/rundctl
 export VENV
 
 .DEFAULT_GOAL = help
-.PHONY: help setup setup-test setup-system demo test lint test-unit test-native test-contract test-system test-stress test-cgroup2 test-systemd bench bench-cgroup bench-rootfs bench-template test-rebuild clean
+.PHONY: help setup setup-test setup-system demo test check lint test-unit test-native test-contract test-system test-stress test-cgroup2 test-systemd bench bench-cgroup bench-rootfs bench-template test-rebuild clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -28,7 +30,10 @@ demo: setup ## Run a busybox container in a microVM and show what happens
 	@$(PYTHON) tools/demo
 
 test: setup-system ## All checks and tests
-	$(PYTEST) --durations=10
+	$(TWO) --durations=25
+
+check: setup-test ## What needs no VM and under three minutes: lint, unit, contract
+	$(TWO) tests/house tests/unit tests/contract
 
 lint: setup-test ## Style, types, layers, man pages, start-up imports
 	$(PYTEST) tests/house
@@ -51,8 +56,8 @@ test-cgroup2: setup-system ## Control groups of version 2, in a VM over the host
 test-systemd: setup-system ## Scopes made by a real systemd, the init of such a VM
 	$(PYTEST) tests/systemd
 
-test-stress: setup-system ## 1000 containers, 20 at once, everything killed at random (part of test-system)
-	$(PYTEST) -s tests/system/test_stress.py
+test-stress: setup-system ## 1000 containers, 20 at once, everything killed at random (200 of them in test-system)
+	RUNDCTL_STRESS_CYCLES=1000 $(PYTEST) -s tests/system/test_stress.py
 
 test-rebuild: setup-system ## Build lean kernel and QEMU once more: the same bytes? (some 15 minutes)
 	$(PYTEST) tests/rebuild
