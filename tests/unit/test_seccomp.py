@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import struct
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from rundctl.engine.plan import seccomp
 from rundctl.errors import ConfigError
+from rundctl.host.memo import Memo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,8 +142,17 @@ def test_refusals(profile: dict[str, Any], words: str) -> None:
         seccomp.compile_profile(profile)
 
 
+def _compile(home: Path, profile: dict[str, Any]) -> bytes:
+    """With what is remembered on disk, as another call has it."""
+    return seccomp.compile_filter(profile, str(home), Memo(str(home / "digests.json")))
+
+
+def _cached(home: Path) -> set[str]:
+    return {path.name for path in (home / "seccomp").iterdir()}
+
+
 def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = seccomp.compile_filter(_profile(_rule("getpriority")), str(tmp_path))
+    first = _compile(tmp_path, _profile(_rule("getpriority")))
     [entry] = (tmp_path / "seccomp").iterdir()
     assert entry.read_bytes() == first
 
@@ -150,25 +161,72 @@ def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     compile_profile: Callable[[dict[str, Any]], bytes] = seccomp.compile_profile
     monkeypatch.setattr(seccomp, "compile_profile", no_compiler)
-    assert seccomp.compile_filter(_profile(_rule("getpriority")), str(tmp_path)) == first
+    assert _compile(tmp_path, _profile(_rule("getpriority"))) == first
     monkeypatch.setattr(seccomp, "compile_profile", compile_profile)
     entry.write_bytes(first[:-3])  # torn
-    assert seccomp.compile_filter(_profile(_rule("getpriority")), str(tmp_path)) == first
+    assert _compile(tmp_path, _profile(_rule("getpriority"))) == first
     assert entry.read_bytes() == first
-    assert seccomp.compile_filter(_profile(), str(tmp_path)) != first
-    assert len(list((tmp_path / "seccomp").iterdir())) == 2
+    assert _compile(tmp_path, _profile()) != first
+    assert len(_cached(tmp_path)) == 2
 
 
-def test_a_hit_loads_no_compiler(tmp_path: Path) -> None:
-    seccomp.compile_filter(_profile(), str(tmp_path))
+def test_another_libseccomp_is_another_filter(tmp_path: Path) -> None:
+    """A newer one knows calls that the older one had to leave out of the same profile."""
+    _compile(tmp_path, _profile(_rule("getpriority")))
+    [before] = _cached(tmp_path)
+    memo = Memo(str(tmp_path / "digests.json"))
+    compiler = memo.recall_unchanged(seccomp._COMPILER)
+    assert re.fullmatch(r"libseccomp \d+\.\d+\.\d+, pyseccomp \d+\.\d+\.\d+", compiler)
+    (tmp_path / "libseccomp.so.2").write_bytes(b"")
+    memo.remember(seccomp._COMPILER, "libseccomp 2.4.0, pyseccomp 0.1.2", str(tmp_path / "libseccomp.so.2"))
+    memo.save()
+    (tmp_path / "seccomp" / before).write_bytes(b"12345678")
+    assert _compile(tmp_path, _profile(_rule("getpriority"))) != b"12345678", "it was compiled by the older one"
+    assert (tmp_path / "seccomp" / before).read_bytes() != b"12345678"
+
+
+def test_a_libseccomp_that_was_replaced_is_asked_again(tmp_path: Path) -> None:
+    _compile(tmp_path, _profile())
+    memo = Memo(str(tmp_path / "digests.json"))
+    library = tmp_path / "libseccomp.so.2"
+    library.write_bytes(b"")
+    memo.remember(seccomp._COMPILER, "libseccomp 2.4.0, pyseccomp 0.1.2", str(library))
+    memo.save()
+    library.write_bytes(b"upgraded")
+    _compile(tmp_path, _profile())
+    compiler = Memo(str(tmp_path / "digests.json")).recall_unchanged(seccomp._COMPILER)
+    assert compiler is not None
+    assert "2.4.0" not in compiler
+
+
+def test_of_many_filters_the_last_used_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seccomp, "_MOST_FILTERS", 3)
+    profiles = [_profile(_rule("getpriority", errnoRet=number)) for number in range(1, 5)]
+    names: list[str] = []
+    for age, profile in enumerate(profiles[:3]):
+        _compile(tmp_path, profile)
+        names += sorted(_cached(tmp_path) - set(names))
+        os.utime(tmp_path / "seccomp" / names[-1], (age, age))
+    _compile(tmp_path, profiles[0])  # used, so the second is now the oldest
+    (tmp_path / "seccomp/left.123.tmp").write_bytes(b"by a writer that was killed")
+    os.utime(tmp_path / "seccomp/left.123.tmp", (0, 0))
+    _compile(tmp_path, profiles[3])
+    assert len(_cached(tmp_path)) == 3
+    assert {names[0], names[2]} < _cached(tmp_path)
+
+
+def test_a_hit_loads_no_compiler_and_writes_nothing(tmp_path: Path) -> None:
+    _compile(tmp_path, _profile())
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "digests.json", *(tmp_path / "seccomp").iterdir())}
     code = (
-        "import sys; from rundctl.engine.plan import seccomp; "
-        f"seccomp.compile_filter({_profile()!r}, {str(tmp_path)!r}); "
+        "import sys; from rundctl.engine.plan import seccomp; from rundctl.host.memo import Memo; "
+        f"seccomp.compile_filter({_profile()!r}, {str(tmp_path)!r}, Memo({str(tmp_path / 'digests.json')!r})); "
         "sys.exit(bool({'pyseccomp', 'ctypes', 'hashlib'} & set(sys.modules)))"
     )
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_cache_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
     (tmp_path / "seccomp").symlink_to("/proc/self")  # nothing can be made in there, not by root either
-    assert seccomp.compile_filter(_profile(_rule("getpriority")), str(tmp_path))
+    assert _compile(tmp_path, _profile(_rule("getpriority")))

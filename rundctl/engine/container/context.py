@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rundctl.engine.settings import Settings
+    from rundctl.host.memo import Memo
     from rundctl.types import Progress
 
 
@@ -17,7 +18,7 @@ class Context:
     cgroups of new containers.
     """
 
-    __slots__ = ("debug", "progress", "root", "settings", "systemd_cgroup", "warn")
+    __slots__ = ("_memo", "debug", "progress", "root", "settings", "systemd_cgroup", "warn")
 
     def __init__(
         self,
@@ -35,6 +36,16 @@ class Context:
         self.settings = settings
         self.progress = progress
         self.systemd_cgroup = systemd_cgroup
+        self._memo: Memo | None = None
+
+    @property
+    def memo(self) -> Memo:
+        """The host's remembered answers, read when they are first asked for: one for the whole call."""
+        if self._memo is None:
+            from rundctl.host import memo
+
+            self._memo = memo.of_home(self.settings.home)
+        return self._memo
 
 
 class CreateOptions:

@@ -291,7 +291,7 @@ class Launch:
                 rootfs_ops=tuple(rootfs),
                 volumes=shared.guest,
                 shm=shared.shm,
-                seccomp_bpf=seccomp.compile_filter(spec["linux"]["seccomp"], self.ctx.settings.home)
+                seccomp_bpf=seccomp.compile_filter(spec["linux"]["seccomp"], self.ctx.settings.home, self.ctx.memo)
                 if "seccomp" in spec["linux"]
                 else None,
                 # machine-id(5); not into a rootfs that others have, or will have
