@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rundctl.engine import settings
-from rundctl.engine.rootfs.images import content as lower_images
+from rundctl.engine.rootfs.images import content as images
 from rundctl.engine.rootfs.images.content import Content
 
 RUNDCTL = os.environ.get("RUNDCTL", f"{sys.prefix}/bin/rundctl")
@@ -107,14 +107,14 @@ class Image:
 
     def erofs(self) -> Path | None:
         """The EROFS image that was made of it."""
-        found = lower_images.find(settings.load().home, self._content())
+        found = images.find(settings.load().home, self._content())
         return Path(found.path) if found else None
 
     def forget(self) -> None:
         """Remove all images of it; nobody else's content it can be."""
         host = settings.load()
         for content in (self._content(), self._content().with_room(host.upper_mib)):
-            image = lower_images.find(host.home, content)
+            image = images.find(host.home, content)
             if image is not None:
                 shutil.rmtree(Path(image.path).parent)
 

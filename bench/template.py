@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import smaps
 
 from rundctl.engine import settings
-from rundctl.engine.rootfs import choice, hybrid_rootfs
+from rundctl.engine.rootfs import hybrid_rootfs
 from rundctl.engine.template import kernel_template, store
 from rundctl.engine.template.inputs import Request
 from rundctl.guest import wire
@@ -37,7 +37,7 @@ from rundctl.vmm import qemu
 from rundctl.vmm.qmp import Qmp
 
 if TYPE_CHECKING:
-    from rundctl.engine.rootfs.transport import Lower
+    from rundctl.engine.rootfs.transport import Rootfs
 
 RUNDCTL = os.environ.get("RUNDCTL", f"{sys.prefix}/bin/rundctl")
 QUIET_S = 20.0  # before anything of an idle clone is measured: its start has timers of its own
@@ -159,7 +159,7 @@ def idle_percent(fleet: Fleet) -> float:
     return round(100 * (cpu_s(fleet) - before) / (time.monotonic() - started), 2)
 
 
-def first_answer(template: Any, lower: Lower) -> tuple[float, float]:
+def first_answer(template: Any, rootfs: Rootfs) -> tuple[float, float]:
     """Spawn a clone, without a shim, until its agent has taken its identity: wall-clock and CPU milliseconds."""
     with ExitStack() as opened:
 
@@ -170,10 +170,10 @@ def first_answer(template: Any, lower: Lower) -> tuple[float, float]:
         agent, agent_far = (opened.enter_context(end) for end in socket.socketpair())
         monitor, monitor_far = (opened.enter_context(end) for end in socket.socketpair())
         state = held(os.open(template.state, os.O_RDONLY | os.O_CLOEXEC))
-        shared = lower.open(opened)
+        source = rootfs.open(opened)
         wiring = qemu.Wiring(
-            agent=agent_far.fileno(), qmp=monitor_far.fileno(), upper=held(hybrid_rootfs.open_private(lower, template)),
-            rootfs=-1 if lower.mib else shared, lower=shared if lower.mib else -1,
+            agent=agent_far.fileno(), qmp=monitor_far.fileno(), disk=held(hybrid_rootfs.open_private(rootfs, template)),
+            rootfs=-1 if rootfs.device_mib else source, image=source if rootfs.device_mib else -1,
             empty=template.empty, memory_path=template.memory, translations_mib=settings.load().translations_mib,
         )  # fmt: skip
         argv, keep = qemu.clone_argv(template.shape, wiring, state)
@@ -195,10 +195,10 @@ def first_answer(template: Any, lower: Lower) -> tuple[float, float]:
     return wall_ms, (usage.ru_utime + usage.ru_stime) * 1e3
 
 
-def answers(template: Any, lower: Lower, count: int) -> dict[str, float]:
+def answers(template: Any, rootfs: Rootfs, count: int) -> dict[str, float]:
     """Medians and the 90th percentile of `first_answer`."""
-    first_answer(template, lower)
-    walls, cpus = zip(*(first_answer(template, lower) for _ in range(count)), strict=True)
+    first_answer(template, rootfs)
+    walls, cpus = zip(*(first_answer(template, rootfs) for _ in range(count)), strict=True)
     return {
         "starts": count,
         "median_ms": round(statistics.median(walls), 1),
@@ -228,13 +228,13 @@ def measure(counts: list[int], starts: int, transport: str) -> dict[str, Any]:
     host = settings.load()
     with tempfile.TemporaryDirectory() as scratch, Fleet(Path(scratch), transport) as fleet, ExitStack() as undo:
         bundle = bundles.load(str(fleet.bundle))
-        lower = choice.choose(undo, bundle, host, host.memory_mib, lambda: kernel_template.able(host))
-        return _measure(fleet, host, lower, counts, starts)
+        rootfs = hybrid_rootfs.choose(undo, bundle, host, host.memory_mib, lambda: kernel_template.able(host))
+        return _measure(fleet, host, rootfs, counts, starts)
 
 
-def _measure(fleet: Fleet, host: settings.Settings, lower: Lower, counts: list[int], starts: int) -> dict[str, Any]:
+def _measure(fleet: Fleet, host: settings.Settings, rootfs: Rootfs, counts: list[int], starts: int) -> dict[str, Any]:
     """The same, with an empty fleet."""
-    template = kernel_template.ensure(host, print, Request(lower=lower.device, lower_mib=lower.mib))
+    template = kernel_template.ensure(host, print, Request(root_device=rootfs.device, root_mib=rootfs.device_mib))
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} x {platform.machine()}, Linux {platform.release()}",
@@ -244,7 +244,7 @@ def _measure(fleet: Fleet, host: settings.Settings, lower: Lower, counts: list[i
         "accelerator": template.shape.accelerator.value,
         "kernel": template.manifest["kernel"],
         "memory_mib": template.shape.memory_mib,
-        "lower": f"{lower.name} ({lower.device})",
+        "lower": f"{rootfs.transport} ({rootfs.device})",
         "shim": native.program("shim"),
         "template": {
             "build_s": template.manifest["build_s"],
@@ -254,7 +254,7 @@ def _measure(fleet: Fleet, host: settings.Settings, lower: Lower, counts: list[i
         },
         "memory": {},
     }
-    result["answer"] = answers(template, lower, starts)
+    result["answer"] = answers(template, rootfs, starts)
     result["create"] = {"template": stages(fleet, "on", STAGED_RUNS), "cold": stages(fleet, "off", COLD_RUNS)}
     for count in counts:
         fleet.grow(count)

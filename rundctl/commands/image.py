@@ -31,14 +31,14 @@ def build(options: Options) -> int:
     """Build a rootfs's image unless it is there; its key is printed."""
     from rundctl.commands.progress import Progress
     from rundctl.engine import settings
-    from rundctl.engine.rootfs.images import build as lower_image_build
+    from rundctl.engine.rootfs.images import build as images
 
     content = _content(options.text("ROOTFS"), options.text("immutable"))
     chosen = settings.load()
     if options.text("lower") == "blk":
         content = content.with_room(chosen.upper_mib)
     with Progress() as progress:
-        image = lower_image_build.build(chosen.home, content, progress.say, max_mib=chosen.images_max_mib)
+        image = images.build(chosen.home, content, progress.say, max_mib=chosen.images_max_mib)
     write(f"{image.key}\n")
     return 0
 
@@ -68,19 +68,19 @@ def verify(options: Options) -> int:
 
 
 def _content(rootfs: str, version: str) -> Content:
-    from rundctl.engine.rootfs.images import overlay as overlay_mount
+    from rundctl.engine.rootfs.images import overlay
     from rundctl.engine.rootfs.images.content import Content
     from rundctl.oci.options import IMMUTABLE
 
     if version:
         return Content.of_directory(rootfs, version)
-    overlay, reason = overlay_mount.of_rootfs(rootfs)
-    if overlay is None:
+    parts, reason = overlay.of_rootfs(rootfs)
+    if parts is None:
         raise ConfigError(
             f"build an image of {rootfs}: {reason}",
             hint=f"--immutable declares that a directory does not change, as {IMMUTABLE} does",
         )
-    return Content(overlay.lowers, overlay.merging)
+    return Content(parts.lowers, parts.merging)
 
 
 def _row(entry: Entry) -> tuple[str, ...]:

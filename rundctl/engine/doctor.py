@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rundctl.engine import settings
 from rundctl.engine.cgroups import upkeep
 from rundctl.engine.plan import seccomp
-from rundctl.engine.rootfs.images import store as lower_image_store
+from rundctl.engine.rootfs.images import store as images
 from rundctl.engine.template import inputs, reflink_store
 from rundctl.engine.template import store as template_store
 from rundctl.errors import HostError, RundctlError, words
@@ -239,7 +239,7 @@ def _images(chosen: Settings) -> Iterator[Finding]:
     if tool is None:
         text = "there is no mkfs.erofs: no root file system becomes an EROFS image, all come by 9p"
         yield Finding("images", Level.WARN, text, "apt-get install erofs-utils")
-    found = lower_image_store.entries(chosen.home)
+    found = images.entries(chosen.home)
     size_mib = sum(entry.size_mib for entry in found)
     yield Finding(
         "images", Level.OK, f"{len(found)} with {size_mib} MiB, of {chosen.images_max_mib} that they may take"

@@ -19,11 +19,9 @@ ARGV_FORMAT = "6"  # raise it with every change that makes a clone's machine dif
 AGENT_PORT = "rundctl.agent"
 ROOTFS_TAG = "rootfs"
 VOLUMES_TAG = "volumes"
-UPPER_DEVICE = "/dev/vda"
-DISK = (
-    "disk"  # `MachineShape.lower` of a machine whose only disk, in the upper's place, holds the whole root file system
-)
-LOWER_DEVICES = {"pmem": "/dev/pmem0", "blk": "/dev/vdb"}  # where the guest finds an image
+DISK = "disk"  # `MachineShape.root_device` where the only disk, in the upper's place, holds the whole root file system
+DISK_PATH = "/dev/vda"  # where the guest finds it, or the upper
+IMAGE_PATHS = {"pmem": "/dev/pmem0", "blk": "/dev/vdb"}  # where it finds an image, by `MachineShape.root_device`
 _ROOM_MIB = 4096  # of addresses beside the memory, for devices that are memory
 _MEMORY_SLOTS = 2
 _UPPER_SET = 1
@@ -63,10 +61,10 @@ def _value(value: str | int | bool) -> str:  # noqa: FBT001  the value of a prop
 class Wiring:
     """What differs between two machines of one shape: descriptors (``-1``: none) and paths.
 
-    agent, qmp      far ends of the two socketpairs          upper                the disk (the upper's image), for reading and writing
+    agent, qmp      far ends of the two socketpairs          disk                the container's own (mostly its upper), for reading and writing
     rootfs, volumes directories exported by 9p; ``volumes`` may be a number that only QEMU's parent opens. Without them: ``empty``
     persistent      whether the guest may write to ``rootfs``
-    lower           image of the shared layer                translations_mib  TCG's buffer of translated code (QEMU's own default: a GiB)
+    image           of the shared layer                      translations_mib  TCG's buffer of translated code (QEMU's own default: a GiB)
     empty           path of an empty directory                memory_path          named file with the guest's memory; "" = anonymous memory
     kernel, initrd  of a boot, never of a clone               console              file for the serial port's output; without it: stderr
     memory          file of this guest's own memory, where clones do not share the template's (`MemoryMode.COPY`)
@@ -74,8 +72,8 @@ class Wiring:
     """
 
     __slots__ = (
-        "agent", "console", "empty", "initrd", "kernel", "lower", "memory", "memory_path", "name", "persistent", "qmp", "rootfs", "shares",
-        "translations_mib", "upper", "volumes",
+        "agent", "console", "disk", "empty", "image", "initrd", "kernel", "memory", "memory_path", "name", "persistent", "qmp", "rootfs", "shares",
+        "translations_mib", "volumes",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913  one argument a property of the machine, all by name
@@ -83,13 +81,13 @@ class Wiring:
         *,
         agent: int,
         qmp: int,
-        upper: int,
+        disk: int,
         empty: str,
         memory_path: str = "",
         rootfs: int = -1,
         persistent: bool = False,
         volumes: int = -1,
-        lower: int = -1,
+        image: int = -1,
         kernel: int = -1,
         initrd: int = -1,
         console: int = -1,
@@ -100,13 +98,13 @@ class Wiring:
     ) -> None:
         self.agent = agent
         self.qmp = qmp
-        self.upper = upper
+        self.disk = disk
         self.empty = empty
         self.memory_path = memory_path
         self.rootfs = rootfs
         self.persistent = persistent
         self.volumes = volumes
-        self.lower = lower
+        self.image = image
         self.kernel = kernel
         self.initrd = initrd
         self.console = console
@@ -120,9 +118,9 @@ class Wiring:
         numbers = (
             self.agent,
             self.qmp,
-            self.upper,
+            self.disk,
             self.rootfs,
-            self.lower,
+            self.image,
             self.kernel,
             self.initrd,
             self.console,
@@ -181,8 +179,8 @@ def _argv(shape: MachineShape, wiring: Wiring, memory: Option, start: list[Optio
         *_board(shape, wiring),
         memory,
         *_channels(wiring),
-        *_upper(wiring),
-        *_lower(shape, wiring),
+        *_disk(wiring),
+        *_root(shape, wiring),
         *_volumes(shape, wiring),
         *_spare_ports(),
         *_console(wiring),
@@ -218,7 +216,7 @@ def _board(shape: MachineShape, wiring: Wiring) -> list[Option]:
             "m",
             f"{shape.memory_mib}M",
             {
-                "maxmem": f"{shape.memory_mib + max(_ROOM_MIB, shape.lower_mib if shape.lower != DISK else 0)}M",
+                "maxmem": f"{shape.memory_mib + max(_ROOM_MIB, shape.root_mib if shape.root_device != DISK else 0)}M",
                 "slots": _MEMORY_SLOTS,
             },
         ),
@@ -270,13 +268,13 @@ def _channels(wiring: Wiring) -> list[Option]:
     ]
 
 
-def _upper(wiring: Wiring) -> list[Option]:
-    """The upper's image. ``no-flush`` is cache=unsafe: nobody outlives the VM who could miss what was not flushed.
+def _disk(wiring: Wiring) -> list[Option]:
+    """What is the container's alone. ``no-flush`` is cache=unsafe: nobody outlives the VM who could miss what was not flushed.
 
     ``werror``: a write for which the host has no space fails in the guest; by default QEMU would stop the VM, for ever.
     """
     return [
-        Option("add-fd", "", {"fd": wiring.upper, "set": _UPPER_SET}),
+        Option("add-fd", "", {"fd": wiring.disk, "set": _UPPER_SET}),
         Option("blockdev", "", {
             "driver": "file", "node-name": "upper", "filename": f"/dev/fdset/{_UPPER_SET}", "locking": "off",
             "discard": "unmap", "cache.direct": False, "cache.no-flush": True,
@@ -285,21 +283,19 @@ def _upper(wiring: Wiring) -> list[Option]:
     ]  # fmt: skip
 
 
-def _lower(shape: MachineShape, wiring: Wiring) -> list[Option]:
-    """The device of the shared layer. What is behind it in a clone is another than in the template; its size is not."""
-    if shape.lower == "virtiofs":
+def _root(shape: MachineShape, wiring: Wiring) -> list[Option]:
+    """The device that the root file system comes by. What is behind it in a clone is another than in the template; its size is not."""
+    if shape.root_device in ("virtiofs", DISK):  # plugged into the clone, or in the disk's place
         return []
-    path = f"/proc/self/fd/{wiring.lower}"
-    if shape.lower == DISK:
-        return []
-    if shape.lower == "pmem":
+    path = f"/proc/self/fd/{wiring.image}"
+    if shape.root_device == "pmem":
         return [
             Option("object", "memory-backend-file", {
-                "id": "lower", "size": f"{shape.lower_mib}M", "mem-path": path, "share": True, "readonly": True,
+                "id": "lower", "size": f"{shape.root_mib}M", "mem-path": path, "share": True, "readonly": True,
             }),
             Option("device", "virtio-pmem-pci", {"memdev": "lower", "addr": _slot(2)}),
         ]  # fmt: skip
-    if shape.lower == "blk":
+    if shape.root_device == "blk":
         return [
             Option("blockdev", "", {
                 "driver": "file", "node-name": "lower", "filename": path, "locking": "off", "read-only": True,

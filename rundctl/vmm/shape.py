@@ -18,8 +18,8 @@ class MachineShape:
     """A machine as QEMU builds it, with the digests of all that runs in it. Two equal shapes can share a template.
 
     ``digests`` names what the guest is made of (kernel, agent, QEMU, firmware); ``host`` is what the CPU model takes from the host.
-    ``lower`` is the device that the shared layer of the root file system comes by: "9p", or "pmem" or "blk" for an image of at most
-    ``lower_mib``; or "disk" where there is none, and a disk of ``lower_mib`` in place of the upper's; or "virtiofs", which is plugged into a clone.
+    ``root_device`` is what the root file system comes by: "9p"; "pmem" or "blk" for an image of at most ``root_mib`` below the upper's disk; "disk"
+    where it is on a disk of ``root_mib`` itself, in place of the upper's; or "virtiofs", which is plugged into a clone.
     ``volumes``: whether there is a device for bind mounts.
     """
 
@@ -27,12 +27,12 @@ class MachineShape:
         "accelerator",
         "digests",
         "host",
-        "lower",
-        "lower_mib",
         "machine",
         "memory_mib",
         "qemu",
         "qemu_version",
+        "root_device",
+        "root_mib",
         "upper_mib",
         "vcpus",
         "volumes",
@@ -50,8 +50,8 @@ class MachineShape:
         upper_mib: int,
         digests: dict[str, str],
         host: str,
-        lower: str = "9p",
-        lower_mib: int = 0,
+        root_device: str = "9p",
+        root_mib: int = 0,
         volumes: bool = False,
     ) -> None:
         self.qemu = qemu
@@ -63,14 +63,14 @@ class MachineShape:
         self.upper_mib = upper_mib
         self.digests = digests
         self.host = host
-        self.lower = lower
-        self.lower_mib = lower_mib
+        self.root_device = root_device
+        self.root_mib = root_mib
         self.volumes = volumes
 
     @property
     def memory_mode(self) -> MemoryMode:
         """How clones get their memory: virtiofsd maps it, so it cannot be private."""
-        return MemoryMode.COPY if self.lower == "virtiofs" else MemoryMode.COW
+        return MemoryMode.COPY if self.root_device == "virtiofs" else MemoryMode.COW
 
     def facts(self) -> dict[str, Any]:
         """The shape as plain data, for the manifest."""
@@ -82,8 +82,8 @@ class MachineShape:
             "memory_mib": self.memory_mib,
             "vcpus": self.vcpus,
             "upper_mib": self.upper_mib,
-            "lower": self.lower,
-            "lower_mib": self.lower_mib,
+            "root_device": self.root_device,
+            "root_mib": self.root_mib,
             "volumes": self.volumes,
             "digests": self.digests,
             "host": self.host,

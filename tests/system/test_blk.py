@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rundctl.engine import settings
-from rundctl.engine.rootfs.images import content as lower_images
+from rundctl.engine.rootfs.images import content as images
 from rundctl.engine.rootfs.images.content import Content
 from rundctl.oci import options
 
@@ -49,7 +49,7 @@ def on(request: pytest.FixtureRequest, own: Path, spec: JsonDict) -> str:
 def _image(on: str, own: Path) -> Path | None:
     host = settings.load()
     content = Content.of_directory(str(own), str(own))
-    found = lower_images.find(host.home, content if on == EROFS else content.with_room(host.upper_mib))
+    found = images.find(host.home, content if on == EROFS else content.with_room(host.upper_mib))
     return Path(found.path) if found else None
 
 

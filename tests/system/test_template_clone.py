@@ -60,7 +60,7 @@ class Clone:
         wiring = qemu.Wiring(
             agent=agent_far.fileno(),
             qmp=monitor_far.fileno(),
-            upper=held(hybrid_rootfs.open_private(transport.nine_p("/"), template)),
+            disk=held(hybrid_rootfs.open_private(transport.nine_p("/"), template)),
             empty=template.empty,
             memory_path=template.memory,
             rootfs=exports[0],
@@ -78,7 +78,7 @@ class Clone:
     def run(self, script: str) -> str:
         """Run a shell script in a container on the hybrid rootfs; its output."""
         made = [
-            *hybrid_rootfs.guest_ops(transport.nine_p("/"), volumes=True),
+            *hybrid_rootfs.join(transport.nine_p("/"), volumes=True),
             ops.root(hybrid_rootfs.ROOT),
             ops.mount("proc", "/proc", "proc"),
             ops.bind(hybrid_rootfs.VOLUMES, "/mnt"),

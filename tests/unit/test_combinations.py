@@ -28,7 +28,7 @@ def test_a_document_without_a_place_for_it() -> None:
 
 
 def test_each_transport_that_can_be_asked_for_has_its_rows_and_no_other() -> None:
-    assert {row.name for row in TABLE} == set(options.LOWERS) - {"auto"}
+    assert {row.transport for row in TABLE} == set(options.LOWERS) - {"auto"}
     assert len({_of(row) for row in TABLE}) == len(TABLE)
 
 
@@ -39,20 +39,17 @@ def test_each_way_a_rootfs_can_come_is_a_row() -> None:
         transport.persistent("/", "virtiofs"),
         transport.nine_p("/"),
         transport.persistent("/"),
-        transport.erofs(image, 64),
-        transport.erofs(image, 8192),
+        transport.blk("/", 64),
+        transport.blk("/", 64, image=image),
+        *(transport.erofs(image, memory_mib, live) for memory_mib in (64, 8192) for live in ("", "/upper")),
     ]
-    made += [transport.blk("/", 64), transport.blk("/", 64, image)]
-    for memory_mib in (64, 8192):
-        made.append(transport.erofs(image, memory_mib))
-        made[-1].live = "/upper"
     for each in made:
-        assert not (each.persistent and combinations.of(each.name, each.device, live=bool(each.live)).read_only)
-    assert {(each.name, each.device, bool(each.live)) for each in made} == {_of(row) for row in TABLE}
+        assert not (each.persistent and combinations.of(each.transport, each.device, live=bool(each.live)).read_only)
+    assert {(each.transport, each.device, bool(each.live)) for each in made} == {_of(row) for row in TABLE}
 
 
 def _of(row: combinations.Combination) -> tuple[str, str, bool]:
-    return row.name, row.device, bool(row.live)
+    return row.transport, row.device, bool(row.live)
 
 
 def test_words_of_the_table_are_known() -> None:
@@ -65,11 +62,11 @@ def test_words_of_the_table_are_known() -> None:
     assert combinations.writable() == ["9p", "virtiofs"]
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.name}-{row.device}-{row.live}")
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.transport}-{row.device}-{row.live}")
 def test_memory_is_what_a_machine_with_that_device_has(row: combinations.Combination) -> None:
     shape = MachineShape(
         qemu="", qemu_version=(7, 2), machine="", accelerator=Accelerator.TCG, memory_mib=128, vcpus=1, upper_mib=64,
-        digests={}, host="", lower=row.device,
+        digests={}, host="", root_device=row.device,
     )  # fmt: skip
     assert shape.memory_mode.value == row.memory
 

@@ -29,14 +29,15 @@ def _wiring(
     *,
     rootfs: int = -1,
     volumes: int = -1,
-    lower: int = -1,
+    image: int = -1,
     kernel: int = -1,
     initrd: int = -1,
     console: int = -1,
+    **more: Any,
 ) -> qemu.Wiring:
     return qemu.Wiring(
-        agent=10, qmp=11, upper=12, empty="/t/empty", memory_path="/t/a,b/memory",
-        rootfs=rootfs, volumes=volumes, lower=lower, kernel=kernel, initrd=initrd, console=console,
+        agent=10, qmp=11, disk=12, empty="/t/empty", memory_path="/t/a,b/memory",
+        rootfs=rootfs, volumes=volumes, image=image, kernel=kernel, initrd=initrd, console=console, **more,
     )  # fmt: skip
 
 
@@ -89,21 +90,21 @@ def test_only_volumes_are_exported_for_writing() -> None:
 
 def test_a_machine_has_the_devices_that_its_containers_need() -> None:
     def tags(**changes: Any) -> list[str]:
-        argv, _ = qemu.clone_argv(_shape(**changes), _wiring(rootfs=15, lower=16, volumes=17), 14)
+        argv, _ = qemu.clone_argv(_shape(**changes), _wiring(rootfs=15, image=16, volumes=17), 14)
         names = [device.partition(",")[0] for device in _devices(argv)]
         return names[2 : -qemu._SPARE_PORTS]  # without the agent's channel
 
     assert tags(volumes=False) == ["virtio-blk-pci", "virtio-9p-pci"]
     assert tags() == ["virtio-blk-pci", "virtio-9p-pci", "virtio-9p-pci"]
-    assert tags(lower="pmem", lower_mib=64) == ["virtio-blk-pci", "virtio-pmem-pci", "virtio-9p-pci"]
-    assert tags(lower="blk", lower_mib=64, volumes=False) == ["virtio-blk-pci", "virtio-blk-pci"]
+    assert tags(root_device="pmem", root_mib=64) == ["virtio-blk-pci", "virtio-pmem-pci", "virtio-9p-pci"]
+    assert tags(root_device="blk", root_mib=64, volumes=False) == ["virtio-blk-pci", "virtio-blk-pci"]
 
 
 @pytest.mark.parametrize("device", ["pmem", "blk"])
 def test_an_image_is_a_descriptor_and_never_written(device: str) -> None:
-    shape = _shape(lower=device, lower_mib=256)
-    clone, kept = qemu.clone_argv(shape, _wiring(lower=16), 14)
-    template, _ = qemu.template_argv(shape, _wiring(lower=18, kernel=20, initrd=21))
+    shape = _shape(root_device=device, root_mib=256)
+    clone, kept = qemu.clone_argv(shape, _wiring(image=16), 14)
+    template, _ = qemu.template_argv(shape, _wiring(image=18, kernel=20, initrd=21))
     (image,) = [word for word in clone if "/proc/self/fd/16" in word]
     assert image.replace("fd/16", "fd/18") in template
     assert "readonly=on" in image or "read-only=on" in image
@@ -112,17 +113,14 @@ def test_an_image_is_a_descriptor_and_never_written(device: str) -> None:
 
 
 def _shared() -> qemu.Wiring:
-    wiring = _wiring(kernel=20, initrd=21)
-    wiring.shares = (("rootfs", 30), ("volumes", 31))
-    wiring.memory = 32
-    return wiring
+    return _wiring(kernel=20, initrd=21, shares=(("rootfs", 30), ("volumes", 31)), memory=32)
 
 
 OWN_MEMORY = "memory-backend-file,id=memory,size=128M,mem-path=/proc/self/fd/32,share=on"
 
 
 def test_what_comes_by_virtiofs_is_plugged_into_a_clone_with_memory_of_its_own() -> None:
-    shape = _shape(lower="virtiofs", volumes=False)
+    shape = _shape(root_device="virtiofs", volumes=False)
     assert (shape.memory_mode, _shape().memory_mode) == (MemoryMode.COPY, MemoryMode.COW)
     template, _ = qemu.template_argv(shape, _wiring(kernel=20, initrd=21))
     clone, kept = qemu.clone_argv(shape, _shared(), 14)
@@ -139,7 +137,7 @@ def test_what_comes_by_virtiofs_is_plugged_into_a_clone_with_memory_of_its_own()
 
 
 def test_a_cold_machine_has_them_from_the_beginning() -> None:
-    argv, kept = qemu.cold_argv(_shape(lower="virtiofs", volumes=False), _shared())
+    argv, kept = qemu.cold_argv(_shape(root_device="virtiofs", volumes=False), _shared())
     assert "driver=vhost-user-fs-pci,chardev=share1,tag=volumes,bus=spare1" in _devices(argv)
     assert OWN_MEMORY in argv
     assert "-S" not in argv
@@ -147,9 +145,7 @@ def test_a_cold_machine_has_them_from_the_beginning() -> None:
 
 
 def test_emulation_s_buffer_is_not_part_of_the_machine() -> None:
-    wiring = _wiring()
-    wiring.translations_mib = 3
-    assert "tcg,tb-size=3" in qemu.clone_argv(_shape(), wiring, 14)[0]
+    assert "tcg,tb-size=3" in qemu.clone_argv(_shape(), _wiring(translations_mib=3), 14)[0]
 
 
 @pytest.mark.parametrize(
@@ -214,10 +210,10 @@ def test_every_difference_is_another_key() -> None:
         _shape(upper_mib=64),
         _shape(version=(8, 0)),
         _shape(volumes=False),
-        _shape(lower="pmem", lower_mib=64),
-        _shape(lower="pmem", lower_mib=128),
-        _shape(lower="blk", lower_mib=64),
-        _shape(lower="virtiofs"),
+        _shape(root_device="pmem", root_mib=64),
+        _shape(root_device="pmem", root_mib=128),
+        _shape(root_device="blk", root_mib=64),
+        _shape(root_device="virtiofs"),
     ]
     assert len({shape.key("1") for shape in shapes}) == len(shapes)
     assert _shape().key("1") == _shape().key("1") != _shape().key("2")
@@ -234,8 +230,8 @@ def test_only_who_emulates_over_shared_memory_has_its_pages_cleared() -> None:
     """The template as well as a cold boot; by KVM the processor sees who writes to the memory."""
     word = cmdline.EMULATED_AND_SHARED[0]
     wiring = _wiring(kernel=20, initrd=21)
-    for lower, chosen, cleared in (("virtiofs", "tcg", True), ("virtiofs", "kvm", False), ("9p", "tcg", False)):
-        shape = _shape(Accelerator(chosen), lower=lower)
+    for device, chosen, cleared in (("virtiofs", "tcg", True), ("virtiofs", "kvm", False), ("9p", "tcg", False)):
+        shape = _shape(Accelerator(chosen), root_device=device)
         for make in (qemu.template_argv, qemu.cold_argv):
             argv, _ = make(shape, wiring)
             assert (word in argv[argv.index("-append") + 1].split()) is cleared

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rundctl.engine.cgroups import limits as resources
 from rundctl.engine.cgroups.limits import MIB, Machine
 from rundctl.engine.container import shapes
+from rundctl.engine.rootfs import transport
 from rundctl.engine.settings import Settings
 from rundctl.errors import ConfigError
 from rundctl.host import cgroup_settings
@@ -121,8 +122,8 @@ def test_unified_is_the_field_it_means() -> None:
             },
         }
     )
-    assert shapes.request_for(limits, Settings()).memory_mib == 192
-    assert shapes.request_for(limits, Settings()).vcpus == 2
+    assert shapes.request_for(limits, Settings(), transport.nine_p("/"), volumes=False).memory_mib == 192
+    assert shapes.request_for(limits, Settings(), transport.nine_p("/"), volumes=False).vcpus == 2
     files = resources.guest_files(limits)
     assert files["memory.max"] == str(100 * MIB)
     assert files["memory.high"] == str(90 * MIB)
@@ -191,7 +192,7 @@ def test_the_conversion_is_runc_s(shares: int, weight: int) -> None:
 def test_a_container_can_use_its_limit_before_its_vm_is_out_of_memory(limit: int, vmm: int, translations: int) -> None:
     settings = Settings()
     limits = resources.parse({"memory": {"limit": limit, "swap": limit}})
-    memory_mib = shapes.request_for(limits, settings).memory_mib
+    memory_mib = shapes.memory_mib(limits, settings)
     assert memory_mib is not None
     machine = Machine(
         memory_mib=memory_mib, vcpus=1, guest_overhead_mib=64, vmm_overhead_mib=vmm, translations_mib=translations

@@ -7,7 +7,7 @@ import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from rundctl.engine.rootfs.shares import Shares
+from rundctl.engine.rootfs.shares import Servers
 from rundctl.vmm.virtiofsd import Daemon
 
 if TYPE_CHECKING:
@@ -18,39 +18,35 @@ DAEMON = Daemon("/d", "virtiofsd 1.13.2", is_rust=True)
 
 def test_a_rootfs_and_volumes(tmp_path: Path) -> None:
     with ExitStack() as undo:
-        served = Shares(undo, DAEMON, str(tmp_path))
-        served.add_rootfs("rootfs", 70, writable=False)
-        served.add_volumes("volumes", submounts=True)
-        (tag, _), (other, _) = served.sockets
-        first, rootfs, second = served.inherited[1], served.inherited[0], served.inherited[2]
-        assert (tag, other, rootfs) == ("rootfs", "volumes", 70)
-        assert served.options == [
-            "--helper", f"virtiofsd,{first},ro,70", "--helper", f"virtiofsd,{second},volumes",
-        ]  # fmt: skip
-        commands = " ".join(served.commands).split(" ;")
-        assert [f"--fd={first}" in commands[0], f"--fd={second}" in commands[1], commands[2]] == [True, True, ""]
-        assert "--cache=always" in commands[0]
-        assert "--cache=never" in commands[1]
-        assert "--announce-submounts" in commands[1]
+        servers = Servers(undo, DAEMON, str(tmp_path))
+        root = servers.rootfs("rootfs", 70, writable=False)
+        volumes = servers.volumes("volumes", submounts=True)
+        assert (root.tag, volumes.tag) == ("rootfs", "volumes")
+        assert root.inherited == (70, (first := root.inherited[1]))
+        assert root.options == ("--helper", f"virtiofsd,{first},ro,70")
+        assert volumes.options == ("--helper", f"virtiofsd,{volumes.inherited[0]},volumes")
+        for share in (root, volumes):
+            assert f"--fd={share.inherited[-1]}" in share.command
+            assert share.command.index(";") == len(share.command) - 1
+        assert "--cache=always" in root.command
+        assert "--cache=never" in volumes.command
+        assert "--announce-submounts" in volumes.command
         assert os.listdir(tmp_path) == []  # nobody else can connect
 
 
 def test_a_rootfs_that_is_written_to_is_never_believed(tmp_path: Path) -> None:
     with ExitStack() as undo:
-        served = Shares(undo, DAEMON, str(tmp_path))
-        served.add_rootfs("rootfs", 70, writable=True)
+        served = Servers(undo, DAEMON, str(tmp_path)).rootfs("rootfs", 70, writable=True)
         assert served.options[1].endswith(",rw,70")
-        assert "--cache=never" in served.commands
+        assert "--cache=never" in served.command
 
 
 def test_the_sockets_are_connected(tmp_path: Path) -> None:
     with ExitStack() as undo:
-        served = Shares(undo, DAEMON, str(tmp_path))
-        served.add_volumes("volumes", submounts=False)
-        ((_, connected),) = served.sockets
+        served = Servers(undo, DAEMON, str(tmp_path)).volumes("volumes", submounts=False)
         with (
             socket.socket(fileno=os.dup(served.inherited[0])) as listening,
-            socket.socket(fileno=os.dup(connected)) as far,
+            socket.socket(fileno=os.dup(served.socket)) as far,
         ):
             near, _ = listening.accept()
             with near:

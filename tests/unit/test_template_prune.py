@@ -35,10 +35,10 @@ def test_what_a_container_can_choose_stays() -> None:
     """All that podman uses differ from the settings' own template: they have volumes."""
     chosen = [
         {"volumes": True},
-        {"lower": "pmem", "lower_mib": 64},
-        {"lower": "blk", "lower_mib": 512},
-        {"lower": "virtiofs"},
-        {"lower": "disk", "lower_mib": 4096, "upper_mib": 0},
+        {"root_device": "pmem", "root_mib": 64},
+        {"root_device": "blk", "root_mib": 512},
+        {"root_device": "virtiofs"},
+        {"root_device": "disk", "root_mib": 4096, "upper_mib": 0},
         {"memory_mib": 512, "vcpus": 2},
     ]
     entries = [entry(str(number), **shape) for number, shape in enumerate(chosen)]

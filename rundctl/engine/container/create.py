@@ -8,18 +8,17 @@ import time
 from contextlib import ExitStack
 
 from rundctl.engine.cgroups import kinds, limits
-from rundctl.engine.container import poststop, shapes, vm
+from rundctl.engine.container import pid_file, poststop, shapes, vm
 from rundctl.engine.container.shim_command import ShimCommand
 from rundctl.engine.plan import compiler, seccomp, volumes
 from rundctl.engine.records import store
 from rundctl.engine.rootfs import choice, hybrid_rootfs
-from rundctl.engine.rootfs.transport import DIRECTORY as LOWER_DIRECTORY
+from rundctl.engine.rootfs.transport import LOWER
 from rundctl.engine.template import kernel_template
-from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError, words
+from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError
 from rundctl.guest import wire
 from rundctl.guest.ops import Opcode, Plan
-from rundctl.host import cgroup_settings, cgroupfs, rlimits
-from rundctl.host.files import replace
+from rundctl.host import cgroup_settings, cgroupfs, interruption, rlimits
 from rundctl.oci import bundle as bundles
 from rundctl.oci import hooks, identity
 from rundctl.oci.state import state_json
@@ -37,11 +36,14 @@ if TYPE_CHECKING:
     from rundctl.engine.plan.compiler import CompiledPlan
     from rundctl.engine.plan.volumes import Volumes
     from rundctl.engine.records.store import Container
-    from rundctl.engine.rootfs.shares import Shares
-    from rundctl.engine.rootfs.transport import Lower
-    from rundctl.engine.template.inputs import Request
+    from rundctl.engine.rootfs.shares import Share
+    from rundctl.engine.rootfs.transport import Rootfs
     from rundctl.engine.template.store import Template
     from rundctl.oci.bundle import Bundle
+
+    Saved = tuple[
+        str, list[dict[str, str]]
+    ]  # where a template's device state is, and the devices to be plugged in beside it
 
 _HOST_NAME_MAX = 64
 _CLOCK_LATE_S = 0.04  # how much later than it was read a clock may be set; an idle host's guest answers in half of that
@@ -58,16 +60,16 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
     store.check_free(root, container_id)
     stages.mark("bundle")
     with ExitStack() as undo, ExitStack() as sources:
-        shared = volumes.open_all(sources, bundle)
-        asked = limits.parse(bundle.spec["linux"].get("resources", {}))
-        request = shapes.request_for(asked, ctx.settings)
-        lower = _lower(sources, ctx, bundle, request)
-        if lower.live:
-            shared.add_lower(sources, lower.live)
-        request.volumes = bool(shared.descriptors) and lower.device != "virtiofs"
-        template = kernel_template.find(ctx.settings, request) or kernel_template.ensure(
-            ctx.settings, ctx.progress, request
-        )
+        with interruption.allowed():
+            shared = volumes.open_all(sources, bundle)
+            asked = limits.parse(bundle.spec["linux"].get("resources", {}))
+            rootfs = _choose_rootfs(sources, ctx, bundle, shapes.memory_mib(asked, ctx.settings))
+            if rootfs.live:
+                shared.add_live(sources, rootfs.live)
+            request = shapes.request_for(asked, ctx.settings, rootfs, volumes=bool(shared.descriptors))
+            template = kernel_template.find(ctx.settings, request) or kernel_template.ensure(
+                ctx.settings, ctx.progress, request
+            )
         stages.mark("template")
         machine = shapes.machine_of(template.shape, ctx.settings)
         lease = kinds.lease(_hierarchies(ctx), path, f"{root}/{container_id}", systemd=ctx.systemd_cgroup)
@@ -84,7 +86,7 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
         lease.limited(held)
         stages.mark("cgroup")
         launch = Launch(
-            ctx, options, stages, container=container, bundle=bundle, template=template, lower=lower, shared=shared
+            ctx, options, stages, container=container, bundle=bundle, template=template, rootfs=rootfs, shared=shared
         )
         pid = launch.run(undo, sources, lease)
         undo.pop_all()
@@ -101,13 +103,12 @@ def _hierarchies(ctx: Context) -> list[cgroupfs.Hierarchy]:
     return found
 
 
-def _lower(opened: ExitStack, ctx: Context, bundle: Bundle, request: Request) -> Lower:
-    """The shared layer, and with it the machine's device for it."""
-    memory_mib = request.memory_mib or ctx.settings.memory_mib
-    lower = choice.choose(opened, bundle, ctx.settings, memory_mib, lambda: kernel_template.able(ctx.settings))
-    ctx.debug(f"rootfs by {lower.name} ({lower.device}): {lower.reason}")
-    request.lower, request.lower_mib = lower.device, lower.mib
-    return lower
+def _choose_rootfs(opened: ExitStack, ctx: Context, bundle: Bundle, memory_mib: int) -> Rootfs:
+    """By what the root file system comes into a VM of this size."""
+    settings = ctx.settings
+    chosen = hybrid_rootfs.choose(opened, bundle, settings, memory_mib, lambda: kernel_template.able(settings))
+    ctx.debug(f"rootfs by {chosen.transport} ({chosen.device}): {chosen.reason}")
+    return chosen
 
 
 def _undo(ctx: Context, step: Callable[..., object], *arguments: object) -> None:
@@ -144,7 +145,7 @@ def _facts(bundle: Bundle, lease: Lease, machine: limits.Machine) -> dict[str, o
 class Launch:
     """The VM's part of one ``create``."""
 
-    __slots__ = ("_devices", "_state", "bundle", "container", "ctx", "lower", "options", "shared", "stages", "template")
+    __slots__ = ("bundle", "container", "ctx", "options", "rootfs", "shared", "stages", "template")
 
     def __init__(  # noqa: PLR0913  all that a create has found out, once
         self,
@@ -155,7 +156,7 @@ class Launch:
         container: Container,
         bundle: Bundle,
         template: Template,
-        lower: Lower,
+        rootfs: Rootfs,
         shared: Volumes,
     ) -> None:
         self.ctx = ctx
@@ -164,10 +165,8 @@ class Launch:
         self.container = container
         self.bundle = bundle
         self.template = template
-        self.lower = lower
+        self.rootfs = rootfs
         self.shared = shared
-        self._devices: list[dict[str, str]] = []  # to be plugged into a clone
-        self._state = -1
 
     @property
     def _cold(self) -> bool:
@@ -180,7 +179,7 @@ class Launch:
     def run(self, undo: ExitStack, sources: ExitStack, lease: Lease) -> int:
         """Spawn, and compile the plan while QEMU starts; then wake the guest, set up the container, commit. ``sources`` are closed when the shim has them."""
         with ExitStack() as opened:
-            machine = self._spawn(opened, lease)
+            machine, saved = self._spawn(opened, lease)
             undo.callback(machine.end)
             sources.close()
             try:
@@ -190,39 +189,34 @@ class Launch:
                 lease.joined()
                 self.stages.mark("shim")
                 self.stages.beside(join=machine.join_us, clone=machine.clone_us)
-                self._wake(machine)
+                self._wake(machine, saved)
                 self._set_up(machine, compiled)
-                self._commit(machine)
+                self._commit(machine, undo)
             except GuestError as error:
                 machine.end()  # so that the shim has said all it will say
                 raise GuestError(vm.with_last_words(error.message, self.container), hint=error.hint) from error
         return machine.pid
 
-    def _spawn(self, opened: ExitStack, lease: Lease) -> vm.Vm:
-        """Start launcher, shim and QEMU, with every descriptor they will need."""
+    def _spawn(self, opened: ExitStack, lease: Lease) -> tuple[vm.Vm, Saved | None]:
+        """Start launcher, shim and QEMU, with every descriptor they will need; and what is to be restored, None for a VM that boots."""
         sockets = vm.Sockets(opened, self.container)
         shim = ShimCommand(opened)
-        shim.options += ["--name", self.container.id, *([] if self._cold else ["--small-pages"])]
+        shim.add(["--name", self.container.id, *([] if self._cold else ["--small-pages"])])
         self._give_files(shim, sockets)
         _give_cgroups(shim, lease)
-        lower = -1 if self.lower.is_disk else self.lower.open(opened)
-        served = self._serve(opened, lower)
-        wiring = self._wire(shim, sockets, lower, served)
-        if served:
-            wiring.shares = tuple(served.sockets)
-            self._devices = qemu.plugged(wiring)
-            shim.options += served.options
-            shim.inherited += served.inherited
-        shim.options += self.shared.arguments
-        shim.inherited += self.shared.descriptors
+        source = -1 if self.rootfs.is_disk else self.rootfs.open(opened)
+        served = self._serve(opened, source)
+        for share in served:
+            shim.add(share.options, share.inherited)
+        shim.add(self.shared.arguments, self.shared.descriptors)
+        wiring = self._wire(shim, sockets, source, served)
         if wiring.volumes >= 0:
-            shim.options += ["--volumes-fd", str(wiring.volumes)]
+            shim.add(["--volumes-fd", str(wiring.volumes)])
         if wiring.rootfs >= 0:
-            shim.options += ["--export", f"{wiring.rootfs},{'rw' if wiring.persistent else 'ro'}"]
-        argv, keep = self._qemu(wiring, shim.held)
-        for fd in keep:
-            shim.give("keep", fd)
-        return vm.Vm(shim.argv([*(served.commands if served else ()), *argv]), shim.inherited, sockets)
+            shim.add(["--export", f"{wiring.rootfs},{'rw' if wiring.persistent else 'ro'}"])
+        argv, saved = self._qemu(shim, wiring)
+        servers = [word for share in served for word in share.command]
+        return vm.Vm(shim.argv([*servers, *argv]), shim.inherited, sockets), saved
 
     def _give_files(self, shim: ShimCommand, sockets: vm.Sockets) -> None:
         """What every shim has: its conversations, and its own view of the container."""
@@ -234,57 +228,68 @@ class Launch:
         shim.give("state", shim.held(os.open(self.container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
         shim.give("rootfs", shim.held(os.open(self.bundle.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
         shim.give("log", shim.held(os.open(self.container.path("qemu.log"), log, 0o600)))
-        if self.lower.persistent:
-            shim.options.append("--rootfs-rw")
+        if self.rootfs.persistent:
+            shim.add(["--rootfs-rw"])
 
-    def _wire(self, shim: ShimCommand, sockets: vm.Sockets, lower: int, served: Shares | None) -> qemu.Wiring:
-        """What QEMU's devices are connected to."""
-        wiring = qemu.Wiring(
-            agent=sockets.agent[1].fileno(), qmp=sockets.qmp[1].fileno(), upper=shim.held(hybrid_rootfs.open_private(self.lower, self.template)),
-            rootfs=-1 if self.lower.mib or served else lower, lower=lower if self.lower.mib else -1,
-            persistent=self.lower.persistent, volumes=-1 if served else self.shared.number, empty=self.template.empty,
-            memory_path=self.template.memory, name=self.container.id, translations_mib=self.ctx.settings.translations_mib,
+    def _wire(self, shim: ShimCommand, sockets: vm.Sockets, source: int, served: tuple[Share, ...]) -> qemu.Wiring:
+        """What QEMU's devices are connected to; ``source``: the directory or image that the root file system is."""
+        rootfs, template = self.rootfs, self.template
+        kernel, initrd = self._boot_files(shim) if self._cold else (-1, -1)
+        return qemu.Wiring(
+            agent=sockets.agent[1].fileno(), qmp=sockets.qmp[1].fileno(), disk=shim.held(hybrid_rootfs.open_private(rootfs, template)),
+            rootfs=-1 if rootfs.device_mib or served else source, image=source if rootfs.device_mib else -1,
+            persistent=rootfs.persistent, volumes=-1 if served else self.shared.number, empty=template.empty,
+            memory_path=template.memory, memory=self._own_memory(shim), kernel=kernel, initrd=initrd,
+            shares=[(share.tag, share.socket) for share in served],
+            name=self.container.id, translations_mib=self.ctx.settings.translations_mib,
         )  # fmt: skip
-        if self.template.shape.memory_mode is MemoryMode.COPY:
-            self._own_memory(shim, wiring)
-        return wiring
 
-    def _serve(self, opened: ExitStack, rootfs: int) -> Shares | None:
+    def _serve(self, opened: ExitStack, source: int) -> tuple[Share, ...]:
         """The servers beside QEMU, where files come by virtio-fs."""
-        if self.lower.device != "virtiofs":
-            return None
+        if self.rootfs.device != "virtiofs":
+            return ()
         from rundctl.engine.rootfs import shares
 
-        served = shares.Shares(opened, shares.find_daemon(self.ctx.settings), self.container.directory)
-        served.add_rootfs(qemu.ROOTFS_TAG, rootfs, writable=self.lower.persistent)
-        if self.shared.descriptors:
-            served.add_volumes(qemu.VOLUMES_TAG, submounts=self.shared.span_file_systems())
-        return served
+        servers = shares.Servers(opened, shares.find_daemon(self.ctx.settings), self.container.directory)
+        root = servers.rootfs(qemu.ROOTFS_TAG, source, writable=self.rootfs.persistent)
+        if not self.shared.descriptors:
+            return (root,)
+        return root, servers.volumes(qemu.VOLUMES_TAG, submounts=self.shared.span_file_systems())
 
-    def _own_memory(self, shim: ShimCommand, wiring: qemu.Wiring) -> None:
-        """A clone that cannot share the template's pages has a file for its own, and the shim is told to fill it."""
-        wiring.memory = shim.held(kernel_template.make_memory(self.template))
-        if self._cold:
-            return
-        source = shim.held(os.open(self.template.memory, os.O_RDONLY | os.O_CLOEXEC))
-        shim.options += ["--copy", f"{source},{wiring.memory}"]
-        shim.inherited.append(source)
-
-    def _qemu(self, wiring: qemu.Wiring, held: Callable[[int], int]) -> tuple[list[str], list[int]]:
-        """QEMU's command line, for a clone or for a cold boot, and the descriptors it inherits."""
-        template = self.template
+    def _own_memory(self, shim: ShimCommand) -> int:
+        """A clone that cannot share the template's pages has a file for its own, and the shim is told to fill it; -1 for one that can."""
+        if self.template.shape.memory_mode is not MemoryMode.COPY:
+            return -1
+        memory = shim.held(kernel_template.make_memory(self.template))
         if not self._cold:
-            self._state = held(os.open(template.state, os.O_RDONLY | os.O_CLOEXEC))
-            return qemu.clone_argv(template.shape, wiring, self._state)
-        wiring.kernel = held(os.open(template.kernel, os.O_RDONLY | os.O_CLOEXEC))
-        wiring.initrd = held(kernel_template.open_initramfs(template))
-        return qemu.cold_argv(template.shape, wiring)
+            source = shim.held(os.open(self.template.memory, os.O_RDONLY | os.O_CLOEXEC))
+            shim.add(["--copy", f"{source},{memory}"], [source])
+        return memory
+
+    def _boot_files(self, shim: ShimCommand) -> tuple[int, int]:
+        """Kernel and initramfs."""
+        kernel = shim.held(os.open(self.template.kernel, os.O_RDONLY | os.O_CLOEXEC))
+        return kernel, shim.held(kernel_template.open_initramfs(self.template))
+
+    def _qemu(self, shim: ShimCommand, wiring: qemu.Wiring) -> tuple[list[str], Saved | None]:
+        """QEMU's command line, for a clone or for a cold boot, and what is to be restored; the shim keeps what QEMU inherits."""
+        shape = self.template.shape
+        saved = None
+        if self._cold:
+            argv, keep = qemu.cold_argv(shape, wiring)
+        else:
+            state = shim.held(os.open(self.template.state, os.O_RDONLY | os.O_CLOEXEC))
+            argv, keep = qemu.clone_argv(shape, wiring, state)
+            saved = qemu.state_uri(shape, state), qemu.plugged(wiring)
+        for fd in keep:
+            shim.give("keep", fd)
+        return argv, saved
 
     def _compile(self) -> CompiledPlan:
         """The container as operations; ``--debug`` prints them."""
         spec = self.bundle.spec
         shared = self.shared
-        rootfs = hybrid_rootfs.guest_ops(self.lower, volumes=bool(shared.descriptors), live=shared.lower)
+        rootfs = hybrid_rootfs.join(self.rootfs, volumes=bool(shared.descriptors), live=shared.live)
         compiled = compiler.compile(
             self.bundle,
             compiler.Facts(
@@ -295,7 +300,7 @@ class Launch:
                 if "seccomp" in spec["linux"]
                 else None,
                 # machine-id(5); not into a rootfs that others have, or will have
-                machine_id="" if self.lower.persistent else os.getrandom(16).hex() + "\n",
+                machine_id="" if self.rootfs.persistent else os.getrandom(16).hex() + "\n",
                 hostname=_hostname(self.container.id),
                 rlimits=rlimits.inherited(),
                 keyring="" if self.options.no_new_keyring else f"_ses.{self.container.id}",
@@ -305,18 +310,18 @@ class Launch:
             self.ctx.debug(line)
         return compiled
 
-    def _wake(self, machine: vm.Vm) -> None:
+    def _wake(self, machine: vm.Vm, saved: Saved | None) -> None:
         """Restore the template, or wait for a boot; then make this clone another machine than all others."""
         timeout_s = vm.ANSWER_TIMEOUT_S
-        if self._cold:
+        if saved is None:
             timeout_s = vm.COLD_TIMEOUT_S
         else:
-            machine.restore(qemu.state_uri(self.template.shape, self._state), self._devices)
+            machine.restore(*saved)
             self.stages.mark("restore")
         self._identify(machine, timeout_s)
         if not self.template.is_still_there():  # else one's state may have met another's memory, or upper
             raise HostError(f"template {self.template.key} was removed while the container was made", hint="try again")
-        if self._cold:
+        if saved is None:
             self.stages.mark("boot")
             setup = kernel_template.guest_setup(self.template)
             _check(machine.request(wire.PLAN, setup.encode(), container=0), setup, "set up the guest")
@@ -343,7 +348,7 @@ class Launch:
                 self._run_hooks(kind, wanted, machine)
                 self.stages.mark(kind)
         _check(machine.request(wire.PLAN, compiled.encode()), compiled, "create container")
-        choice.check_live(self.lower)
+        choice.check_live(self.rootfs)
         self.stages.mark("plan")
 
     def _run_hooks(self, kind: str, wanted: list[dict[str, Any]], machine: vm.Vm) -> None:
@@ -355,12 +360,16 @@ class Launch:
         finally:
             os.close(shim)
 
-    def _commit(self, machine: vm.Vm) -> None:
+    def _commit(self, machine: vm.Vm, undo: ExitStack) -> None:
         """From here on the container is: record, pid file, and only then the shim's leave to outlive us."""
+        path = self.options.pid_file
         self.container.record["committed"] = True
+        if path:
+            self.container.record["pid_file"] = os.path.abspath(path)
         self.container.save()
-        if self.options.pid_file:
-            _write_pid_file(self.options.pid_file, machine.pid)
+        if path:
+            undo.callback(_undo, self.ctx, pid_file.remove, path, machine.pid)
+            pid_file.write(path, machine.pid)
         machine.commit()
         self.stages.mark("commit")
 
@@ -390,7 +399,7 @@ def _check(result: wire.Result, sent: Plan, what: str) -> None:
             f"unable to start container process: {op.describe()}: {_find_words(str(op.arguments[0]), result.error)}"
         )
     detail = f" ({result.detail})" if result.detail else ""
-    is_image = op.opcode is Opcode.MOUNT and op.arguments[1:3] == (LOWER_DIRECTORY, "erofs")
+    is_image = op.opcode is Opcode.MOUNT and op.arguments[1:3] == (LOWER, "erofs")
     hint = "rundctl image verify removes damaged images" if is_image else ""
     raise ConfigError(f"{what}: {op.describe()}: {words}{detail}", hint=hint)
 
@@ -404,10 +413,3 @@ def _find_words(argv0: str, error: int) -> str:
 
 def _hostname(container_id: str) -> str:
     return container_id[:_HOST_NAME_MAX]
-
-
-def _write_pid_file(path: str, pid: int) -> None:
-    try:
-        replace(path, str(pid).encode(), durable=False)
-    except OSError as error:
-        raise HostError(f"write pid file {path}: {words(error)}") from error

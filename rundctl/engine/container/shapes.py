@@ -10,6 +10,7 @@ from rundctl.types import Accelerator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from rundctl.engine.rootfs.transport import Rootfs
     from rundctl.engine.settings import Settings
     from rundctl.host.cgroup_settings import Limits
     from rundctl.vmm.shape import MachineShape
@@ -19,12 +20,19 @@ MEMORY_MIN_MIB = 64
 MEMORY_MAX_MIB = 8192
 
 
-def request_for(limits: Limits, settings: Settings) -> Request:
-    """The VM that can give a container what its limits allow; the settings' VM where it has no limit.
+def request_for(limits: Limits, settings: Settings, rootfs: Rootfs, *, volumes: bool) -> Request:
+    """The VM that can give a container what its limits allow, with the devices by which its rootfs and its ``volumes`` come.
 
-    ConfigError for more than a VM can have: memory up to 8 GiB with the guest's own share, 8 vCPUs.
+    The settings' VM where there is no limit. ConfigError for more than a VM can have: memory up to 8 GiB with the guest's own share, 8 vCPUs.
     """
-    return Request(memory_mib=_memory_mib(limits.memory, settings), vcpus=_vcpus(limits))
+    return Request(
+        memory_mib=memory_mib(limits, settings),
+        vcpus=_vcpus(limits),
+        root_device=rootfs.device,
+        root_mib=rootfs.device_mib,
+        volumes=volumes
+        and rootfs.device != "virtiofs",  # with virtio-fs they come as the rootfs does, plugged into the clone
+    )
 
 
 def machine_of(shape: MachineShape, settings: Settings) -> Machine:
@@ -39,9 +47,11 @@ def machine_of(shape: MachineShape, settings: Settings) -> Machine:
     )
 
 
-def _memory_mib(limit: int | None, settings: Settings) -> int | None:
+def memory_mib(limits: Limits, settings: Settings) -> int:
+    """The memory of that VM. ConfigError as for `request_for`."""
+    limit = limits.memory
     if limit is None:
-        return None
+        return settings.memory_mib
     wanted = -(-limit // (1 << 20)) + settings.guest_overhead_mib
     step = next((step for step in _steps() if step >= wanted), None)
     if step is None:

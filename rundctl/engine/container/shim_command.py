@@ -8,7 +8,7 @@ from rundctl.host import native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from contextlib import ExitStack
 
 
@@ -27,10 +27,14 @@ class ShimCommand:
         self._undo.callback(os.close, fd)
         return fd
 
+    def add(self, options: Iterable[str], inherited: Iterable[int] = ()) -> None:
+        """Tell it more, and let it inherit what that names."""
+        self.options += options
+        self.inherited += inherited
+
     def give(self, name: str, fd: int) -> None:
         """Let it inherit a descriptor, and tell it what for: ``--name FD``."""
-        self.options += [f"--{name}", str(fd)]
-        self.inherited.append(fd)
+        self.add((f"--{name}", str(fd)), (fd,))
 
     def argv(self, commands: Sequence[str]) -> list[str]:
         """All of it; ``commands``: the helpers', each up to a word ``;``, and QEMU's."""

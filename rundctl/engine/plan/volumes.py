@@ -29,17 +29,17 @@ _OTHERS = 200  # descriptors of a start that are not sources of binds, more than
 class Volumes:
     """The sources of all binds: ``arguments`` for the shim, ``guest`` paths and ``shm`` sizes (bytes) for the compiler, by index of ``mounts``.
 
-    ``lower``: where the guest finds a directory of the rootfs that comes the same way, "" without.
+    ``live``: where the guest finds a directory of the rootfs that comes the same way, "" without.
     """
 
-    __slots__ = ("_devices", "_trees", "arguments", "descriptors", "guest", "lower", "shm")
+    __slots__ = ("_devices", "_trees", "arguments", "descriptors", "guest", "live", "shm")
 
     def __init__(self) -> None:
         self.arguments: list[str] = []
         self.descriptors: list[int] = []
         self.guest: dict[int, Volume] = {}
         self.shm: dict[int, int] = {}
-        self.lower = ""
+        self.live = ""
         self._devices: set[int] = set()
         self._trees: list[str] = []
 
@@ -65,14 +65,14 @@ class Volumes:
             self._trees.append(os.readlink(f"/proc/self/fd/{fd}"))
         return path
 
-    def add_lower(self, undo: ExitStack, path: str) -> None:
+    def add_live(self, undo: ExitStack, path: str) -> None:
         """Have a directory of the rootfs assembled, read-only. HostError if it cannot be opened."""
         try:
             fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise HostError(f"open the layer {path}: {words(error)}") from error
         undo.callback(os.close, fd)
-        self.lower = self.add(fd, read_only=True)
+        self.live = self.add(fd, read_only=True)
 
 
 def open_all(undo: ExitStack, bundle: Bundle) -> Volumes:

@@ -1,4 +1,4 @@
-"""Which transport of a root file system goes with what: the one table behind `rootfs.choice`, the table in docs/rootfs.md, and the tests.
+"""What goes with which transport of a root file system: the one table behind `rootfs.choice`, the table in docs/rootfs.md, and the tests.
 
 ``python -m rundctl.engine.rootfs.combinations docs/rootfs.md`` writes the table into that file.
 """
@@ -16,8 +16,8 @@ _AS_ROOT = "9p"  # files get the owners that the guest names, and only root can 
 class Combination:
     """A transport, and what of the machine goes with it.
 
-    name        what annotation and setting call it
-    device      that it comes by, `MachineShape.lower`
+    transport   as annotation and setting call it
+    device      that it comes by, `MachineShape.root_device`
     live        what an upper directory of the host comes by that is laid on it, "" without one; it is one more volume
     volumes     what bind mounts come by beside it
     memory      of a clone: "cow" is private over the template's, "copy" a copy that another process can map
@@ -27,11 +27,11 @@ class Combination:
     cost        of a clone beside what every one costs
     """
 
-    __slots__ = ("cold", "cost", "device", "live", "memory", "name", "needs", "read_only", "volumes")
+    __slots__ = ("cold", "cost", "device", "live", "memory", "needs", "read_only", "transport", "volumes")
 
     def __init__(  # noqa: PLR0913  one argument a column, all by name
         self,
-        name: str,
+        transport: str,
         device: str,
         *,
         cost: str,
@@ -42,7 +42,7 @@ class Combination:
         read_only: str = "",
         cold: bool = True,
     ) -> None:
-        self.name = name
+        self.transport = transport
         self.device = device
         self.live = live
         self.volumes = volumes
@@ -106,17 +106,17 @@ TABLE = (
 )
 
 
-def of(name: str, device: str = "", *, live: bool = False) -> Combination:
+def of(transport: str, device: str = "", *, live: bool = False) -> Combination:
     """The row of a transport, with an upper directory live on it or without; of several the first, unless the device is named. KeyError if there is none."""
     for row in TABLE:
-        if row.name == name and device in ("", row.device) and bool(row.live) == live:
+        if row.transport == transport and device in ("", row.device) and bool(row.live) == live:
             return row
-    raise KeyError(name, device, live)
+    raise KeyError(transport, device, live)
 
 
 def writable() -> list[str]:
     """Transports by which a rootfs can be persistent."""
-    return list(dict.fromkeys(row.name for row in TABLE if not row.read_only))
+    return list(dict.fromkeys(row.transport for row in TABLE if not row.read_only))
 
 
 def table() -> str:
@@ -131,7 +131,7 @@ def table() -> str:
 
 def _line(row: Combination, volumes: str) -> str:
     kernels = ", ".join(name for name, able in KERNELS.items() if not row.missing(able))
-    as_root = _AS_ROOT in (row.name, row.live, volumes)
+    as_root = _AS_ROOT in (row.transport, row.live, volumes)
     cost = row.cost
     if volumes in _COST_OF_VOLUMES:
         cost = "the same" if row.live else f"the same, and {_COST_OF_VOLUMES[volumes]}"
@@ -149,8 +149,8 @@ def _line(row: Combination, volumes: str) -> str:
 
 
 def _title(row: Combination) -> str:
-    several = sum(other.name == row.name for other in TABLE) > 1
-    title = f"{row.name} ({row.device})" if several else row.name
+    several = sum(other.transport == row.transport for other in TABLE) > 1
+    title = f"{row.transport} ({row.device})" if several else row.transport
     return f"{title}, on it an upper directory by {row.live}" if row.live else title
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 
-from rundctl.engine.rootfs import transport as transports
+from rundctl.engine.rootfs import transport
 from rundctl.engine.template import upper
 from rundctl.errors import ConfigError, HostError, words
 from rundctl.host import files, mountinfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rundctl.engine.rootfs.transport import Lower
+    from rundctl.engine.rootfs.transport import Rootfs
 
 _WHAT = "copy the root file system"
 
@@ -28,7 +28,7 @@ def size_mib(rootfs: str, room_mib: int) -> int:
     if inside is not None:
         raise ConfigError(
             f"rootfs {rootfs}: blk copies one file system, and something is mounted at {inside}",
-            hint=transports.MOUNTS_HINT,
+            hint=transport.MOUNTS_HINT,
         )
     try:
         return Ext4(room_mib).size_mib(Tree(rootfs))
@@ -36,30 +36,31 @@ def size_mib(rootfs: str, room_mib: int) -> int:
         raise HostError(f"{_WHAT} {rootfs}: {error.message}", hint=error.hint) from error
 
 
-def open_copy(lower: Lower, directory: str, empty: str) -> int:
+def open_copy(rootfs: Rootfs, directory: str, empty: str) -> int:
     """The disk of one container, in a nameless file: its descriptor.
 
     Of an image it lies beside that, so that they can share extents, else in ``directory``; ``empty``: any empty directory. HostError if it cannot be.
     """
-    if lower.image is not None:
-        images = os.path.dirname(os.path.dirname(lower.image.path))  # its own directory may be gone by now
-        return upper.clone(f"/proc/self/fd/{lower.image.fd}", images, "the root disk")
+    if rootfs.image is not None:
+        images = os.path.dirname(os.path.dirname(rootfs.image.path))  # its own directory may be gone by now
+        return upper.clone(f"/proc/self/fd/{rootfs.image.fd}", images, "the root disk")
     try:
         writable = files.nameless(directory)
     except OSError as error:
         raise HostError(f"{_WHAT}: {directory}: {words(error)}") from error
     try:
-        _fill(lower, writable, empty)
+        _fill(rootfs, writable, empty)
     except BaseException:
         os.close(writable)
         raise
     return writable
 
 
-def _fill(lower: Lower, disk: int, empty: str) -> None:
+def _fill(rootfs: Rootfs, disk: int, empty: str) -> None:
     from rundctl.engine.rootfs.images.formats import Ext4
 
+    image, what = f"/proc/{os.getpid()}/fd/{disk}", f"{_WHAT} {rootfs.path}"
     try:
-        Ext4(0).fill(lower.path, f"/proc/{os.getpid()}/fd/{disk}", lower.mib, empty, f"{_WHAT} {lower.path}", inodes=0)
+        Ext4(0).fill(rootfs.path, image, rootfs.device_mib, empty, what, inodes=0)
     except OSError as error:
-        raise HostError(f"{_WHAT} {lower.path}: {error.filename}: {words(error)}") from error
+        raise HostError(f"{what}: {error.filename}: {words(error)}") from error

@@ -4,46 +4,49 @@ Problem
     A container needs a root file system that starts at once, costs nothing until written to, and behaves like a local one. Copying an image
     per VM is slow; writing through a shared file system makes every small write a round trip through the VMM.
 Mechanism
-    lower   what all containers of a rootfs share. An EROFS image on virtio-pmem, mapped from the host's page cache (or on virtio-blk, where it is too
-            large for that), if the content is known not to change; else the directory itself, read-only, by virtio-9p from within QEMU or by a
-            virtiofsd beside it. What is stacked of layers is taken apart: they are the image, and the directory above them is laid on it, live.
-    upper   what is the container's alone: an ext4 image on virtio-blk, a reflink (or a copy of the data extents) of the template's, in a file that
-            never has a name. The template's guest has it mounted already, so that a clone's first write needs no mount.
-    or one  instead of both: the directory itself, written to, where the container is asked to be persistent; or an ext4 disk of its own with
-            the whole rootfs copied to it, which is how it was without this idea.
-    volumes bind mounts of the host: one read-write export of a directory per container, by 9p or by a second virtiofsd.
-    The template has the devices that its clones need, with something empty behind them; a clone puts its own there before the guest mounts it.
-Parts
-    `rootfs.choice` which of these, and why; `combinations` what goes with what; `lower` each transport's device and mount; `rootfs.images.content`,
-    `rootfs.images.overlay`, `overlay_marks` what does not change; `shares` virtiofsd; `disk` the disk of its own; `upper` the private image; `volumes` the bind
-    mounts.
+    Three steps, and a function for each.
+    `choose`        the lower, which all containers of a rootfs share. What is known not to change is an EROFS image, made once, on virtio-pmem: each VM
+                    maps the host's page cache. What may change is the directory itself, read-only, by 9p. Of layers stacked by overlayfs both: the layers
+                    are the image, and the directory above them is laid on it, live.
+    `open_private`  the upper, which is the container's alone: an ext4 image on virtio-blk, a reflink of the template's (or a copy of its few data
+                    extents), in a file that never has a name. The template's guest has it mounted already: a clone's first write needs no mount.
+    `join`          the operations by which the guest mounts one over the other.
+    The template has the devices that its clones need, with something empty behind them. A clone puts its own there before the guest mounts it.
+    Who asks for something else gets it by name (`rootfs.choice`): another transport for the lower; the directory itself, written to (persistent); or
+    a disk of its own with all of the rootfs copied to it, which is how it was without this idea.
 Cost
     Upper: one ioctl where the file system has reflinks (XFS, btrfs), else as long as its data extents take to copy (52 KiB).
     Guest: two mounts, about 15 ms under emulation; by 9p 1.2 MiB of QEMU's memory, on pmem 1/64 of the device's size of the guest's.
 Invariants
-    The lower is never written, unless it is persistent. The upper is gone with the last descriptor to it. The template's image is never opened for writing.
+    The lower is never written. The upper is gone with the last descriptor to it. The template's image is never opened for writing.
     The image and the template's memory are of the same moment: one is never used without the other.
     A start never waits for an image to be made, unless it was told to use one.
 Measured by
-    bench/, tests/system/test_rootfs_contract.py and test_template_clone.py.
+    make bench-rootfs; tests/system/test_rootfs_contract.py (behaves like a local one), test_shared_lower.py, test_upper.py, test_template_clone.py.
 """
 
 from __future__ import annotations
 
 import os
 
-from rundctl.engine.rootfs import combinations
-from rundctl.engine.rootfs import transport as lowers
+from rundctl.engine.rootfs import combinations, transport
+from rundctl.engine.rootfs.choice import Choice, immutable_content
+from rundctl.engine.rootfs.images import content as images
+from rundctl.engine.rootfs.transport import LOWER, ROOT
 from rundctl.engine.template import upper
 from rundctl.guest import ops
 from rundctl.vmm import qemu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rundctl.engine.rootfs.transport import Lower
-    from rundctl.engine.template.store import Template
+    from collections.abc import Callable
+    from contextlib import ExitStack
 
-ROOT = lowers.ROOT
+    from rundctl.engine.rootfs.transport import Rootfs
+    from rundctl.engine.settings import Settings
+    from rundctl.engine.template.store import Template
+    from rundctl.oci.bundle import Bundle
+
 VOLUMES = "/volumes"
 _OVERLAY = (
     # option, why
@@ -63,28 +66,51 @@ _OVERLAY = (
 )
 
 
-def open_private(lower: Lower, template: Template) -> int:
+def choose(
+    undo: ExitStack, bundle: Bundle, settings: Settings, memory_mib: int, able: Callable[[], frozenset[str]]
+) -> Rootfs:
+    """What the guest gets of a bundle's rootfs, and why: the shared lower that suits it best, or what annotation or settings ask for.
+
+    ``able`` tells what the guest's kernel can mount, and is asked only if that matters. ``undo`` closes the image that is chosen, if it is one: from the
+    choice on it cannot be missed. ConfigError for what cannot be had, HostError for what the host cannot do.
+    """
+    choice = Choice(undo, bundle, settings, memory_mib, able)
+    asked = bundle.options.lower or settings.lower
+    if (bundle.options.rootfs or settings.rootfs) == "persistent":
+        return choice.persistent(asked)
+    if asked != "auto":
+        return choice.by_name(asked)
+    content, live, reason = immutable_content(bundle)
+    reason = reason or choice.lacking("erofs", live)
+    if content is None or reason:
+        return transport.nine_p(bundle.rootfs, reason)
+    image = images.find_open(undo, settings.home, content)
+    if image is None:
+        return transport.nine_p(bundle.rootfs, images.start_background(settings, content))
+    return transport.erofs(image, memory_mib, live, content.directories)
+
+
+def open_private(rootfs: Rootfs, template: Template) -> int:
     """What is the clone's alone (its upper; or all, on a disk), in a file without a name: its descriptor. HostError says what the host refused."""
-    if lower.is_disk:
+    if rootfs.is_disk:
         from rundctl.engine.rootfs import disk
 
-        return disk.open_copy(lower, template.directory, template.empty)
+        return disk.open_copy(rootfs, template.directory, template.empty)
     image = template.upper(os.getpid())
     return upper.clone(image, os.path.dirname(image))
 
 
-def guest_ops(lower: Lower, *, volumes: bool = False, live: str = "") -> list[ops.Op]:
+def join(rootfs: Rootfs, *, volumes: bool = False, live: str = "") -> list[ops.Op]:
     """Make the container's root at `ROOT`, and its volumes at `VOLUMES`/0, /1 ... if it has any.
 
     ``live``: where the guest finds the directory that is stacked on an image.
     """
-    made = [lower.mount]
+    made = [rootfs.mount]
     if volumes:
         # No cache but for mmap: the host, and other containers, write there too.
-        by = combinations.of(lower.name, live=bool(live)).volumes
-        made.append(ops.mount(qemu.VOLUMES_TAG, VOLUMES, by, 0, f"{lowers.NINE_P},cache=mmap" if by == "9p" else ""))
-    if lower.persistent or lower.is_disk:
-        return made
-    shared = f"lowerdir={live}:{lowers.DIRECTORY}" if live else f"lowerdir={lowers.DIRECTORY}"
-    made.append(ops.mount("overlay", ROOT, "overlay", 0, ",".join((shared, *(option for option, _ in _OVERLAY)))))
+        by = combinations.of(rootfs.transport, live=bool(live)).volumes
+        made.append(ops.mount(qemu.VOLUMES_TAG, VOLUMES, by, 0, f"{transport.NINE_P},cache=mmap" if by == "9p" else ""))
+    if rootfs.is_lower:
+        layers = f"lowerdir={live}:{LOWER}" if live else f"lowerdir={LOWER}"
+        made.append(ops.mount("overlay", ROOT, "overlay", 0, ",".join((layers, *(option for option, _ in _OVERLAY)))))
     return made

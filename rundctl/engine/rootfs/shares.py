@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import socket
 
-from rundctl.engine.template import inputs
 from rundctl.errors import HostError, words
+from rundctl.host import memo as memos
 from rundctl.vmm import virtiofsd
 
 TYPE_CHECKING = False
@@ -22,36 +22,52 @@ if TYPE_CHECKING:
 _SOCKET = "virtiofsd.sock"
 
 
-class Shares:
-    """All of one container's: ``options`` and ``commands`` for the shim, which is to inherit ``inherited``; (tag, connected socket) for QEMU."""
+class Share:
+    """One directory and its server.
 
-    __slots__ = ("_daemon", "_directory", "_undo", "commands", "inherited", "options", "sockets")
+    tag, socket  by which the guest asks for it, and the socket that QEMU gets, connected to the server
+    options      for the shim, which keeps the server; ``inherited``: the descriptors that it is to inherit for that
+    command      the server's, up to a word ``;``
+    """
+
+    __slots__ = ("command", "inherited", "options", "socket", "tag")
+
+    def __init__(
+        self, tag: str, connected: int, options: tuple[str, ...], inherited: tuple[int, ...], command: tuple[str, ...]
+    ) -> None:
+        self.tag = tag
+        self.socket = connected
+        self.options = options
+        self.inherited = inherited
+        self.command = command
+
+
+class Servers:
+    """The virtiofsds of one container: ``daemon`` in the container's own ``directory``, in whose place each sees what it serves; open until ``undo``."""
+
+    __slots__ = ("_daemon", "_directory", "_undo")
 
     def __init__(self, undo: ExitStack, daemon: Daemon, directory: str) -> None:
-        """``directory``: the container's own, in whose place a daemon sees what it serves."""
         self._undo = undo
         self._daemon = daemon
         self._directory = directory
-        self.options: list[str] = []
-        self.commands: list[str] = []
-        self.inherited: list[int] = []
-        self.sockets: list[tuple[str, int]] = []
 
-    def add_rootfs(self, tag: str, directory: int, *, writable: bool) -> None:
+    def rootfs(self, tag: str, directory: int, *, writable: bool) -> Share:
         """The root file system, with what is mounted inside. Read-only it does not change while it is used; that is what a lower layer is."""
-        self.inherited.append(directory)
-        self._add(tag, f"{'rw' if writable else 'ro'},{directory}", fixed=not writable)
+        serves = f"{'rw' if writable else 'ro'},{directory}"
+        return self._share(tag, serves, (directory,), fixed=not writable)
 
-    def add_volumes(self, tag: str, *, submounts: bool) -> None:
+    def volumes(self, tag: str, *, submounts: bool) -> Share:
         """What the shim assembles of ``--volume`` options."""
-        self._add(tag, "volumes", fixed=False, submounts=submounts)
+        return self._share(tag, "volumes", (), fixed=False, submounts=submounts)
 
-    def _add(self, tag: str, serves: str, *, fixed: bool, submounts: bool = False) -> None:
+    def _share(
+        self, tag: str, serves: str, inherited: tuple[int, ...], *, fixed: bool, submounts: bool = False
+    ) -> Share:
         listening, connected = self._connected()
-        self.options += ["--helper", f"{virtiofsd.NAME},{listening},{serves}"]
-        self.commands += [*self._daemon.argv(listening, self._directory, fixed=fixed, submounts=submounts), ";"]
-        self.inherited.append(listening)
-        self.sockets.append((tag, connected))
+        options = ("--helper", f"{virtiofsd.NAME},{listening},{serves}")
+        command = (*self._daemon.argv(listening, self._directory, fixed=fixed, submounts=submounts), ";")
+        return Share(tag, connected, options, (*inherited, listening), command)
 
     def _connected(self) -> tuple[int, int]:
         """A listening socket for the daemon, and one for QEMU that waits to be accepted. Nobody else can connect: the name is gone."""
@@ -74,7 +90,7 @@ class Shares:
 def find_daemon(settings: Settings) -> Daemon:
     """The virtiofsd that the settings lead to, remembered. HostError if there is none."""
     path = virtiofsd.find(settings.virtiofsd)
-    memo = inputs.open_memo(settings)
+    memo = memos.of_home(settings.home)
     found = virtiofsd.known(path, memo)
     if found is None:
         found = virtiofsd.examine(path, memo)

@@ -111,7 +111,7 @@ def _make_disk(path: str, shape: MachineShape, progress: Progress) -> None:
         upper.format_image(path, shape.upper_mib)
     else:  # each clone has a disk of its own there, of this size
         with open(path, "wb") as file:
-            file.truncate(shape.lower_mib << 20)
+            file.truncate(shape.root_mib << 20)
 
 
 class _Guest:
@@ -176,21 +176,21 @@ class _Guest:
         return qemu.Wiring(
             agent=agent,
             qmp=monitor,
-            upper=self._open(_DISK, os.O_RDWR),
+            disk=self._open(_DISK, os.O_RDWR),
             empty=f"{self._directory}/empty",
             memory_path=memory,
             kernel=self._keep(os.open(self._recipe.kernel.vmlinux, os.O_RDONLY | os.O_CLOEXEC)),
             initrd=self._keep(initramfs_fd(self._recipe.kernel, self._recipe.agent)),
-            lower=self._placeholder(),
+            image=self._placeholder(),
             console=self._open("console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND),
         )
 
     def _placeholder(self) -> int:
-        """Zeroes of the size that the clones' images have; -1 where the lower comes by no image."""
-        if self._recipe.shape.lower not in qemu.LOWER_DEVICES:
+        """Zeroes of the size that the clones' images have; -1 where there is no image."""
+        if self._recipe.shape.root_device not in qemu.IMAGE_PATHS:
             return -1
         fd = self._keep(os.memfd_create("lower", os.MFD_CLOEXEC))
-        os.ftruncate(fd, self._recipe.shape.lower_mib << 20)
+        os.ftruncate(fd, self._recipe.shape.root_mib << 20)
         return fd
 
     def _open(self, name: str, flags: int) -> int:

@@ -12,13 +12,14 @@ import rundctl
 from rundctl.errors import HostError, words
 from rundctl.guest import kernel as kernels
 from rundctl.host import machine
-from rundctl.host.memo import Memo
+from rundctl.host import memo as memos
 from rundctl.vmm import accelerator, binary, qemu
 from rundctl.vmm.shape import MachineShape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.engine.settings import Settings
+    from rundctl.host.memo import Memo
     from rundctl.types import Accelerator, TemplateKey
 
 AGENT = os.path.join(os.path.dirname(rundctl.__file__), "_native", "agent")
@@ -27,21 +28,21 @@ AGENT = os.path.join(os.path.dirname(rundctl.__file__), "_native", "agent")
 class Request:
     """What a container may ask of its machine; None leaves it to the settings. Devices as in `MachineShape`."""
 
-    __slots__ = ("lower", "lower_mib", "memory_mib", "vcpus", "volumes")
+    __slots__ = ("memory_mib", "root_device", "root_mib", "vcpus", "volumes")
 
     def __init__(
         self,
         memory_mib: int | None = None,
         vcpus: int | None = None,
         *,
-        lower: str = "9p",
-        lower_mib: int = 0,
+        root_device: str = "9p",
+        root_mib: int = 0,
         volumes: bool = False,
     ) -> None:
         self.memory_mib = memory_mib
         self.vcpus = vcpus
-        self.lower = lower
-        self.lower_mib = lower_mib
+        self.root_device = root_device
+        self.root_mib = root_mib
         self.volumes = volumes
 
 
@@ -79,18 +80,18 @@ class Ingredients:
             accelerator=chosen,
             memory_mib=self.request.memory_mib or self.settings.memory_mib,
             vcpus=self.request.vcpus or self.settings.vcpus,
-            upper_mib=0 if self.request.lower == qemu.DISK else self.settings.upper_mib,
+            upper_mib=0 if self.request.root_device == qemu.DISK else self.settings.upper_mib,
             digests=self.digests,
             host=self.host,
-            lower=self.request.lower,
-            lower_mib=self.request.lower_mib,
+            root_device=self.request.root_device,
+            root_mib=self.request.root_mib,
             volumes=self.request.volumes,
         )
 
 
 def open_memo(settings: Settings) -> Memo:
     """The host's remembered answers."""
-    return Memo(f"{settings.home}/digests.json")
+    return memos.of_home(settings.home)
 
 
 def known(settings: Settings, request: Request, memo: Memo) -> tuple[MachineShape, TemplateKey] | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _DAY_S = 86400
 # What containers choose, by limits, volumes and where their root comes from: templates that differ in nothing else are all current.
-_BY_CONTAINER = ("memory_mib", "vcpus", "lower", "lower_mib", "volumes")
+_BY_CONTAINER = ("memory_mib", "vcpus", "root_device", "root_mib", "volumes")
 
 
 class Limits:
@@ -67,7 +67,7 @@ def _is_usable(entry: Entry, family: dict[str, Any] | None) -> bool:
     if not entry.intact or family is None:
         return False
     shape = entry.manifest["shape"]
-    if shape["lower"] == qemu.DISK:  # has no upper layer, whatever the settings say of one
+    if shape["root_device"] == qemu.DISK:  # has no upper layer, whatever the settings say of one
         shape = {**shape, "upper_mib": family["upper_mib"]}
     return _family(shape) == family
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rundctl.types import TemplateKey
     from rundctl.vmm.shape import MachineShape
 
-FORMAT = 2
+FORMAT = 3
 # The storage image is there more than once so that clones made at once meet at no lock: XFS puts each new directory into the next of its allocation
 # groups (four, unless it is made with more), and files into their directory's. With one for all 200 at once sleep (docs/rootfs.md).
 UPPERS = tuple(f"upper{number}/image" for number in range(4))

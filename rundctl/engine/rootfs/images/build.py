@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rundctl.engine import background
-from rundctl.engine.rootfs.images import content as lower_images
-from rundctl.engine.rootfs.images import store as lower_image_store
+from rundctl.engine.rootfs.images import content as images
+from rundctl.engine.rootfs.images import store
 from rundctl.engine.rootfs.images.content import IMAGE, Content
 from rundctl.engine.rootfs.images.formats import SPACE_HINT, Erofs, Ext4
 from rundctl.engine.rootfs.images.scan import Tree
@@ -38,15 +38,15 @@ def build(home: str, content: Content, progress: Progress, *, max_mib: int, lock
     ``lock``: of the workspace, for callers that have it already; it is closed.
     """
     try:
-        lower_images.make_root(home)
-        lower_image_store.sweep(home)
-        with _Workspace(lower_images.workspace(home, content.key), lock) as directory:
-            found = lower_images.find(home, content)
+        images.make_root(home)
+        store.sweep(home)
+        with _Workspace(images.workspace(home, content.key), lock) as directory:
+            found = images.find(home, content)
             if found is not None:
                 return found
             found = _Builder(home, content, directory, progress).make(max_mib)
-        lower_image_store.evict(home, max_mib, keep=content.key)
-        files.unlink(lower_images.failure_path(home, content.key))
+        store.evict(home, max_mib, keep=content.key)
+        files.unlink(images.failure_path(home, content.key))
     except OSError as error:
         raise HostError(f"{_what(content)}: {error.filename or home}: {words(error)}", hint=_hint(error)) from error
     return found
@@ -62,7 +62,7 @@ def run_in_background(job: dict[str, Any]) -> None:
         said = f"built in {time.monotonic() - started:.1f} s"
     except RundctlError as error:
         said = str(error)
-        files.replace(lower_images.failure_path(job["home"], job["key"]), os.fsencode(said), 0o600, durable=False)
+        files.replace(images.failure_path(job["home"], job["key"]), os.fsencode(said), 0o600, durable=False)
     sys.stderr.write(f"{time.strftime('%FT%T%z')} {job['key']} {said}\n")
 
 
@@ -148,7 +148,7 @@ class _Builder:
         free = status.f_bavail * status.f_frsize
         if needed > free:
             raise HostError(
-                f"{_what(self._content)}: {free >> 20} MiB are free in {lower_images.root(self._home)}, {needed >> 20} needed",
+                f"{_what(self._content)}: {free >> 20} MiB are free in {images.root(self._home)}, {needed >> 20} needed",
                 hint=SPACE_HINT,
             )
 
@@ -166,7 +166,7 @@ class _Builder:
         finally:
             os.close(fd)
         manifest = {
-            "format": lower_images.FORMAT,
+            "format": images.FORMAT,
             "key": self._content.key,
             "content": self._content.facts(),
             "inodes": tree.inodes,
@@ -180,11 +180,11 @@ class _Builder:
         for name in ("merged", "layers"):
             shutil.rmtree(f"{self._directory}/{name}", ignore_errors=True)
         files.sync_directory(self._directory)
-        root = lower_images.root(self._home)
+        root = images.root(self._home)
         shutil.rmtree(f"{root}/{self._content.key}", ignore_errors=True)  # one that was damaged
         os.rename(self._directory, f"{root}/{self._content.key}")
         files.sync_directory(root)
-        found = lower_images.find(self._home, self._content)
+        found = images.find(self._home, self._content)
         if found is None:
             raise HostError(f"{_what(self._content)}: the image changed as soon as it was there")
         return found

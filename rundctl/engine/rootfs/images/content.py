@@ -1,4 +1,4 @@
-"""Lower images: an immutable content as one file, made once, found by every start.
+"""Images: an immutable content as one file, made once, found by every start.
 
 As EROFS it is shared by all VMs through the host's page cache; as ext4 every VM gets a copy (`disk`).
 ``HOME/images/KEY/{image,manifest.json}``: complete or not there at all, and never written to again. Here is what a start needs: to find, to
@@ -30,6 +30,7 @@ FORMAT = 2  # of image and manifest: raise it with every change of what `rootfs.
 IMAGE = "image"
 RETRY_S = 3600  # a content that could not be made an image is not tried again in the background so soon
 _KEY_BYTES = 16
+_DEVICE_MIN_MIB = 64
 
 
 class Content:
@@ -112,11 +113,19 @@ class Image:
 
     __slots__ = ("fd", "key", "path", "size_bytes")
 
-    def __init__(self, key: str, path: str, size_bytes: int) -> None:
+    def __init__(self, key: str, path: str, size_bytes: int, fd: int = -1) -> None:
         self.key = key
         self.path = path
         self.size_bytes = size_bytes
-        self.fd = -1
+        self.fd = fd
+
+
+def device_mib(size_bytes: int) -> int:
+    """Size of the device for an image: a power of two, so that few templates serve all images."""
+    mib = _DEVICE_MIN_MIB
+    while mib << 20 < size_bytes:
+        mib *= 2
+    return mib
 
 
 def root(home: str) -> str:
@@ -150,14 +159,14 @@ def find_open(undo: ExitStack, home: str, content: Content) -> Image | None:
     if image is None:
         return None
     try:
-        image.fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
-        undo.callback(os.close, image.fd)
-        fcntl.flock(image.fd, fcntl.LOCK_SH)  # at most `rootfs.images.store` has it, for as long as it takes to ask
+        fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
+        undo.callback(os.close, fd)
+        fcntl.flock(fd, fcntl.LOCK_SH)  # at most `rootfs.images.store` has it, for as long as it takes to ask
     except FileNotFoundError:
         return None
     except OSError as error:
         raise HostError(f"open {image.path}: {words(error)}") from error
-    return image
+    return Image(image.key, image.path, image.size_bytes, fd)
 
 
 def start_background(settings: Settings, content: Content) -> str:
@@ -202,8 +211,8 @@ def _failed_lately(home: str, content: Content) -> str:
 
 
 _PROGRAM = """
-from rundctl.engine.rootfs.images import build as lower_image_build
-lower_image_build.run_in_background(job)
+from rundctl.engine.rootfs.images import build
+build.run_in_background(job)
 """
 
 

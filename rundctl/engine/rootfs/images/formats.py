@@ -6,7 +6,7 @@ EROFS must be exact, and mapped:
     no compression  nothing that is compressed can be mapped.
 ext4 is filled by cp through a loop device, in a mount namespace of its own. ``mkfs.ext4 -d`` needs no such device, but (1.47.0, seen) writes times in whole
     seconds, and those after 2038 wrong, leaves directories without an index, and takes four times as long for 10,000 files.
-Both are padded, with a hole, to the size of the device that a template has for them (`lower.window_mib`).
+Both are padded, with a hole, to the size of the device that a template has for them (`rootfs.images.content.device_mib`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from __future__ import annotations
 import errno
 import os
 
-from rundctl.engine.rootfs import transport
+from rundctl.engine.rootfs.images import content as images
 from rundctl.engine.rootfs.images.scan import BLOCK
-from rundctl.engine.template import upper
 from rundctl.errors import HostError
-from rundctl.host import mounts, process
+from rundctl.host import ext4, mounts, process
 from rundctl.host.loop import Loop
 
 TYPE_CHECKING = False
@@ -60,7 +59,7 @@ class Erofs:
             process.run(
                 ["fallocate", "--dig-holes", image], what="free the image's zeroes", hint="apt-get install util-linux"
             )
-        os.truncate(image, transport.window_mib(os.stat(image).st_size) << 20)
+        os.truncate(image, images.device_mib(os.stat(image).st_size) << 20)
 
     def _mkfs(self, tool: str, source: str, image: str, tree: Tree, what: str) -> None:
         status, said = _run([tool, *_OPTIONS, *(() if tree.has_xattrs else _NO_XATTRS), image, source])
@@ -94,7 +93,7 @@ class Ext4:
     def size_mib(self, tree: Tree) -> int:
         """Size of the file system and its device. A 25th is more than the inodes of the room take, and the bitmaps."""
         needed = (self.needed_bytes(tree) + (self._room_mib << 20)) * 26 // 25
-        return transport.window_mib(needed)
+        return images.device_mib(needed)
 
     def write(self, source: str, image: str, tree: Tree, what: str) -> None:
         """Write it. HostError beginning with ``what`` if it cannot be, or is not exact."""
@@ -110,12 +109,12 @@ class Ext4:
 
         ``point``: any empty directory; the mount over it is seen by nobody else, and gone whatever kills us. HostError if it cannot be.
         """
-        upper.mkfs(image, size_mib, "-N", str(size_mib * _INODES_PER_MIB + inodes), what=what)
+        ext4.make(image, size_mib, "-N", str(size_mib * _INODES_PER_MIB + inodes), what=what)
         with mounts.PrivateMounts():
             # cp goes by paths: who else writes to the tree could put a symlink in a directory's place, and have a file of the host copied.
             mounts.fence(source)
             with Loop(image) as device:
-                mounts.mount(device.path, point, "ext4", upper.MS_NOATIME, "noinit_itable")
+                mounts.mount(device.path, point, "ext4", mounts.MS_NOATIME, "noinit_itable")
             try:
                 os.rmdir(f"{point}/lost+found")  # the tree's own may be there again
                 self._copy(source, point, what)

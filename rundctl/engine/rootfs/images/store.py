@@ -1,4 +1,4 @@
-"""The cache of lower images as a whole: what is there, whether it is whole, what goes. Cold."""
+"""The cache of images as a whole: what is there, whether it is whole, what goes. Cold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from rundctl.engine.rootfs.images import content
+from rundctl.engine.rootfs.images import content as images
 from rundctl.engine.rootfs.images.content import IMAGE, Content
 from rundctl.errors import HostError
 from rundctl.host import files
@@ -25,7 +25,7 @@ class Entry:
 
     def __init__(self, directory: str) -> None:
         self.key = os.path.basename(directory)
-        manifest = manifests.read(directory, content.FORMAT)
+        manifest = manifests.read(directory, images.FORMAT)
         self.manifest: dict[str, Any] = manifest or {}
         self.size_mib = manifests.size_mib(directory, (IMAGE,))
         self.used_s = manifests.used_s(directory)
@@ -60,7 +60,7 @@ class Entry:
 
 def entries(home: str) -> list[Entry]:
     """All images, by key."""
-    root = content.root(home)
+    root = images.root(home)
     try:
         names = sorted(
             name for name in os.listdir(root) if not name.startswith(".") and os.path.isdir(f"{root}/{name}")
@@ -72,7 +72,7 @@ def entries(home: str) -> list[Entry]:
 
 def prune(home: str, *, max_mib: int | None = None, everything: bool = False) -> list[str]:
     """Remove what nothing can use (damaged, or of layers that are gone), what is over ``max_mib``, or all; the keys. VMs keep what they have open."""
-    if not os.path.isdir(content.root(home)):
+    if not os.path.isdir(images.root(home)):
         return []
     sweep(home)
     with _lock(home):
@@ -120,7 +120,7 @@ def verify(home: str, progress: Progress) -> list[str]:
 
 def sweep(home: str) -> None:
     """Remove what killed builders left."""
-    root = content.root(home)
+    root = images.root(home)
     for name in os.listdir(root):
         if name.startswith(".") and name.endswith(".tmp"):
             with suppress(OSError):
@@ -128,7 +128,7 @@ def sweep(home: str) -> None:
 
 
 def _lock(home: str) -> files.Lock:
-    return files.Lock(f"{content.root(home)}/.lock")
+    return files.Lock(f"{images.root(home)}/.lock")
 
 
 def _state(directory: str, manifest: dict[str, Any] | None) -> str:
@@ -159,7 +159,7 @@ def _is_as_written(home: str, entry: Entry) -> bool:
     if entry.state == "damaged":
         return False
     try:
-        fd = os.open(f"{content.root(home)}/{entry.key}/{IMAGE}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"{images.root(home)}/{entry.key}/{IMAGE}", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return True  # removed meanwhile
     try:
@@ -172,7 +172,7 @@ def _is_as_written(home: str, entry: Entry) -> bool:
 
 
 def _remove(home: str, key: str) -> None:
-    shutil.rmtree(f"{content.root(home)}/{key}", ignore_errors=True)
+    shutil.rmtree(f"{images.root(home)}/{key}", ignore_errors=True)
 
 
 def _remove_ownerless(directory: str) -> None:

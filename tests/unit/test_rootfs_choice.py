@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rundctl.engine.rootfs import choice, hybrid_rootfs, transport
-from rundctl.engine.rootfs.images import build, overlay_marks, store
-from rundctl.engine.rootfs.images import content as lower_images
-from rundctl.engine.rootfs.images import overlay as overlay_mount
+from rundctl.engine.rootfs.images import build, overlay, overlay_marks, store
+from rundctl.engine.rootfs.images import content as images
 from rundctl.engine.rootfs.images.content import Image
 from rundctl.engine.rootfs.images.overlay import Overlay
 from rundctl.engine.settings import Settings
@@ -50,11 +49,11 @@ def background(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Keys of the images that would be built."""
     keys: list[str] = []
 
-    def start(_: Settings, content: lower_images.Content) -> str:
+    def start(_: Settings, content: images.Content) -> str:
         keys.append(content.key)
         return "one is being built"
 
-    monkeypatch.setattr(lower_images, "start_background", start)
+    monkeypatch.setattr(images, "start_background", start)
     return keys
 
 
@@ -62,7 +61,7 @@ def background(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def image(monkeypatch: pytest.MonkeyPatch) -> Image:
     """The one that is there, whatever is asked for."""
     found = Image("key", "/images/key/image", 50 * MIB)
-    monkeypatch.setattr(lower_images, "find_open", lambda *_: found)
+    monkeypatch.setattr(images, "find_open", lambda *_: found)
     return found
 
 
@@ -73,30 +72,30 @@ def _layer(directory: Path) -> str:
     return str(layer)
 
 
-def _choose(bundle: Bundle, settings: Settings, able: frozenset[str] = ABLE) -> transport.Lower:
+def _choose(bundle: Bundle, settings: Settings, able: frozenset[str] = ABLE) -> transport.Rootfs:
     with ExitStack() as undo:
-        return choice.choose(undo, bundle, settings, 128, lambda: able)
+        return hybrid_rootfs.choose(undo, bundle, settings, 128, lambda: able)
 
 
 def test_a_directory_may_change_and_is_shared_live(tmp_path: Path, settings: Settings, image: Image) -> None:
     del image
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
-    assert (chosen.name, chosen.device, chosen.path) == ("9p", "9p", str(tmp_path / "rootfs"))
+    assert (chosen.transport, chosen.device, chosen.path) == ("9p", "9p", str(tmp_path / "rootfs"))
     assert "may change" in chosen.reason
 
 
 def test_a_disk_only_where_it_is_asked_for(tmp_path: Path, settings: Settings, image: Image) -> None:
     rootfs = tmp_path / "rootfs"
     copied = _choose(_bundle(rootfs, lower="blk"), settings, frozenset())
-    assert (copied.name, copied.device, copied.path, copied.image) == ("blk", "disk", str(rootfs), None)
-    assert copied.mib == 4096, "2048 to write to, and a power of two"
+    assert (copied.transport, copied.device, copied.path, copied.image) == ("blk", "disk", str(rootfs), None)
+    assert copied.device_mib == 4096, "2048 to write to, and a power of two"
     kept = _choose(_bundle(rootfs, lower="blk", immutable="1"), settings, frozenset())
-    assert (kept.device, kept.path, kept.image, kept.mib) == ("disk", image.path, image, 50)
+    assert (kept.device, kept.path, kept.image, kept.device_mib) == ("disk", image.path, image, 50)
     for chosen in (copied, kept):
-        (mounted,) = hybrid_rootfs.guest_ops(chosen)
-        assert mounted.arguments[:3] == (qemu.UPPER_DEVICE, "/root", "ext4")
-        assert len(hybrid_rootfs.guest_ops(chosen, volumes=True)) == 2
-    assert _choose(_bundle(rootfs, immutable="1"), settings).name == "erofs"
+        (mounted,) = hybrid_rootfs.join(chosen)
+        assert mounted.arguments[:3] == (qemu.DISK_PATH, "/root", "ext4")
+        assert len(hybrid_rootfs.join(chosen, volumes=True)) == 2
+    assert _choose(_bundle(rootfs, immutable="1"), settings).transport == "erofs"
 
 
 @pytest.mark.parametrize("upper", ["empty", "written", ""])
@@ -105,8 +104,8 @@ def test_a_disk_of_layers_is_of_their_image_unless_something_lies_upon_them(
 ) -> None:
     for name in ("empty", "written/file"):
         (tmp_path / name).mkdir(parents=True)
-    overlay = Overlay((_layer(tmp_path),), str(tmp_path / upper) if upper else None, None, ())
-    monkeypatch.setattr(overlay_mount, "of_rootfs", lambda _: (overlay, ""))
+    parts = Overlay((_layer(tmp_path),), str(tmp_path / upper) if upper else None, None, ())
+    monkeypatch.setattr(overlay, "of_rootfs", lambda _: (parts, ""))
     chosen = _choose(_bundle(tmp_path / "rootfs", lower="blk"), settings)
     assert (chosen.image is image) == (upper != "written")
     assert chosen.live == ""
@@ -115,21 +114,21 @@ def test_a_disk_of_layers_is_of_their_image_unless_something_lies_upon_them(
 def test_what_was_asked_for_comes_first(tmp_path: Path, settings: Settings, image: Image) -> None:
     del image
     rootfs = tmp_path / "rootfs"
-    assert _choose(_bundle(rootfs, immutable="1", lower="9p"), settings).name == "9p"
+    assert _choose(_bundle(rootfs, immutable="1", lower="9p"), settings).transport == "9p"
     settings.lower = "9p"
-    assert _choose(_bundle(rootfs, immutable="1"), settings).name == "9p"
-    assert _choose(_bundle(rootfs, immutable="1", lower="auto"), settings).name == "erofs"
+    assert _choose(_bundle(rootfs, immutable="1"), settings).transport == "9p"
+    assert _choose(_bundle(rootfs, immutable="1", lower="auto"), settings).transport == "erofs"
 
 
 def test_an_immutable_directory_waits_for_no_image(tmp_path: Path, settings: Settings, background: list[str]) -> None:
     chosen = _choose(_bundle(tmp_path / "rootfs", immutable="1"), settings)
-    assert (chosen.name, chosen.reason) == ("9p", "one is being built")
+    assert (chosen.transport, chosen.reason) == ("9p", "one is being built")
     assert len(background) == 1
 
 
 def test_its_image_is_used_once_there(tmp_path: Path, settings: Settings, image: Image) -> None:
     chosen = _choose(_bundle(tmp_path / "rootfs", immutable="1"), settings)
-    assert (chosen.name, chosen.device, chosen.mib, chosen.path) == ("erofs", "pmem", 64, image.path)
+    assert (chosen.transport, chosen.device, chosen.device_mib, chosen.path) == ("erofs", "pmem", 64, image.path)
     assert chosen.live == ""
 
 
@@ -137,12 +136,12 @@ def test_its_image_is_used_once_there(tmp_path: Path, settings: Settings, image:
 def test_what_is_mounted_inside_later_is_in_no_image(tmp_path: Path, settings: Settings) -> None:
     rootfs = tmp_path / "rootfs"
     bundles = {name: _bundle(rootfs, lower=name, immutable="1") for name in ("auto", "9p", "erofs", "blk")}
-    assert _choose(bundles["auto"], settings).name == "erofs"
+    assert _choose(bundles["auto"], settings).transport == "erofs"
     (rootfs / "srv").mkdir()
     mount("none", str(rootfs / "srv"), "tmpfs")
     chosen = _choose(bundles["auto"], settings)
-    assert (chosen.name, chosen.reason) == ("9p", f"something is mounted inside of it, at {rootfs}/srv")
-    assert _choose(bundles["9p"], settings).name == "9p"
+    assert (chosen.transport, chosen.reason) == ("9p", f"something is mounted inside of it, at {rootfs}/srv")
+    assert _choose(bundles["9p"], settings).transport == "9p"
     for name in ("erofs", "blk"):
         with pytest.raises(ConfigError, match=f"mounted .*{rootfs}/srv") as caught:
             _choose(bundles[name], settings)
@@ -153,11 +152,11 @@ def test_an_overlay_s_own_upper_is_stacked_on_the_image(
     tmp_path: Path, settings: Settings, image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del image
-    overlay = Overlay((_layer(tmp_path),), "/containers/1/diff", "/containers/1/work", ())
-    monkeypatch.setattr(overlay_mount, "of_rootfs", lambda _: (overlay, ""))
+    parts = Overlay((_layer(tmp_path),), "/containers/1/diff", "/containers/1/work", ())
+    monkeypatch.setattr(overlay, "of_rootfs", lambda _: (parts, ""))
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
-    assert (chosen.name, chosen.live) == ("erofs", "/containers/1/diff")
-    *_, joined = hybrid_rootfs.guest_ops(chosen, volumes=True, live="/volumes/2")
+    assert (chosen.transport, chosen.live) == ("erofs", "/containers/1/diff")
+    *_, joined = hybrid_rootfs.join(chosen, volumes=True, live="/volumes/2")
     assert str(joined.arguments[4]).startswith("lowerdir=/volumes/2:/lower,")
     assert "no 9p" in _choose(_bundle(tmp_path / "rootfs"), settings, ABLE - {"9p"}).reason
 
@@ -187,12 +186,12 @@ def test_a_refusal_names_what_asked(tmp_path: Path, settings: Settings) -> None:
 def test_page_structs_take_at_most_a_25th_of_the_memory(size_mib: int, memory_mib: int, device: str) -> None:
     chosen = transport.erofs(Image("key", "/image", size_mib * MIB), memory_mib)
     assert chosen.device == device
-    assert device == "blk" or chosen.mib / 64 <= memory_mib / 25
+    assert device == "blk" or chosen.device_mib / 64 <= memory_mib / 25
 
 
 @given(st.integers(0, 1 << 44))
 def test_windows_are_few_and_large_enough(size: int) -> None:
-    mib = transport.window_mib(size)
+    mib = images.device_mib(size)
     assert size <= mib * MIB
     assert mib & (mib - 1) == 0
     assert mib == 64 or mib * MIB < 2 * size
@@ -211,12 +210,12 @@ def test_an_upper_that_the_guest_would_misread_stays_live(
     del image
     layers = (_layer(tmp_path),)
     found = [Overlay(layers, upper, None, merging) for upper in ("/containers/1/diff", None)]
-    monkeypatch.setattr(overlay_mount, "of_rootfs", lambda _: (found[0], ""))
+    monkeypatch.setattr(overlay, "of_rootfs", lambda _: (found[0], ""))
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
-    assert chosen.name == "9p"
+    assert chosen.transport == "9p"
     assert merging[0] in chosen.reason
-    monkeypatch.setattr(overlay_mount, "of_rootfs", lambda _: (found[1], ""))
-    assert _choose(_bundle(tmp_path / "rootfs"), settings).name == "erofs"
+    monkeypatch.setattr(overlay, "of_rootfs", lambda _: (found[1], ""))
+    assert _choose(_bundle(tmp_path / "rootfs"), settings).transport == "erofs"
 
 
 @pytest.mark.parametrize(
@@ -242,16 +241,16 @@ def test_an_upper_with_marks_stays_live(
     for harmless in ("origin", "impure", "nlink", "upper", "uuid"):
         os.setxattr(upper / "directory/file", f"trusted.overlay.{harmless}", b"y")
     os.setxattr(upper / "directory/file", "user.overlay.opaque", b"y")
-    overlay = Overlay((_layer(tmp_path),), str(upper), None, ())
-    monkeypatch.setattr(overlay_mount, "of_rootfs", lambda _: (overlay, ""))
+    parts = Overlay((_layer(tmp_path),), str(upper), None, ())
+    monkeypatch.setattr(overlay, "of_rootfs", lambda _: (parts, ""))
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
-    assert (chosen.name, chosen.live) == ("erofs", str(upper))
+    assert (chosen.transport, chosen.live) == ("erofs", str(upper))
     os.setxattr(upper / on, f"trusted.overlay.{name}", value)
-    os.mkdir(f"{overlay.lowers[0]}/directory")
+    os.mkdir(f"{parts.lowers[0]}/directory")
     with pytest.raises(HostError, match=f"changed while its VM started: .*overlay.{name}"):
         choice.check_live(chosen)
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
-    assert (chosen.name, chosen.path, chosen.live) == ("9p", str(tmp_path / "rootfs"), "")
+    assert (chosen.transport, chosen.path, chosen.live) == ("9p", str(tmp_path / "rootfs"), "")
     assert f"trusted.overlay.{name} on {upper / on}" in chosen.reason
     with pytest.raises(ConfigError, match=rf"rootfs\.lower: erofs: .*trusted\.overlay\.{name}"):
         _choose(_bundle(tmp_path / "rootfs", lower="erofs"), settings)
@@ -313,7 +312,7 @@ def test_a_directory_below_one_that_a_layer_renamed_is_not_only_new(tmp_path: Pa
     ],
 )
 def test_layers_of_images_are_known_by_their_store(layer: str, known: bool) -> None:
-    assert overlay_mount.is_of_an_image(layer) is known
+    assert overlay.is_of_an_image(layer) is known
 
 
 def test_an_overlay_over_somebody_s_directory_may_change(
@@ -321,10 +320,10 @@ def test_an_overlay_over_somebody_s_directory_may_change(
 ) -> None:
     """``podman run --rootfs DIR:O``."""
     del image
-    overlay = Overlay((str(tmp_path),), "/containers/1/diff", "/containers/1/work", ())
-    monkeypatch.setattr(overlay_mount, "of_rootfs", lambda _: (overlay, ""))
+    parts = Overlay((str(tmp_path),), "/containers/1/diff", "/containers/1/work", ())
+    monkeypatch.setattr(overlay, "of_rootfs", lambda _: (parts, ""))
     chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
-    assert chosen.name == "9p"
+    assert chosen.transport == "9p"
     assert "may change" in chosen.reason
 
 
@@ -332,7 +331,7 @@ def test_an_image_is_in_use_from_the_choice_on(tmp_path: Path, settings: Setting
     """A template may be built before QEMU starts; who removes the image meanwhile takes nothing from this start."""
     bundle = _bundle(tmp_path / "rootfs", lower="erofs", immutable="1")
     with ExitStack() as undo:
-        chosen = choice.choose(undo, bundle, settings, 128, lambda: ABLE)
+        chosen = hybrid_rootfs.choose(undo, bundle, settings, 128, lambda: ABLE)
         assert [entry.in_use for entry in store.entries(settings.home)] == [True]
         store.prune(settings.home, everything=True)
         assert os.fstat(chosen.open(undo)).st_size == 64 * MIB
@@ -344,8 +343,8 @@ def test_an_image_that_goes_while_it_is_found(
     tmp_path: Path, settings: Settings, background: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = Image("key", str(tmp_path / "gone"), MIB)
-    monkeypatch.setattr(lower_images, "find", lambda *_: gone)
-    assert _choose(_bundle(tmp_path / "rootfs", immutable="1"), settings).name == "9p"
+    monkeypatch.setattr(images, "find", lambda *_: gone)
+    assert _choose(_bundle(tmp_path / "rootfs", immutable="1"), settings).transport == "9p"
     assert len(background) == 1
     monkeypatch.setattr(build, "build", lambda *_, **__: gone)
     with pytest.raises(HostError, match="removed as soon as it was made"):
@@ -365,24 +364,24 @@ def daemon(tmp_path: Path, settings: Settings) -> None:
 def test_virtiofs_is_for_those_who_ask_for_it(tmp_path: Path, settings: Settings) -> None:
     rootfs = tmp_path / "rootfs"
     chosen = _choose(_bundle(rootfs, lower="virtiofs"), settings)
-    assert (chosen.name, chosen.device, chosen.mib, chosen.path) == ("virtiofs", "virtiofs", 0, str(rootfs))
-    assert [op.arguments[2] for op in hybrid_rootfs.guest_ops(chosen, volumes=True)] == [
+    assert (chosen.transport, chosen.device, chosen.device_mib, chosen.path) == ("virtiofs", "virtiofs", 0, str(rootfs))
+    assert [op.arguments[2] for op in hybrid_rootfs.join(chosen, volumes=True)] == [
         "virtiofs",
         "virtiofs",
         "overlay",
     ]
-    assert _choose(_bundle(rootfs), settings).name == "9p"
-    assert _choose(_bundle(rootfs, lower="auto"), settings).name == "9p"
+    assert _choose(_bundle(rootfs), settings).transport == "9p"
+    assert _choose(_bundle(rootfs, lower="auto"), settings).transport == "9p"
     settings.lower = "virtiofs"
-    assert _choose(_bundle(rootfs), settings).name == "virtiofs"
+    assert _choose(_bundle(rootfs), settings).transport == "virtiofs"
 
 
 @pytest.mark.usefixtures("daemon")
 def test_persistent_by_virtiofs(tmp_path: Path, settings: Settings) -> None:
     settings.rootfs = "persistent"
     chosen = _choose(_bundle(tmp_path / "rootfs", lower="virtiofs"), settings)
-    assert (chosen.name, chosen.persistent) == ("virtiofs", True)
-    (mount,) = hybrid_rootfs.guest_ops(chosen)
+    assert (chosen.transport, chosen.persistent) == ("virtiofs", True)
+    (mount,) = hybrid_rootfs.join(chosen)
     assert mount.arguments[1:5] == (transport.ROOT, "virtiofs", 0, "")
 
 
@@ -398,8 +397,8 @@ def test_persistent_is_the_directory_itself_and_nothing_else(tmp_path: Path, set
     bundle = _bundle(tmp_path / "rootfs")
     bundle.options.rootfs = "persistent"
     chosen = _choose(bundle, settings)
-    assert (chosen.name, chosen.path, chosen.persistent) == ("9p", bundle.rootfs, True)
-    assert len(hybrid_rootfs.guest_ops(chosen)) == 1
+    assert (chosen.transport, chosen.path, chosen.persistent) == ("9p", bundle.rootfs, True)
+    assert len(hybrid_rootfs.join(chosen)) == 1
     assert not _choose(_bundle(tmp_path / "rootfs"), settings).persistent
 
 

@@ -11,13 +11,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rundctl.engine.rootfs.images import build as lower_image_build
-from rundctl.engine.rootfs.images import content as lower_images
-from rundctl.engine.rootfs.images import store as lower_image_store
+from rundctl.engine.rootfs.images import build as builds
+from rundctl.engine.rootfs.images import content as images
+from rundctl.engine.rootfs.images import store
 from rundctl.engine.rootfs.images.content import Content
 from rundctl.host import manifest as manifests
 
-from .lower_rig import (
+from .images_rig import (
     MIB,
     build,
     corrupt,
@@ -45,11 +45,11 @@ def aged(home: str, tmp_path: Path, count: int) -> list[Content]:
 
 def test_the_least_recently_used_go(home: str, tmp_path: Path) -> None:
     a, b, c = aged(home, tmp_path, 3)
-    assert lower_images.find(home, a) is not None
-    assert lower_image_store.prune(home, max_mib=4) == [b.key]
+    assert images.find(home, a) is not None
+    assert store.prune(home, max_mib=4) == [b.key]
     assert names(home) == {a.key, c.key}
-    assert lower_image_store.prune(home) == []
-    assert lower_image_store.prune(home, everything=True) == sorted([a.key, c.key])
+    assert store.prune(home) == []
+    assert store.prune(home, everything=True) == sorted([a.key, c.key])
     assert names(home) == set()
 
 
@@ -59,48 +59,48 @@ def test_a_build_makes_room_for_itself(home: str, tmp_path: Path) -> None:
     source.mkdir()
     (source / "data").write_bytes(os.urandom(MIB))
     new = Content.of_directory(str(source), "1")
-    lower_image_build.build(home, new, silent, max_mib=4)
+    builds.build(home, new, silent, max_mib=4)
     assert names(home) == {b.key, new.key}
-    assert lower_images.find(home, a) is None
+    assert images.find(home, a) is None
 
 
 def test_what_a_vm_has_open_stays(home: str, tmp_path: Path) -> None:
     a, b = aged(home, tmp_path, 2)
     with ExitStack() as undo:
-        image = lower_images.find_open(undo, home, a)
+        image = images.find_open(undo, home, a)
         assert image is not None
         holder = subprocess.Popen(["sleep", "60"], pass_fds=[image.fd])  # as QEMU inherits it
     try:
         os.utime(f"{os.path.dirname(image.path)}/manifest.json", (1, 1))
-        assert {entry.key: entry.in_use for entry in lower_image_store.entries(home)} == {a.key: True, b.key: False}
-        assert lower_image_store.prune(home, max_mib=0) == [b.key]
+        assert {entry.key: entry.in_use for entry in store.entries(home)} == {a.key: True, b.key: False}
+        assert store.prune(home, max_mib=0) == [b.key]
     finally:
         holder.kill()
         holder.wait()
-    assert lower_image_store.prune(home, max_mib=0) == [a.key]
+    assert store.prune(home, max_mib=0) == [a.key]
 
 
 def test_an_image_of_what_has_changed_goes(home: str, directory: Path) -> None:
     content = Content.of_directory(str(directory), "1")
     build(home, content)
     (directory / "new").touch()
-    assert [entry.state for entry in lower_image_store.entries(home)] == ["stale"]
-    assert lower_image_store.prune(home) == [content.key]
+    assert [entry.state for entry in store.entries(home)] == ["stale"]
+    assert store.prune(home) == [content.key]
 
 
 def test_verify_finds_what_stat_cannot(home: str, tmp_path: Path) -> None:
     good, bad = aged(home, tmp_path, 2)
-    image = lower_images.find(home, bad)
+    image = images.find(home, bad)
     assert image is not None
     corrupt(Path(image.path))
     manifest = Path(image.path).parent / "manifest.json"
     facts = json.loads(manifest.read_text())
     facts["files"]["image"]["identity"] = manifests.file_identity(image.path)  # the disk's doing, not a program's
     manifest.write_text(json.dumps(facts))
-    assert lower_images.find(home, bad) is not None
-    assert lower_image_store.verify(home, silent) == [bad.key]
+    assert images.find(home, bad) is not None
+    assert store.verify(home, silent) == [bad.key]
     assert names(home) == {good.key}
-    assert lower_image_store.verify(home, silent) == []
+    assert store.verify(home, silent) == []
 
 
 def command(home: str, *words: str) -> subprocess.CompletedProcess[str]:

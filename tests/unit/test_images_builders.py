@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 
-from rundctl.engine.rootfs.images import content as lower_images
+from rundctl.engine.rootfs.images import content as images
 from rundctl.engine.rootfs.images import store
 from rundctl.engine.rootfs.images.content import Content
 
-from .lower_rig import (
+from .images_rig import (
     DEADLINE_S,
     MIB,
     build,
@@ -28,14 +28,14 @@ from .lower_rig import (
 
 BUILDER = """
 import os, signal, sys
-from rundctl.engine.rootfs.images import build as lower_image_build
+from rundctl.engine.rootfs.images import build as builds
 from rundctl.engine.rootfs.images.content import Content
 home, room, stop_at, *directories = sys.argv[1:]
 def progress(step):
     print(step, flush=True)
     if stop_at and step.startswith(stop_at):
         os.kill(os.getpid(), signal.SIGSTOP)
-image = lower_image_build.build(home, Content(tuple(directories), room_mib=int(room) if room else None), progress, max_mib=10240)
+image = builds.build(home, Content(tuple(directories), room_mib=int(room) if room else None), progress, max_mib=10240)
 print(image.path, flush=True)
 """
 
@@ -91,7 +91,7 @@ def test_a_killed_builder_leaves_what_the_next_sweeps(home: str, tmp_path: Path,
     with (big / "zeroes").open("wb") as file:
         file.truncate(2000 * MIB)
     content = Content((str(big),))
-    image = Path(lower_images.workspace(home, content.key)) / "image"
+    image = Path(images.workspace(home, content.key)) / "image"
     with builder(home, big) as killed:
         eventually(lambda: image.exists() and image.stat().st_size > MIB, "mkfs.erofs writes")
         mkfs = children(killed.pid)
@@ -101,12 +101,12 @@ def test_a_killed_builder_leaves_what_the_next_sweeps(home: str, tmp_path: Path,
     eventually(lambda: not Path(f"/proc/{mkfs[0]}").exists(), "mkfs.erofs ends with its builder")
     assert home not in Path("/proc/self/mountinfo").read_text()
     assert names(home) == {f".{content.key}.tmp"}
-    assert lower_images.find(home, content) is None
+    assert images.find(home, content) is None
     build(home, Content.of_directory(str(directory), "1"))  # any builder sweeps
     assert names(home) == {Content.of_directory(str(directory), "1").key}
     os.truncate(big / "zeroes", MIB)  # unseen by the key, for the sake of speed
     build(home, content)
-    assert lower_images.find(home, content) is not None
+    assert images.find(home, content) is not None
 
 
 def test_a_running_builder_is_not_swept(home: str, tmp_path: Path, directory: Path) -> None:
@@ -125,13 +125,13 @@ def children(pid: int) -> list[int]:
 
 STARTER = """
 import os, sys
-from rundctl.engine.rootfs.images import content as lower_images
+from rundctl.engine.rootfs.images import content as images
 from rundctl.engine.rootfs.images.content import Content
 from rundctl.engine.settings import Settings
 settings = Settings()
 settings.home = sys.argv[1]
 os.dup2(1, 17, inheritable=True)
-print(lower_images.start_background(settings, Content(tuple(sys.argv[2:]))))
+print(images.start_background(settings, Content(tuple(sys.argv[2:]))))
 """
 
 
@@ -144,7 +144,7 @@ def start(home: str, *layers: Path) -> subprocess.CompletedProcess[str]:
 
 
 def log_of(home: str) -> str:
-    path = Path(lower_images.root(home)) / "build.log"
+    path = Path(images.root(home)) / "build.log"
     return path.read_text() if path.exists() else ""
 
 
@@ -155,9 +155,9 @@ def test_in_the_background_nobody_waits(home: str, tmp_path: Path) -> None:
         file.truncate(400 * MIB)
     content = Content((str(layer),))
     assert start(home, layer).stdout == f"image {content.key} is being built\n"
-    assert lower_images.find(home, content) is None
+    assert images.find(home, content) is None
     assert start(home, layer).stdout == f"image {content.key} is being built already\n"
-    eventually(lambda: lower_images.find(home, content), "the image is there")
+    eventually(lambda: images.find(home, content), "the image is there")
     eventually(lambda: "built in" in log_of(home), "the log says so")
     assert log_of(home).count("\n") == 1
     assert names(home) == {content.key, "build.log"}
@@ -170,7 +170,7 @@ def test_the_background_is_its_own_and_gives_way(home: str, tmp_path: Path) -> N
         file.truncate(400 * MIB)
     content = Content((str(layer),))
     start(home, layer)
-    image = Path(lower_images.workspace(home, content.key)) / "image"
+    image = Path(images.workspace(home, content.key)) / "image"
     eventually(image.exists, "mkfs.erofs writes")
     (background,) = (
         psutil.Process(found.pid)
@@ -181,11 +181,11 @@ def test_the_background_is_its_own_and_gives_way(home: str, tmp_path: Path) -> N
     assert background.nice() == 19
     assert background.ionice().ioclass == psutil.IOPRIO_CLASS_IDLE
     opened = {os.readlink(f"/proc/{background.pid}/fd/{fd}") for fd in (0, 1, 2)}
-    assert opened == {"/dev/null", f"{lower_images.root(home)}/build.log"}
+    assert opened == {"/dev/null", f"{images.root(home)}/build.log"}
     assert not any(
         "pipe:" in os.readlink(f"/proc/{background.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{background.pid}/fd")
     )
-    eventually(lambda: lower_images.find(home, content), "the image is there")
+    eventually(lambda: images.find(home, content), "the image is there")
 
 
 def test_what_failed_is_not_tried_again_soon(home: str, directory: Path) -> None:
@@ -196,8 +196,8 @@ def test_what_failed_is_not_tried_again_soon(home: str, directory: Path) -> None
     said = start(home, directory).stdout
     assert said.startswith("no image is built: the last attempt failed: ")
     assert "an image takes paths of at most 4095 bytes" in said
-    failure = lower_images.failure_path(home, content.key)
-    late, clock_set_back = -lower_images.RETRY_S - 1, lower_images.RETRY_S + 3600
+    failure = images.failure_path(home, content.key)
+    late, clock_set_back = -images.RETRY_S - 1, images.RETRY_S + 3600
     for failures, seconds in enumerate((late, clock_set_back), 2):
         then = time.time() + seconds
         os.utime(failure, (then, then))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rundctl.engine.rootfs.images import overlay as overlay_mount
+from rundctl.engine.rootfs.images import overlay
 from rundctl.engine.rootfs.images.overlay import of_rootfs, split_lowers
 from rundctl.host import mountinfo
 from rundctl.host.mounts import mount
@@ -33,7 +33,7 @@ def tree(tmp_path: Path, private: None) -> Path:
     return tmp_path
 
 
-def overlay(tree: Path, options: str, where: str = "merged", flags: int = 0) -> str:
+def stacked(tree: Path, options: str, where: str = "merged", flags: int = 0) -> str:
     """Mount one, as seen from ``tree``."""
     cwd = os.getcwd()
     os.chdir(tree)
@@ -51,7 +51,7 @@ def test_lowers_come_back_whatever_is_in_their_names(names: list[str]) -> None:
 
 
 def test_a_mount_s_parts(tree: Path) -> None:
-    merged = overlay(tree, f"lowerdir={tree}/a:{tree}/b\\:c,upperdir={tree}/upper,workdir={tree}/work")
+    merged = stacked(tree, f"lowerdir={tree}/a:{tree}/b\\:c,upperdir={tree}/upper,workdir={tree}/work")
     found, reason = of_rootfs(merged)
     assert (found is not None, reason) == (True, "")
     assert found is not None
@@ -62,14 +62,14 @@ def test_a_mount_s_parts(tree: Path) -> None:
 def test_links_are_followed_and_options_that_matter_kept(tree: Path) -> None:
     (tree / "l").symlink_to(tree / "a")
     options = f"lowerdir={tree}/l:{tree}/b\\:c,redirect_dir=on,metacopy=on,index=off,xino=off"
-    found, reason = of_rootfs(overlay(tree, f"{options},upperdir={tree}/upper,workdir={tree}/work"))
+    found, reason = of_rootfs(stacked(tree, f"{options},upperdir={tree}/upper,workdir={tree}/work"))
     assert found is not None, reason
     assert found.lowers == (f"{tree}/a", f"{tree}/b:c")
     assert found.merging == ("metacopy=on", "redirect_dir=on")
 
 
 def test_without_an_upper(tree: Path) -> None:
-    found, reason = of_rootfs(overlay(tree, f"lowerdir={tree}/a:{tree}/b\\:c,userxattr", flags=MS_RDONLY))
+    found, reason = of_rootfs(stacked(tree, f"lowerdir={tree}/a:{tree}/b\\:c,userxattr", flags=MS_RDONLY))
     assert found is not None, reason
     assert (found.upper, found.work) == (None, None)
     assert "userxattr" in found.merging
@@ -80,7 +80,7 @@ def test_many_layers(tree: Path) -> None:
     for number in range(127):
         (tree / f"layer-{number}").mkdir()
     names = [f"layer-{number}" for number in range(127)]
-    found, reason = of_rootfs(overlay(tree, f"lowerdir={':'.join(names)},upperdir=upper,workdir=work"))
+    found, reason = of_rootfs(stacked(tree, f"lowerdir={':'.join(names)},upperdir=upper,workdir=work"))
     assert found is not None, reason
     assert found.lowers == tuple(f"{tree}/{name}" for name in names)
 
@@ -91,7 +91,7 @@ def test_relative_layers_as_podman_mounts_them(tree: Path) -> None:
         (tree / name).mkdir()
     (tree / "X/diff/file").touch()
     (tree / "l/SHORT").symlink_to("../X/diff")
-    found, reason = of_rootfs(overlay(tree, "lowerdir=l/SHORT,upperdir=C/diff,workdir=C/work", "C/merged"))
+    found, reason = of_rootfs(stacked(tree, "lowerdir=l/SHORT,upperdir=C/diff,workdir=C/work", "C/merged"))
     assert found is not None, reason
     assert (found.lowers, found.upper, found.work) == ((f"{tree}/X/diff",), f"{tree}/C/diff", f"{tree}/C/work")
 
@@ -116,7 +116,7 @@ def test_relative_layers_that_may_be_meant_from_two_places(tree: Path) -> None:
     for name in ("sub", "sub/a", "sub/merged"):
         (tree / name).mkdir()
     (tree / "sub/a/in-a").touch()
-    found, reason = of_rootfs(overlay(tree, f"lowerdir=a:{tree}/b\\:c", "sub/merged"))
+    found, reason = of_rootfs(stacked(tree, f"lowerdir=a:{tree}/b\\:c", "sub/merged"))
     assert found is None
     assert "has relative layers (a), and 2 directories they could be meant from" in reason
 
@@ -135,7 +135,7 @@ def test_relative_layers_from_nowhere_near(tree: Path, tmp_path_factory: pytest.
 
 
 def test_layers_that_are_no_longer_what_was_mounted(tree: Path) -> None:
-    merged = overlay(tree, f"lowerdir={tree}/a:{tree}/b\\:c")
+    merged = stacked(tree, f"lowerdir={tree}/a:{tree}/b\\:c")
     (tree / "a").rename(tree / "moved")
     assert of_rootfs(merged) == (None, f"{tree}/a is missing")
     (tree / "a").mkdir()
@@ -151,7 +151,7 @@ def test_what_is_no_overlay(tree: Path) -> None:
 
 
 def test_a_part_of_an_overlay(tree: Path) -> None:
-    merged = overlay(tree, f"lowerdir={tree}/a:{tree}/b\\:c,upperdir={tree}/upper,workdir={tree}/work")
+    merged = stacked(tree, f"lowerdir={tree}/a:{tree}/b\\:c,upperdir={tree}/upper,workdir={tree}/work")
     (tree / "merged/sub").mkdir()
     mount(f"{merged}/sub", f"{tree}/empty", None, MS_BIND)
     assert of_rootfs(f"{tree}/empty") == (None, f"{tree}/empty is only a part of an overlay (/sub)")
@@ -171,21 +171,21 @@ def test_a_part_of_an_overlay(tree: Path) -> None:
     ],
 )
 def test_what_cannot_be_taken_apart_is_told(line: bytes, words: str) -> None:
-    with pytest.raises(overlay_mount._Not) as caught:
-        overlay_mount.of_mount(mountinfo.parse(b"1 2 0:3 / /m rw - " + line))
+    with pytest.raises(overlay._Not) as caught:
+        overlay.of_mount(mountinfo.parse(b"1 2 0:3 / /m rw - " + line))
     assert words in str(caught.value)
 
 
 def test_layers_that_were_added_one_by_one(tree: Path) -> None:
     """Kernels since 6.5 show those as they are, colons and all."""
     line = f"1 2 0:3 / /m rw - overlay none ro,lowerdir+={tree}/a,lowerdir+={tree}/b:c,redirect_dir=on"
-    found = overlay_mount.of_mount(mountinfo.parse(line.encode()))
+    found = overlay.of_mount(mountinfo.parse(line.encode()))
     assert found.lowers == (f"{tree}/a", f"{tree}/b:c")
 
 
 def test_an_upper_with_a_backslash_in_its_name(tree: Path) -> None:
     (tree / "up\\per").mkdir()
-    merged = overlay(tree, f"lowerdir={tree}/a,upperdir={tree}/up\\\\per,workdir={tree}/work")
+    merged = stacked(tree, f"lowerdir={tree}/a,upperdir={tree}/up\\\\per,workdir={tree}/work")
     found, reason = of_rootfs(merged)
     assert found is not None, reason
     assert found.upper == f"{tree}/up\\per"
@@ -193,7 +193,7 @@ def test_an_upper_with_a_backslash_in_its_name(tree: Path) -> None:
 
 def test_what_the_module_does_unless_told_otherwise(tmp_path: Path) -> None:
     """It is not shown in mountinfo."""
-    assert overlay_mount._defaults(str(tmp_path)) == {}
+    assert overlay._defaults(str(tmp_path)) == {}
     (tmp_path / "metacopy").write_text("Y\n")
     (tmp_path / "redirect_dir").write_text("N\n")
-    assert overlay_mount._defaults(str(tmp_path)) == {"metacopy": "on"}
+    assert overlay._defaults(str(tmp_path)) == {"metacopy": "on"}

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine.rootfs.images import build as lower_image_build
-from rundctl.engine.rootfs.images import formats
-from rundctl.engine.rootfs.images import overlay as overlay_mount
+from rundctl.engine.rootfs.images import build as builds
+from rundctl.engine.rootfs.images import formats, overlay
 from rundctl.engine.rootfs.images.content import Content
 from rundctl.errors import ConfigError, HostError
 from rundctl.host import mounts, process
 from rundctl.host.mounts import mount
 
-from . import lower_tree
-from .lower_rig import (
+from . import images_tree
+from .images_rig import (
     MIB,
     build,
     deepen,
@@ -44,10 +43,10 @@ needs_erofs = pytest.mark.skipif(
 def test_an_image_is_exact(home: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    lower_tree.make(source)
+    images_tree.make(source)
     image = build(home, Content.of_directory(str(source), "1"))
-    found = lower_tree.facts(mounted(image, tmp_path / "mounted"))
-    wanted = lower_tree.facts(source)
+    found = images_tree.facts(mounted(image, tmp_path / "mounted"))
+    wanted = images_tree.facts(source)
     assert found.keys() == wanted.keys()
     assert {name: found[name] for name in found if found[name] != wanted[name]} == {}
 
@@ -56,13 +55,13 @@ def test_contents_by_fsck(home: str, tmp_path: Path) -> None:
     """What fsck.erofs 1.5 extracts has no attributes, no setuid bits, and new times; all else must be there."""
     source = tmp_path / "source"
     source.mkdir()
-    lower_tree.make(source)
+    images_tree.make(source)
     image = build(home, Content.of_directory(str(source), "1"))
     subprocess.run(["fsck.erofs", f"--extract={tmp_path}/extracted", image.path], check=True, capture_output=True)
     found, wanted = (
         {
             name: (mode & ~0o6000, uid, gid, device, content)
-            for name, (mode, uid, gid, device, _, _, _, _, content) in lower_tree.facts(tree).items()
+            for name, (mode, uid, gid, device, _, _, _, _, content) in images_tree.facts(tree).items()
         }
         for tree in (tmp_path / "extracted", source)
     )
@@ -75,7 +74,7 @@ def test_an_image_can_be_mapped(home: str, tmp_path: Path) -> None:
     """Whole blocks outside of the inodes, a size that virtio-pmem takes, and holes where the zeroes are."""
     source = tmp_path / "source"
     source.mkdir()
-    lower_tree.make(source)
+    images_tree.make(source)
     image = build(home, Content.of_directory(str(source), "1"))
     status = os.stat(image.path)
     assert (status.st_size, status.st_size % (2 * MIB)) == (image.size_bytes, 0)
@@ -95,7 +94,7 @@ def test_layers_are_merged_as_the_host_merges_them(home: str, tmp_path: Path) ->
     base, first, second = (tmp_path / name for name in ("base", "first", "se,c:on\\d"))
     for path in (base, first, second, *(tmp_path / name for name in ("work1", "work2", "merged1", "merged2", "view"))):
         path.mkdir()
-    lower_tree.make(base)
+    images_tree.make(base)
     (base / "gone").mkdir()
     (base / "gone/file").touch()
     mount("overlay", f"{tmp_path}/merged1", "overlay", 0, f"lowerdir={base},upperdir={first},workdir={tmp_path}/work1")
@@ -110,11 +109,11 @@ def test_layers_are_merged_as_the_host_merges_them(home: str, tmp_path: Path) ->
     (second / "directory").mkdir()
     os.setxattr(second / "directory", "trusted.overlay.opaque", b"y")
     mount("overlay", f"{tmp_path}/view", "overlay", mounts.MS_RDONLY, f"lowerdir={escaped}:{first}:{base}")
-    overlay, reason = overlay_mount.of_rootfs(f"{tmp_path}/view")
-    assert overlay is not None, reason
-    assert overlay.lowers == lowers
-    image = build(home, Content(overlay.lowers, overlay.merging))
-    found, wanted = (lower_tree.facts(tree) for tree in (mounted(image, tmp_path / "mounted"), tmp_path / "view"))
+    parts, reason = overlay.of_rootfs(f"{tmp_path}/view")
+    assert parts is not None, reason
+    assert parts.lowers == lowers
+    image = build(home, Content(parts.lowers, parts.merging))
+    found, wanted = (images_tree.facts(tree) for tree in (mounted(image, tmp_path / "mounted"), tmp_path / "view"))
     wanted = {name: _without_links(about) for name, about in wanted.items()}
     found = {name: _without_links(about) for name, about in found.items()}
     assert found.keys() == wanted.keys()
@@ -172,7 +171,7 @@ def test_what_some_mkfs_cannot_hold(home: str, directory: Path, tmp_path: Path, 
         assert said.endswith(f"(some versions of mkfs.erofs cannot hold {directory}/etc/{name})")
         assert names(home) == set()
     else:
-        assert lower_tree.facts(mounted(image, tmp_path / "mounted")) == lower_tree.facts(directory)
+        assert images_tree.facts(mounted(image, tmp_path / "mounted")) == images_tree.facts(directory)
 
 
 def test_a_path_that_is_too_long_is_refused(home: str, directory: Path) -> None:
@@ -211,7 +210,7 @@ def test_room_that_is_gone_meanwhile(home: str, directory: Path, monkeypatch: py
     (directory / "big").write_bytes(os.urandom(12 * MIB))
     os.mkdir(home)
     mount("none", home, "tmpfs", 0, "size=8m")
-    monkeypatch.setattr(lower_image_build._Builder, "_check_size", lambda *_: None)
+    monkeypatch.setattr(builds._Builder, "_check_size", lambda *_: None)
     with pytest.raises(HostError, match=r"no space left in .*/images \(rundctl image prune"):
         build(home, Content.of_directory(str(directory), "1"))
     assert names(home) == set()
@@ -220,7 +219,7 @@ def test_room_that_is_gone_meanwhile(home: str, directory: Path, monkeypatch: py
 def test_larger_than_the_settings_allow(home: str, directory: Path) -> None:
     (directory / "big").write_bytes(bytes(8 * MIB))
     with pytest.raises(HostError, match=r"it takes 8 MiB, and images_max_mib is 7"):
-        lower_image_build.build(home, Content.of_directory(str(directory), "1"), silent, max_mib=7)
+        builds.build(home, Content.of_directory(str(directory), "1"), silent, max_mib=7)
 
 
 @pytest.mark.usefixtures("private")

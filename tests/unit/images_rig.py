@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from rundctl.engine.rootfs.images import build as lower_image_build
-from rundctl.engine.rootfs.images import content as lower_images
+from rundctl.engine.rootfs.images import build as builds
+from rundctl.engine.rootfs.images import content as images
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,12 +28,12 @@ def silent(_: str) -> None:
 
 
 def build(home: str, content: Content, progress: Callable[[str], None] = silent) -> Image:
-    return lower_image_build.build(home, content, progress, max_mib=MAX_MIB)
+    return builds.build(home, content, progress, max_mib=MAX_MIB)
 
 
 def names(home: str) -> set[str]:
     """What is in the cache besides the lock."""
-    return set(os.listdir(lower_images.root(home))) - {".lock"}
+    return set(os.listdir(images.root(home))) - {".lock"}
 
 
 def mounted(image: Image, where: Path) -> Path:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rundctl.engine.rootfs import disk, transport
-from rundctl.engine.rootfs.images import build as lower_image_build
-from rundctl.engine.rootfs.images import content as lower_images
-from rundctl.engine.rootfs.images import formats, scan
-from rundctl.engine.rootfs.images import store as lower_image_store
+from rundctl.engine.rootfs.images import build as builds
+from rundctl.engine.rootfs.images import content as images
+from rundctl.engine.rootfs.images import formats, scan, store
 from rundctl.engine.rootfs.images.content import Content
 from rundctl.engine.rootfs.images.formats import Ext4
 from rundctl.engine.rootfs.images.scan import Tree
@@ -23,9 +22,9 @@ from rundctl.host import files, loop, process
 from rundctl.host import manifest as manifests
 from rundctl.host.mounts import mount
 
-from . import lower_tree
-from .lower_rig import MIB, build, corrupt, eventually, names, vanish
-from .test_lower_image_builders import builder, children
+from . import images_tree
+from .images_rig import MIB, build, corrupt, eventually, names, vanish
+from .test_images_builders import builder, children
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +50,7 @@ def _content(directory: Path, room_mib: int = ROOM_MIB) -> Content:
 def tree(tmp_path: Path) -> Path:
     source = tmp_path / "source"
     source.mkdir(mode=0o711)
-    lower_tree.make(source)
+    images_tree.make(source)
     (source / "lost+found").mkdir(mode=0o1700)
     (source / ("n" * 255)).touch()
     return source
@@ -69,13 +68,13 @@ def devices() -> Iterator[None]:
 @pytest.mark.usefixtures("devices")
 def test_an_image_is_exact_and_has_room(home: str, tree: Path, tmp_path: Path) -> None:
     image = build(home, _content(tree))
-    assert transport.window_mib(image.size_bytes) << 20 == image.size_bytes
+    assert images.device_mib(image.size_bytes) << 20 == image.size_bytes
     status = os.stat(image.path)
     assert (status.st_size, status.st_mode & 0o777) == (image.size_bytes, 0o400)
     assert status.st_blocks * 512 < 40 * MIB, "holes are holes"
     subprocess.run(["e2fsck", "-fn", image.path], check=True, capture_output=True)
     with mounted(image.path, tmp_path / "mounted") as seen:
-        found, wanted = lower_tree.facts(seen), lower_tree.facts(tree)
+        found, wanted = images_tree.facts(seen), images_tree.facts(tree)
         assert found.keys() == wanted.keys()
         assert {name: found[name] for name in found if found[name] != wanted[name]} == {}
         space = os.statvfs(seen)
@@ -107,13 +106,13 @@ def test_a_damaged_image_is_made_anew(home: str, directory: Path) -> None:
     path = Path(build(home, content).path)
     path.chmod(0o600)
     os.truncate(path, MIB)
-    assert lower_images.find(home, content) is None
-    assert [entry.state for entry in lower_image_store.entries(home)] == ["damaged"]
+    assert images.find(home, content) is None
+    assert [entry.state for entry in store.entries(home)] == ["damaged"]
     corrupt(Path(build(home, content).path))
-    assert lower_images.find(home, content) is None
+    assert images.find(home, content) is None
     image = build(home, content)
-    assert lower_image_store.verify(home, lambda _: None) == []
-    manifest = manifests.read(os.path.dirname(image.path), lower_images.FORMAT)
+    assert store.verify(home, lambda _: None) == []
+    manifest = manifests.read(os.path.dirname(image.path), images.FORMAT)
     assert manifest is not None
     assert manifest["content"]["room_mib"] == ROOM_MIB
 
@@ -141,7 +140,7 @@ def test_room_that_is_gone_meanwhile(home: str, directory: Path, monkeypatch: py
     (directory / "big").write_bytes(os.urandom(12 * MIB))
     os.mkdir(home)
     mount("none", home, "tmpfs", 0, "size=8m")
-    monkeypatch.setattr(lower_image_build._Builder, "_check_size", lambda *_: None)
+    monkeypatch.setattr(builds._Builder, "_check_size", lambda *_: None)
     with pytest.raises(HostError, match=r"build the image of .*(rundctl image prune)"):
         build(home, _content(directory))
     assert names(home) == set()
@@ -181,7 +180,7 @@ def test_a_disk_of_what_may_change(tree: Path, tmp_path: Path) -> None:
     try:
         assert os.fstat(made).st_size == mib << 20
         with mounted(f"/proc/{os.getpid()}/fd/{made}", tmp_path / "mounted") as seen:
-            assert lower_tree.facts(seen) == lower_tree.facts(tree)
+            assert images_tree.facts(seen) == images_tree.facts(tree)
     finally:
         os.close(made)
     assert os.listdir(place) == os.listdir(empty) == []
@@ -229,10 +228,10 @@ def test_a_disk_of_an_image(home: str, directory: Path) -> None:
     """Whatever becomes of the image once it is open."""
     build(home, _content(directory))
     with ExitStack() as undo:
-        image = lower_images.find_open(undo, home, _content(directory))
+        image = images.find_open(undo, home, _content(directory))
         assert image is not None
         vanish(Path(image.path).parent)
-        made = disk.open_copy(transport.blk(image.path, image.size_bytes >> 20, image), "/nowhere", "/nowhere")
+        made = disk.open_copy(transport.blk(image.path, image.size_bytes >> 20, image=image), "/nowhere", "/nowhere")
         assert files.content_digest(made) == files.content_digest(image.fd)
         os.close(made)
 

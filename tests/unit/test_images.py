@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rundctl.engine.rootfs.images import content as lower_images
+from rundctl.engine.rootfs.images import content as images
 from rundctl.engine.rootfs.images import store
 from rundctl.engine.rootfs.images.content import Content
 
-from . import lower_tree
-from .lower_rig import (
+from . import images_tree
+from .images_rig import (
     build,
     corrupt,
     names,
@@ -64,7 +64,7 @@ def test_the_order_of_layers_counts(tmp_path: Path) -> None:
 
 
 def test_facts_give_the_same_content_back(tmp_path: Path) -> None:
-    odd = tmp_path / lower_tree.ODD_NAME
+    odd = tmp_path / images_tree.ODD_NAME
     odd.mkdir()
     content = Content((str(odd), "/"), ("userxattr",))
     assert Content.from_facts(json.loads(json.dumps(content.facts()))).key == content.key
@@ -72,13 +72,13 @@ def test_facts_give_the_same_content_back(tmp_path: Path) -> None:
 
 def test_an_image_is_found_once_it_is_there(home: str, directory: Path) -> None:
     content = Content.of_directory(str(directory), "1")
-    assert lower_images.find(home, content) is None
+    assert images.find(home, content) is None
     image = build(home, content)
     assert names(home) == {content.key}
-    found = lower_images.find(home, content)
+    found = images.find(home, content)
     assert found is not None
     assert (found.path, found.size_bytes) == (image.path, os.stat(image.path).st_size)
-    assert lower_images.find(home, Content.of_directory(str(directory), "2")) is None
+    assert images.find(home, Content.of_directory(str(directory), "2")) is None
 
 
 def truncate(path: Path) -> None:
@@ -103,10 +103,10 @@ def test_a_damaged_image_is_not_used_and_made_anew(home: str, directory: Path, d
     image = build(home, content)
     before = Path(image.path).read_bytes()
     damage(Path(image.path))
-    assert lower_images.find(home, content) is None
+    assert images.find(home, content) is None
     assert [entry.state for entry in store.entries(home)] == ["damaged"]
     assert len(Path(build(home, content).path).read_bytes()) == len(before)
-    assert lower_images.find(home, content) is not None
+    assert images.find(home, content) is not None
     assert names(home) == {content.key}
 
 
