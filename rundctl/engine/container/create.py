@@ -8,17 +8,18 @@ import time
 from contextlib import ExitStack
 
 from rundctl.engine.cgroups import kinds, limits
-from rundctl.engine.container import pid_file, poststop, shapes, vm
+from rundctl.engine.container import poststop, shapes, vm
 from rundctl.engine.container.shim_command import ShimCommand
 from rundctl.engine.plan import compiler, seccomp, volumes
 from rundctl.engine.records import store
 from rundctl.engine.rootfs import choice, hybrid_rootfs
 from rundctl.engine.rootfs.transport import LOWER
 from rundctl.engine.template import kernel_template
-from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError
+from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError, words
 from rundctl.guest import wire
 from rundctl.guest.ops import Opcode, Plan
-from rundctl.host import cgroup_settings, cgroupfs, interruption, rlimits
+from rundctl.host import cgroup_settings, cgroupfs, rlimits
+from rundctl.host.files import replace
 from rundctl.oci import bundle as bundles
 from rundctl.oci import hooks, identity
 from rundctl.oci.state import state_json
@@ -60,16 +61,15 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
     store.check_free(root, container_id)
     stages.mark("bundle")
     with ExitStack() as undo, ExitStack() as sources:
-        with interruption.allowed():
-            shared = volumes.open_all(sources, bundle)
-            asked = limits.parse(bundle.spec["linux"].get("resources", {}))
-            rootfs = _choose_rootfs(sources, ctx, bundle, shapes.memory_mib(asked, ctx.settings))
-            if rootfs.live:
-                shared.add_live(sources, rootfs.live)
-            request = shapes.request_for(asked, ctx.settings, rootfs, volumes=bool(shared.descriptors))
-            template = kernel_template.find(ctx.settings, request) or kernel_template.ensure(
-                ctx.settings, ctx.progress, request
-            )
+        shared = volumes.open_all(sources, bundle)
+        asked = limits.parse(bundle.spec["linux"].get("resources", {}))
+        rootfs = _choose_rootfs(sources, ctx, bundle, shapes.memory_mib(asked, ctx.settings))
+        if rootfs.live:
+            shared.add_live(sources, rootfs.live)
+        request = shapes.request_for(asked, ctx.settings, rootfs, volumes=bool(shared.descriptors))
+        template = kernel_template.find(ctx.settings, request) or kernel_template.ensure(
+            ctx.settings, ctx.progress, request
+        )
         stages.mark("template")
         machine = shapes.machine_of(template.shape, ctx.settings)
         lease = kinds.lease(_hierarchies(ctx), path, f"{root}/{container_id}", systemd=ctx.systemd_cgroup)
@@ -191,7 +191,7 @@ class Launch:
                 self.stages.beside(join=machine.join_us, clone=machine.clone_us)
                 self._wake(machine, saved)
                 self._set_up(machine, compiled)
-                self._commit(machine, undo)
+                self._commit(machine)
             except GuestError as error:
                 machine.end()  # so that the shim has said all it will say
                 raise GuestError(vm.with_last_words(error.message, self.container), hint=error.hint) from error
@@ -360,16 +360,12 @@ class Launch:
         finally:
             os.close(shim)
 
-    def _commit(self, machine: vm.Vm, undo: ExitStack) -> None:
+    def _commit(self, machine: vm.Vm) -> None:
         """From here on the container is: record, pid file, and only then the shim's leave to outlive us."""
-        path = self.options.pid_file
         self.container.record["committed"] = True
-        if path:
-            self.container.record["pid_file"] = os.path.abspath(path)
         self.container.save()
-        if path:
-            undo.callback(_undo, self.ctx, pid_file.remove, path, machine.pid)
-            pid_file.write(path, machine.pid)
+        if self.options.pid_file:
+            _write_pid_file(self.options.pid_file, machine.pid)
         machine.commit()
         self.stages.mark("commit")
 
@@ -413,3 +409,10 @@ def _find_words(argv0: str, error: int) -> str:
 
 def _hostname(container_id: str) -> str:
     return container_id[:_HOST_NAME_MAX]
+
+
+def _write_pid_file(path: str, pid: int) -> None:
+    try:
+        replace(path, str(pid).encode(), durable=False)
+    except OSError as error:
+        raise HostError(f"write pid file {path}: {words(error)}") from error
