@@ -20,6 +20,9 @@ enum {
 	BITS_PER_BYTE = 8,
 	CLOCK_TRIES = 1000, /* times CLOCK_PAUSE_NS: the kernel takes a second, from its boot on */
 	CLOCK_PAUSE_NS = 10 * 1000 * 1000,
+	TIMER_TRIES = 50,
+	TIMER_SLEEP_NS = 20 * 1000 * 1000,
+	TIMER_LATEST_NS = 30 * 1000 * 1000, /* a kernel without high resolution is late by a tick of 4 ms, or two */
 };
 
 /* Open from SETTLE on: each clone is spared the opening, before its first answer. */
@@ -116,10 +119,36 @@ static int await_clock(void)
 	return 0;
 }
 
+bool machine_tell_clock(struct wire_clock *told)
+{
+	told->monotonic_ns = (uint64_t)clock_ns(CLOCK_MONOTONIC);
+	told->cycles = __builtin_ia32_rdtsc();
+	return clock_is_provisional();
+}
+
+/* The kernel measures its timer's rate at boot, too. One that is too slow makes each sleep as much longer; a busy host makes
+ * some longer: so one that is on time is enough. */
+static int check_timer(void)
+{
+	struct timespec pause = {.tv_nsec = TIMER_SLEEP_NS};
+
+	for (int tries = 0; tries < TIMER_TRIES; tries++) {
+		int64_t began = clock_ns(CLOCK_MONOTONIC);
+		nanosleep(&pause, NULL);
+		if (clock_ns(CLOCK_MONOTONIC) - began <= TIMER_LATEST_NS)
+			return 0;
+	}
+	return -ETIME;
+}
+
 int machine_settle(const char **what)
 {
 	*what = "wait until the clock is calibrated";
 	int error = await_clock();
+	if (error)
+		return error;
+	*what = "sleep for 20 ms, in 50 tries";
+	error = check_timer();
 	if (error)
 		return error;
 	*what = "open the random device";

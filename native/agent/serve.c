@@ -133,12 +133,30 @@ static void take_machine_request(const struct message *message)
 		agent.conn.greeted = false;
 }
 
+/* `index` of the answer: 1 as long as the kernel still measures its clock. */
+static void tell_clock(const struct message *message)
+{
+	struct wire_header head = {.type = WIRE_RESULT, .tag = message->head.tag};
+	struct wire_result result = {0};
+	struct wire_clock told;
+	uint8_t answer[sizeof(result) + sizeof(told)];
+
+	if (message->head.container != 0 || message->size != 0) {
+		send_result(&agent.conn, &message->head, EPROTO, 0, NULL);
+		return;
+	}
+	result.index = machine_tell_clock(&told);
+	memcpy(answer, &result, sizeof(result));
+	memcpy(answer + sizeof(result), &told, sizeof(told));
+	send_message(&agent.conn, &head, answer, sizeof(answer));
+}
+
 /* The machine was paused; without an answer, since the time would be old by then. */
-static void take_clock(const struct message *message)
+static void set_clock(const struct message *message)
 {
 	uint64_t realtime_ns;
 
-	if (message->head.container != 0 || message->head.tag || message->size != sizeof(realtime_ns)) {
+	if (message->head.container != 0 || message->size != sizeof(realtime_ns)) {
 		send_violation(&agent.conn, "bad clock");
 		return;
 	}
@@ -210,7 +228,10 @@ static void take_message(const struct message *message)
 		take_processes(message);
 		break;
 	case WIRE_CLOCK:
-		take_clock(message);
+		if (message->head.tag)
+			tell_clock(message);
+		else
+			set_clock(message);
 		break;
 	case WIRE_DATA:
 	case WIRE_CREDIT:

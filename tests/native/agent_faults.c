@@ -16,6 +16,8 @@ ssize_t __wrap_write(int fd, const void *bytes, size_t size);
 void __real_cgroup_remove(uint16_t container, int cgroup);
 void __wrap_cgroup_remove(uint16_t container, int cgroup);
 int __wrap_clock_settime(clockid_t clock, const struct timespec *now);
+int __real_nanosleep(const struct timespec *wanted, struct timespec *left);
+int __wrap_nanosleep(const struct timespec *wanted, struct timespec *left);
 void __wrap_sync(void);
 
 static bool fault(const char *name)
@@ -57,6 +59,14 @@ int __wrap_clock_settime(clockid_t clock, const struct timespec *now)
 {
 	dprintf(2, "clock %d: %lld.%09ld\n", (int)clock, (long long)now->tv_sec, now->tv_nsec);
 	return 0;
+}
+
+/* "timer": its rate was measured wrongly, so that it takes twice as long. */
+int __wrap_nanosleep(const struct timespec *wanted, struct timespec *left)
+{
+	struct timespec slow = {.tv_nsec = wanted->tv_nsec * 2};
+
+	return __real_nanosleep(fault("timer") && wanted->tv_sec == 0 && wanted->tv_nsec < 500000000 ? &slow : wanted, left);
 }
 
 /* Of the whole machine, whatever others have written: it may take minutes. */

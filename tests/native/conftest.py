@@ -15,7 +15,7 @@ from shim_rig import Shim
 
 from rundctl.host.mounts import PrivateMounts
 
-WRAPPED = ("write", "cgroup_remove", "clock_settime", "sync")
+WRAPPED = ("write", "cgroup_remove", "clock_settime", "nanosleep", "sync")
 
 
 @pytest.fixture(scope="session")

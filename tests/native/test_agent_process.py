@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,23 +140,35 @@ def test_start_twice_and_unknown(rig, bundle):
     rig.finish()
 
 
-def test_exec_failure_at_start(rig, bundle):
-    (bundle.root / "bin/text").write_text("no program\n")
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("no program\n", "exec format error"),
+        ("", "exec format error"),
+        ("#!/bin/nothing\n", "no such file or directory"),
+        ("#!/etc\n", "permission denied"),
+    ],
+)
+def test_what_is_no_program_was_started_and_says_so_itself(rig, bundle, text, words):
+    """As with runc: its words, on the process' own stderr, and 1."""
+    (bundle.root / "bin/text").write_text(text)
     (bundle.root / "bin/text").chmod(0o755)
-    plan = bundle.plan("text")
-    assert rig.create(plan).error == 0
-    result = rig.start()
-    assert (result.error, plan.ops[result.index].opcode) == (errno.ENOEXEC, ops.Opcode.EXEC)
-    assert exit_code(rig.finish()[0]) == 126  # EXITED follows a failed START
+    status, out, err = rig.run(bundle.plan("text"))
+    assert (exit_code(status), out, err) == (1, "", f"exec /bin/text: {words}\n")
     assert rig.start().error == errno.ESRCH
 
 
-def test_missing_interpreter_at_start(rig, bundle):
-    (bundle.root / "bin/script").write_text("#!/bin/nothing\n")
-    (bundle.root / "bin/script").chmod(0o755)
-    rig.create(bundle.plan("script"))
-    assert rig.start().error == errno.ENOENT
-    assert exit_code(rig.finish()[0]) == 127
+def test_a_hundred_thousand_arguments_and_variables(rig, bundle):
+    words, many = ["x"] * 100_000, tuple(f"V{number}=" for number in range(70_000))
+    status, out, err = rig.run(bundle.plan("sh", "-c", "echo $#", *words))
+    assert (exit_code(status), out, err) == (0, "99999\n", "")
+    _, out, _ = rig.run(bundle.plan("sh", "-c", "env | grep -c ^V", env=("PATH=/bin", *many)))
+    assert out == "70000\n"
+
+
+def test_more_than_execve_takes(rig, bundle):
+    status, _, err = rig.run(bundle.plan("true", "x" * 200_000))
+    assert (exit_code(status), err) == (1, "exec /bin/true: argument list too long\n")
 
 
 @pytest.mark.parametrize(
@@ -325,6 +338,29 @@ def test_identity_and_settle(faulty, tmp_path):
         assert rig.signal(signal.SIGTERM).error == errno.ESRCH
     told = [line for line in rig.words.splitlines() if line.startswith(("clock ", "sync"))]
     assert told == ["clock 0: 12.000000034", "clock 0: 56.000000078", "sync"]
+
+
+def test_what_time_it_is(faulty):
+    """The host's own kernel measures nothing any more."""
+    with Rig(faulty, ALONE) as rig:
+        told = []
+        for _ in range(2):
+            before_ns = time.monotonic_ns()
+            answer = rig.ask(wire.CLOCK)
+            now_ns, cycles = struct.unpack("<QQ", answer.data)
+            assert (answer.error, answer.index) == (0, 0)
+            assert before_ns <= now_ns <= time.monotonic_ns()
+            told.append(cycles)
+        assert told[0] < told[1]
+        assert rig.ask(wire.CLOCK, bytes(8)).error == errno.EPROTO
+        assert rig.ask(wire.CLOCK, container=1).error == errno.EPROTO
+    assert "clock " not in rig.words, "it was set"
+
+
+def test_a_machine_whose_timer_is_slow_does_not_settle(faulty):
+    with Rig(faulty, [*ALONE, "env", "FAULT=timer"]) as rig:
+        result = rig.ask(wire.SETTLE)
+        assert (result.error, result.detail) == (errno.ETIME, "sleep for 20 ms, in 50 tries")
 
 
 def test_entropy_that_comes_in_two_pieces_is_wiped(faulty):
