@@ -68,6 +68,12 @@ class ProcessError(RundctlError):
     """The container's process could not be started."""
 
 
+def printable(text: str) -> str:
+    """What others wrote (a guest, QEMU, a hook, an image), as one line that changes no terminal: lines are joined, other control characters are ``?``."""
+    line = "; ".join(filter(None, (part.strip() for part in text.split("\n"))))
+    return line if line.isprintable() else "".join(each if each.isprintable() else "?" for each in line)
+
+
 def words(error: OSError) -> str:
     """An operating system's error in lower-case words.
 

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.commands.declare import Options
     from rundctl.engine.container.context import Context, CreateOptions
+    from rundctl.engine.settings import Settings
 
 ARGUMENTS = (ID,)
 _TEMPLATE = {"": None, "on": True, "off": False}
@@ -37,17 +38,22 @@ CREATE_FLAGS = (
 
 def context(options: Options) -> Context:
     """The engine's context for a call."""
-    from rundctl.engine import settings
     from rundctl.engine.container.context import Context
 
     return Context(
         options.text("root") or None,
         options.debug,
         options.warn,
-        settings.load(),
+        _settings,
         _progress,
         systemd_cgroup=_systemd_cgroup(options),
     )
+
+
+def _settings() -> Settings:
+    from rundctl.engine import settings
+
+    return settings.load()
 
 
 def _systemd_cgroup(options: Options) -> bool:

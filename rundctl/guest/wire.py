@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import select
+import socket
 import struct
 import time
 
-from rundctl.errors import GuestError
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import socket
+from rundctl.errors import GuestError, printable
+from rundctl.host import interruption
 
 VERSION = 1
 MAGIC = b"RUND"
@@ -54,6 +52,8 @@ HEADER = struct.Struct("<IBBHII")
 _HELLO = struct.Struct("<4sHH")
 _RESULT = struct.Struct("<iI")
 _BUFFER = 65536
+_NEVER = float("inf")
+_SEND_TIMEOUT_S = 60.0  # where nobody says less
 
 
 class Frame:
@@ -82,11 +82,11 @@ class Result:
 
     @property
     def detail(self) -> str:
-        """The words."""
-        return self.data.decode("utf-8", "replace")
+        """The words, which the guest may have written: a line of plain characters."""
+        return printable(self.data.decode("utf-8", "replace"))
 
     def describe(self) -> str:
-        """The error in words."""
+        """The error in words, plain ones."""
         if self.error == errno.ECHILD:
             return self.detail or "it ended"
         words = os.strerror(self.error).lower() if self.error else "success"
@@ -94,9 +94,13 @@ class Result:
 
 
 class Channel:
-    """One conversation over a connected stream socket. Every failure is a GuestError in words."""
+    """One conversation over a connected stream socket. Every failure is a GuestError in words.
 
-    __slots__ = ("_closed", "_data", "_frames", "_greeted", "_results", "_socket", "_tag")
+    Nothing takes longer than it may, whatever the other end does: `allow` says how long all that follows may take, sending as well, and each wait has
+    a time of its own.
+    """
+
+    __slots__ = ("_closed", "_data", "_deadline", "_frames", "_greeted", "_results", "_socket", "_tag")
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
@@ -106,6 +110,11 @@ class Channel:
         self._tag = 0
         self._greeted = False
         self._closed = False
+        self._deadline = _NEVER
+
+    def allow(self, timeout_s: float) -> None:
+        """From now on all that follows may take so long; a later call gives another time."""
+        self._deadline = time.monotonic() + timeout_s
 
     def hello(self, role: int) -> None:
         """Say who we are; the peer's HELLO is checked when it arrives."""
@@ -131,29 +140,29 @@ class Channel:
         self._send(b"".join(frames))
         return self._tag
 
-    def wait(self, tag: int, timeout_s: float) -> Result:
+    def wait(self, tag: int, timeout_s: float = _NEVER) -> Result:
         """Wait for the result of a request."""
-        deadline = time.monotonic() + timeout_s
+        deadline = self._until(timeout_s)
         while tag not in self._results:
             self._read_frame(deadline)
         return self._results.pop(tag)
 
     def next_frame(self, timeout_s: float) -> Frame:
         """The next frame that is neither HELLO nor the RESULT of a request."""
-        deadline = time.monotonic() + timeout_s
+        deadline = self._until(timeout_s)
         while not self._frames:
             self._read_frame(deadline)
         return self._frames.pop(0)
 
     def wait_hello(self, timeout_s: float) -> None:
         """Wait until the peer has greeted. GuestError with its words if it gives up instead."""
-        deadline = time.monotonic() + timeout_s
+        deadline = self._until(timeout_s)
         while not self._greeted:
             self._read_frame(deadline)
 
     def wait_notice(self, type: int, timeout_s: float) -> bytes:  # noqa: A002
         """Payload of the next notification of this type. A RESULT nobody asked for means that the peer gives up: GuestError with its words."""
-        deadline = time.monotonic() + timeout_s
+        deadline = self._until(timeout_s)
         while True:
             for index, frame in enumerate(self._frames):
                 if frame.type == type:
@@ -165,9 +174,19 @@ class Channel:
         """End the conversation."""
         self._socket.close()
 
+    def _until(self, timeout_s: float) -> float:
+        return min(self._deadline, time.monotonic() + timeout_s)
+
     def _send(self, data: bytes) -> None:
+        """Who does not read, because it was stopped, say, lets the socket become full."""
+        deadline = self._until(_SEND_TIMEOUT_S)
+        view = memoryview(data)
         try:
-            self._socket.sendall(data)
+            while view:
+                try:
+                    view = view[self._socket.send(view, socket.MSG_DONTWAIT) :]
+                except BlockingIOError:
+                    self._poll(select.POLLOUT, deadline)
         except OSError:
             # The peer may have said why before it went: what it sent is still to be read.
             self._closed = True
@@ -182,7 +201,7 @@ class Channel:
     def _check_given_up(self, frame: Frame) -> None:
         if frame.type == RESULT and frame.tag == 0:
             result = Result(*_parse_result(frame.payload))
-            raise GuestError(result.detail or os.strerror(result.error))
+            raise GuestError(result.detail or os.strerror(result.error).lower())
 
     def _read_frame(self, deadline: float) -> None:
         while len(self._data) < HEADER.size or len(self._data) < HEADER.size + self._size():
@@ -210,11 +229,18 @@ class Channel:
             self._frames.append(frame)
             self._check_given_up(frame)
 
-    def _receive(self, deadline: float) -> None:
+    def _poll(self, events: int, deadline: float) -> None:
+        """Wait for the socket. Late is late, also if there is something: else who never stops to send would be waited for without end."""
+        left_s = deadline - time.monotonic()
         poller = select.poll()
-        poller.register(self._socket, select.POLLIN)
-        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        poller.register(self._socket, events)
+        with interruption.allowed():
+            ready = left_s >= 0 and poller.poll(left_s * 1000)
+        if not ready:
             raise GuestError("the VM did not answer in time")
+
+    def _receive(self, deadline: float) -> None:
+        self._poll(select.POLLIN, deadline)
         try:
             data = self._socket.recv(_BUFFER)
         except OSError as error:

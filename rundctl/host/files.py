@@ -22,28 +22,35 @@ def replace(path: str, data: bytes, mode: int = 0o644, *, durable: bool = True) 
 
     What means nothing after a crash of the host need not be ``durable``, which costs milliseconds on a disk.
     """
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary_path = temporary(path, os.getpid())
     try:
-        unlink(temporary)  # of an earlier process of our pid; or somebody's link, in a directory that others write to
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        unlink(
+            temporary_path
+        )  # of an earlier process of our pid; or somebody's link, in a directory that others write to
+        fd = os.open(temporary_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             write_all(fd, data)
             if durable:
                 os.fsync(fd)
         finally:
             os.close(fd)
-        os.rename(temporary, path)
-    except OSError:
-        unlink(temporary)
+        os.rename(temporary_path, path)
+    except BaseException:
+        unlink(temporary_path)
         raise
+
+
+def temporary(path: str, pid: int) -> str:
+    """Where `replace`, called by a process, writes what is going to be ``path``; there when that was killed."""
+    return f"{path}.{pid}.tmp"
 
 
 def replace_link(path: str, target: str) -> None:
     """Make ``path`` a symlink to ``target``, in one step whatever was there. OSError if it cannot be."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    unlink(temporary)
-    os.symlink(target, temporary)
-    os.rename(temporary, path)
+    temporary_path = temporary(path, os.getpid())
+    unlink(temporary_path)
+    os.symlink(target, temporary_path)
+    os.rename(temporary_path, path)
 
 
 def write_all(fd: int, data: bytes) -> None:

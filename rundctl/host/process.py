@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 
-from rundctl.errors import HostError, words
+from rundctl.errors import HostError, printable, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TOOL_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _ENVIRONMENT = {"PATH": ":".join(TOOL_DIRECTORIES), "LC_ALL": "C.UTF-8", "HOME": "/root"}
+_STDERR = 2
 _WORDS_MAX = 600  # characters of a failed tool's stderr in an error message
 
 
@@ -60,7 +61,7 @@ def run(
     except OSError as error:
         raise HostError(f"{what}: {argv[0]}: {words(error)}", hint=hint) from error
     if done.returncode not in accepted:
-        said = " ".join(done.stderr.decode(errors="replace").split())[-_WORDS_MAX:]
+        said = printable(" ".join(done.stderr.decode(errors="replace").split())[-_WORDS_MAX:])
         raise HostError(f"{what}: {argv[0]}: {said or f'status {done.returncode}'}", hint=hint)
     return done.stdout
 
@@ -71,13 +72,27 @@ def spawn(argv: Sequence[str], keep_fds: Sequence[int] = (), stdio: tuple[int, i
     Only descriptors above 2 may be kept. HostError if it cannot be executed.
     """
     with _Inheritable(keep_fds):
-        actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(_clear_of_stdio(stdio))]
+        moved = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(_clear_of_stdio(stdio))]
+        actions = [*moved, *closing(keep_fds)]
         try:
             return os.posix_spawn(
                 argv[0], list(argv), _ENVIRONMENT, file_actions=actions, setsigmask=(), setsigdef=_RESET_SIGNALS
             )
         except OSError as error:
             raise HostError(f"start {argv[0]}: {words(error)}") from error
+
+
+def closing(keep: Sequence[int]) -> list[tuple[int, int]]:
+    """posix_spawn(3)'s actions that close all but stdio and ``keep``: what our caller has let us inherit is no child's of ours (a lock, a pipe's end)."""
+    inherited = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > _STDERR and fd not in keep]
+    return [(os.POSIX_SPAWN_CLOSE, fd) for fd in inherited if _is_inherited(fd)]
+
+
+def _is_inherited(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:  # that of listdir
+        return False
 
 
 # Python ignores the first two, and a caller may the third: a child would ignore them with us, and then never know the ends of its own children.

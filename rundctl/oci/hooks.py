@@ -6,15 +6,18 @@ import json
 import os
 import select
 import signal
+import time
 from contextlib import contextmanager, suppress
 
-from rundctl.errors import GuestError, HostError
+from rundctl.errors import GuestError, HostError, printable
+from rundctl.host import interruption, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+_POLL_MAX_S = 1 << 20
 _OUTPUT_SHOWN = 2048  # bytes of a failed hook's output that go into the error
 
 
@@ -82,7 +85,11 @@ def _spawn(hook: dict[str, Any], name: str, state_file: int, output: int) -> int
             hook["path"],
             hook.get("args") or [hook["path"]],
             {key: value for key, _, value in variables if key},
-            file_actions=[(os.POSIX_SPAWN_DUP2, state_file, 0), *((os.POSIX_SPAWN_DUP2, output, fd) for fd in (1, 2))],
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, state_file, 0),
+                *((os.POSIX_SPAWN_DUP2, output, fd) for fd in (1, 2)),
+                *process.closing(()),
+            ],
             setsigmask=(),
             setsigdef=signal.valid_signals(),
         )
@@ -99,8 +106,8 @@ def _wait(pid: int, name: str, timeout_s: int, shim: int | None) -> int | None:
         for fd in (pidfd, shim):
             if fd is not None:
                 poll.register(fd, select.POLLIN)
-        # Python resumes poll(2) after a signal handler by itself, with the time that is left.
-        ended = [fd for fd, _ in poll.poll(timeout_s * 1000 or None)]
+        with interruption.allowed():
+            ended = [fd for fd, _ in _poll(poll, timeout_s or float("inf"))]
     finally:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)  # of one that has ended it changes nothing
         _, status = os.waitpid(pid, 0)
@@ -108,6 +115,16 @@ def _wait(pid: int, name: str, timeout_s: int, shim: int | None) -> int | None:
     if ended and pidfd not in ended:
         raise GuestError(f"{name}: killed, since the container was")
     return status if ended else None
+
+
+def _poll(poll: select.poll, timeout_s: float) -> list[tuple[int, int]]:
+    """poll(2) counts milliseconds in an int. Python resumes it after a signal handler by itself, with the time that is left."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = max(0.0, deadline - time.monotonic())
+        ended = poll.poll(min(left_s, _POLL_MAX_S) * 1000)
+        if ended or left_s <= _POLL_MAX_S:
+            return ended
 
 
 def _reason(status: int | None, timeout_s: int) -> str:
@@ -124,4 +141,4 @@ def _tail(output: int) -> str:
     """The end of what the hook wrote, on one line."""
     size = os.fstat(output).st_size
     text = os.pread(output, _OUTPUT_SHOWN, max(0, size - _OUTPUT_SHOWN)).decode(errors="replace")
-    return f": {' '.join(text.split())}" if text.strip() else ""
+    return f": {printable(' '.join(text.split()))}" if text.strip() else ""

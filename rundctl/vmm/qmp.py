@@ -7,7 +7,8 @@ import select
 import socket
 import time
 
-from rundctl.errors import GuestError
+from rundctl.errors import GuestError, printable
+from rundctl.host import interruption
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Qmp:
                 return
             if status in ("failed", "cancelled"):
                 words = self.execute("query-migrate").get("error-desc", status)
-                raise GuestError(f"{what}: qemu: {words}")
+                raise GuestError(f"{what}: qemu: {printable(str(words))}")
 
     def _execute(self, commands: list[tuple[str, dict[str, Any]]], timeout_s: float) -> list[Any]:
         """Send all commands at once (a round trip to an emulator that starts is dear) and collect their answers."""
@@ -97,7 +98,7 @@ class Qmp:
         while True:
             message = self._message(deadline, command)
             if "error" in message:
-                raise GuestError(f"qemu: {command}: {message['error'].get('desc', message['error'])}")
+                raise GuestError(f"qemu: {command}: {printable(str(message['error'].get('desc', message['error'])))}")
             if "return" in message:
                 return message["return"]
             if "event" in message:
@@ -125,9 +126,14 @@ class Qmp:
         return message
 
     def _receive(self, deadline: float, what: str) -> bytes:
+        left_s = deadline - time.monotonic()
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        with interruption.allowed():
+            ready = left_s >= 0 and poll.poll(
+                left_s * 1000
+            )  # late is late, or who never stops to send is heard without end
+        if not ready:
             raise GuestError(f"qemu: {what}: no answer in time")
         try:
             data = self._socket.recv(_BUFFER)

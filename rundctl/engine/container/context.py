@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 class Context:
     """What all verbs share.
 
-    Where containers lie (None: the default root), where debug lines, warnings and a build's progress go, the settings, and whether systemd is to make the
-    cgroups of new containers.
+    Where containers lie (None: the default root), where debug lines, warnings and a build's progress go, how the settings are loaded, and whether systemd
+    is to make the cgroups of new containers.
     """
 
-    __slots__ = ("_memo", "debug", "progress", "root", "settings", "systemd_cgroup", "warn")
+    __slots__ = ("_load", "_memo", "_settings", "debug", "progress", "root", "systemd_cgroup", "warn")
 
     def __init__(
         self,
         root: str | None,
         debug: Callable[[str], None],
         warn: Callable[[str], None],
-        settings: Settings,
+        load: Callable[[], Settings],
         progress: Progress,
         *,
         systemd_cgroup: bool = False,
@@ -33,10 +33,18 @@ class Context:
         self.root = root
         self.debug = debug
         self.warn = warn
-        self.settings = settings
         self.progress = progress
         self.systemd_cgroup = systemd_cgroup
+        self._load = load
+        self._settings: Settings | None = None
         self._memo: Memo | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings, loaded when they are first asked for: a container can be looked at and ended whatever is wrong with the file. ConfigError if it is."""
+        if self._settings is None:
+            self._settings = self._load()
+        return self._settings
 
     @property
     def memo(self) -> Memo:

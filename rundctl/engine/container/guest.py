@@ -44,7 +44,8 @@ class Guest:
         """One request about the container. StateError if it is paused, GuestError if there is no answer in time, or an error."""
         self._check_status()
         if self._channel is None:
-            self._channel = vm.connect(self._undo, self._container)
+            self._channel = vm.connect(self._undo, self._container, ANSWER_TIMEOUT_S)
+        self._channel.allow(ANSWER_TIMEOUT_S)
         try:
             result = self._answer(self._channel, kind, payload)
         except GuestError:
@@ -66,9 +67,9 @@ class Guest:
 
     def _answer(self, channel: wire.Channel, kind: int, payload: bytes) -> wire.Result:
         if self._late:
-            channel.wait(self._late, ANSWER_TIMEOUT_S)
+            channel.wait(self._late)
         self._late = channel.post(kind, payload, container=1)
-        result = channel.wait(self._late, ANSWER_TIMEOUT_S)
+        result = channel.wait(self._late)
         self._late = 0
         return result
 

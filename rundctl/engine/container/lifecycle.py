@@ -5,14 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from contextlib import ExitStack, contextmanager, suppress
 
-from rundctl.engine.container import poststop, vm
-from rundctl.engine.container.interruption import UndoneFirst
+from rundctl.engine.container import pid_file, poststop, vm
 from rundctl.engine.container.stages import Stages
 from rundctl.engine.records import store
-from rundctl.errors import DamagedError, GuestError, HostError, ProcessError, RundctlError, StateError, words
+from rundctl.errors import (
+    ConfigError,
+    DamagedError,
+    GuestError,
+    HostError,
+    ProcessError,
+    RundctlError,
+    StateError,
+    words,
+)
 from rundctl.guest import wire
+from rundctl.host import interruption
 from rundctl.host.pidfd import Process, reap
 from rundctl.oci import hooks
 from rundctl.oci.state import state_json
@@ -29,7 +39,6 @@ if TYPE_CHECKING:
 KILL_TIMEOUT_S = 2.0  # until a SIGKILL is not the guest's business any more, but the host's
 SIGNAL_TIMEOUT_S = 10.0
 PAUSE_TIMEOUT_S = 10.0  # QEMU first waits for what its disks have under way
-LOCK_TIMEOUT_S = 60.0
 _EXIT_UNKNOWN = 255
 _FORWARDED = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
@@ -45,19 +54,23 @@ def create(ctx: Context, options: CreateOptions) -> None:
     from rundctl.engine.container import create as launch  # 13 ms that the other verbs need not pay
 
     stages = Stages()
-    with UndoneFirst():
+    with interruption.Held():
         launch.create(ctx, options, stages)
     _report(ctx, options, stages)
 
 
 def start(ctx: Context, container_id: str) -> None:
-    """Run the container's process. StateError in the wrong state, ProcessError if it cannot be executed."""
-    container = store.load(ctx.root, container_id)
-    lock = store.lock(container, LOCK_TIMEOUT_S)
-    try:
+    """Run the container's process. StateError in the wrong state, ProcessError if it cannot be executed.
+
+    Interrupted, it has run it or not, as the status tells; with its poststart hooks not at their end the container is ended.
+    """
+    with interruption.Held():
+        _start(store.load(ctx.root, container_id))
+
+
+def _start(container: Container) -> None:
+    with store.locked(container):
         _start_locked(container)
-    finally:
-        os.close(lock)
     _poststart(container)
 
 
@@ -90,8 +103,7 @@ def state(ctx: Context, container_id: str) -> dict[str, Any]:
 
 
 def _state(container: Container) -> dict[str, Any]:
-    status = container.status()
-    return state_json(container.record, status, 0 if status is Status.STOPPED else container.pid())
+    return state_json(container.record, *container.seen())
 
 
 def list_(ctx: Context) -> list[dict[str, Any]]:
@@ -134,45 +146,56 @@ def _signal(container: Container, payload: bytes) -> wire.Result | None:
 def _end(container: Container) -> None:
     """Kill the container and wait for its end; politely at first, so that its last output is flushed.
 
-    One that is paused cannot answer and sends nothing any more: its VM is ended, and what the shim holds of its output is flushed.
+    One that is paused cannot answer and sends nothing any more: its VM is ended, and what the shim holds of its output is flushed. HostError if the shim
+    cannot be killed.
     """
     shim = container.shim()
     if shim is None:
         return
+    deadline = time.monotonic() + KILL_TIMEOUT_S
     with shim, ExitStack() as undo:
         with suppress(GuestError):
-            channel = vm.connect(undo, container)
+            channel = vm.connect(undo, container, KILL_TIMEOUT_S)
             if container.status() is Status.PAUSED:
                 channel.post(wire.STOP)
             else:
                 channel.post(wire.SIGNAL, vm.signal_payload(signal.SIGKILL, everyone=True), container=1)
-        if not shim.wait(KILL_TIMEOUT_S):
+        if not shim.wait(max(0.0, deadline - time.monotonic())):
             shim.kill()
-            shim.wait(vm.END_TIMEOUT_S)
+            if not shim.wait(vm.END_TIMEOUT_S):
+                _thaw(container, shim)
+
+
+def _thaw(container: Container, shim: Process) -> None:
+    """What somebody has frozen by its cgroup of version 1 ends only when it is thawed (freezer-subsystem.rst of the kernel)."""
+    from rundctl.engine.cgroups import kinds
+
+    for directory in kinds.recorded(container.record["cgroups"]).directories:
+        with suppress(OSError), open(f"{directory}/freezer.state", "w", encoding="ascii") as state:
+            state.write("THAWED")
+    if not shim.wait(vm.END_TIMEOUT_S):
+        raise HostError(
+            f"container {container.id}: process {shim.pid} was killed and does not end",
+            hint="is a cgroup above it frozen, or does it wait for a disk?",
+        )
 
 
 def pause(ctx: Context, container_id: str) -> None:
     """Stop all that a container does. StateError if it does not run, GuestError if QEMU does not confirm it."""
     container = store.load(ctx.root, container_id)
-    lock = store.lock(container, LOCK_TIMEOUT_S)
-    try:
+    with store.locked(container):
         if not container.status().can_pause:
             raise container.not_running()
         _command(container, wire.PAUSE, "pause")
-    finally:
-        os.close(lock)
 
 
 def resume(ctx: Context, container_id: str) -> None:
     """Let a paused container go on. StateError if it is not paused, GuestError if QEMU does not confirm it."""
     container = store.load(ctx.root, container_id)
-    lock = store.lock(container, LOCK_TIMEOUT_S)
-    try:
+    with store.locked(container):
         if not container.status().can_resume:
             raise StateError("container not paused")
         _command(container, wire.RESUME, "resume")
-    finally:
-        os.close(lock)
 
 
 def _command(container: Container, kind: int, verb: str) -> None:
@@ -208,18 +231,19 @@ def delete(ctx: Context, container_id: str, *, force: bool = False, directory: s
             f"cannot delete container {container_id} that is not stopped: {status.value}",
             hint="delete --force kills it first",
         )
-    if status is Status.CREATING:
-        _end_creator(container)
-    _end(container)
-    _delete_ended(ctx, container, force=force, directory=directory)
+    with interruption.Held():
+        if status is Status.CREATING:
+            _end_creator(container)
+        _end(container)
+        _delete_ended(ctx, container, force=force, directory=directory)
 
 
 def _delete_damaged(ctx: Context, container_id: str, damage: DamagedError) -> None:
     """Free the id. The shim is asked by its socket to end, for nothing tells its pid."""
     container = store.Container(damage.directory, {"id": container_id})
     with ExitStack() as undo, suppress(GuestError):
-        channel = vm.connect(undo, container)
-        channel.wait(channel.post(wire.STOP), KILL_TIMEOUT_S)
+        channel = vm.connect(undo, container, KILL_TIMEOUT_S)
+        channel.wait(channel.post(wire.STOP))
     with suppress(FileNotFoundError):  # another delete was faster
         store.remove(container)
     ctx.warn(f"{damage.message}: removed; its cgroups may be left, and its poststop hooks have not run")
@@ -228,22 +252,27 @@ def _delete_damaged(ctx: Context, container_id: str, damage: DamagedError) -> No
 def _delete_ended(ctx: Context, container: Container, *, force: bool, directory: str) -> None:
     from rundctl.engine.cgroups import kinds, refill  # 2 ms that state, start and kill need not pay
 
-    try:
-        lock = store.lock(container, LOCK_TIMEOUT_S)
-    except StateError:
-        if not force or os.path.isdir(container.directory):
-            raise
-        _wait_for_creator(container)  # it failed, and was faster; or another delete was
-        return
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(store.locked(container))
+        except StateError:
+            if not force or os.path.isdir(container.directory):
+                raise
+            _wait_for_creator(container)  # it failed, and was faster; or another delete was
+            return
         _end(container)  # a create may have gone on until it let go of the lock
-        unfinished = not container.record.get("committed")
+        unfinished = not container.record.get("committed") or container.exit_record().get("reason") == "creator"
+        if unfinished:
+            pid_file.remove_unfinished(container.record)
         _tell(ctx, kinds.recorded(container.record["cgroups"]).give_back(unfinished=unfinished))
         store.remove(container)
-    finally:
-        os.close(lock)
     poststop.run(ctx, container, directory)
-    if ctx.settings.pool_refill == "delete":
+    try:
+        refills = ctx.settings.pool_refill == "delete"
+    except ConfigError as error:
+        ctx.warn(f"{error}: no pool of cgroups is filled up")
+        return
+    if refills:
         _tell(ctx, refill.after(container.record["cgroups"]))
 
 
@@ -257,7 +286,7 @@ def _wait_for_creator(container: Container) -> None:
     creator = None if container.record.get("committed") else container.creator()
     if creator is not None:
         with creator:
-            creator.wait(LOCK_TIMEOUT_S)
+            creator.wait(store.LOCK_TIMEOUT_S)
 
 
 def _end_creator(container: Container) -> None:
@@ -279,17 +308,19 @@ def run(ctx: Context, options: CreateOptions) -> int:
     from rundctl.engine.container import create as launch
 
     stages = Stages()
-    with UndoneFirst():
+    with interruption.Held() as held:
         pid = launch.create(ctx, options, stages)
+        try:
+            _start(store.load(ctx.root, options.id))
+            stages.mark("start")
+        except BaseException:
+            with _only_told(ctx, f"delete {options.id}"):
+                delete(ctx, options.id, force=True, directory=options.bundle)
+                pid_file.remove(options.pid_file, pid)
+            raise
         if not options.detach:
             signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED, signal.SIGCHLD})
-    try:
-        start(ctx, options.id)
-    except BaseException:
-        with _only_told(ctx, f"delete {options.id}"):
-            delete(ctx, options.id, force=True, directory=options.bundle)
-        raise
-    stages.mark("start")
+            held.hand_over()
     _report(ctx, options, stages)
     if options.detach:
         return 0
@@ -335,7 +366,7 @@ def _poststart(container: Container) -> None:
         return
     try:
         hooks.run("poststart", wanted, _state(container), container.record["bundle"])
-    except HostError:
+    except (HostError, KeyboardInterrupt):
         _end(container)
         raise
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from rundctl.host.cgroup_settings import Change, Limits
 
 ANSWER_TIMEOUT_S = 10.0
-LOCK_TIMEOUT_S = 60.0
 _CONTAINER = 1
 # What can be changed, as in runc; 0 and "" mean: as before.
 _FIELDS = {
@@ -64,17 +63,15 @@ def update(ctx: Context, container_id: str, asked: dict[str, Any]) -> None:
     before, or what is not is told.
     """
     container = store.load(ctx.root, container_id)
-    lock = store.lock(container, LOCK_TIMEOUT_S)
-    try:
-        _check_state(container)
-        for line in (*support.check({"linux": {"resources": asked}}), *_left_out(asked)):
-            ctx.debug(line)
-        _update_locked(container, asked)
-    except ConfigError as error:
-        error.message = error.message.removeprefix("config.json: ")  # none was read
-        raise
-    finally:
-        os.close(lock)
+    with store.locked(container):
+        try:
+            _check_state(container)
+            for line in (*support.check({"linux": {"resources": asked}}), *_left_out(asked)):
+                ctx.debug(line)
+            _update_locked(container, asked)
+        except ConfigError as error:
+            error.message = error.message.removeprefix("config.json: ")  # none was read
+            raise
 
 
 def _check_state(container: Container) -> None:

@@ -24,6 +24,7 @@ ANSWER_TIMEOUT_S = 60.0  # as in vmm.qmp: patience for an overloaded host; whoev
 COLD_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 3.0
 LAST_WORDS_S = 2.0  # how long a shim whose conversation ended may take to end itself
+_TIMEVAL = struct.Struct("@ll")
 _PID = struct.Struct("<III")
 _SIGNAL = struct.Struct("<II")
 _IDENTITY = struct.Struct(f"<Q{wire.ENTROPY_SIZE}s")
@@ -41,6 +42,18 @@ class Sockets:
         self.control = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         self.control.bind(_control_path(undo, container.directory))
         self.control.listen(8)
+
+
+def _end_child(pid: int) -> None:
+    """Wait for a child of ours that ends by itself, and end it if it does not; it may have been stopped."""
+    child = Process.open(pid)  # the pid cannot become another's before we reap it
+    if child is not None:
+        with child:
+            if not child.wait(END_TIMEOUT_S):
+                child.kill()
+                if not child.wait(END_TIMEOUT_S):
+                    return  # frozen, or it waits for a disk: whoever is its parent after us reaps it
+    reap(pid)
 
 
 def _pair(undo: ExitStack) -> tuple[socket.socket, socket.socket]:
@@ -75,7 +88,7 @@ class Vm:
         """Host pid of the shim, as the launcher tells it; also how long it took to join the cgroups and to clone. GuestError if there is none."""
         payload = self.channel.wait_notice(wire.PID, ANSWER_TIMEOUT_S)
         self.pid, self.join_us, self.clone_us = _PID.unpack(payload)
-        reap(self._launcher)
+        _end_child(self._launcher)
         self._launcher = 0
         return self.pid
 
@@ -91,8 +104,9 @@ class Vm:
     def request(
         self, kind: int, payload: bytes, *, container: int = 1, timeout_s: float = ANSWER_TIMEOUT_S
     ) -> wire.Result:
-        """One request and its result. GuestError if none comes."""
-        return self.channel.wait(self.channel.post(kind, payload, container=container), timeout_s)
+        """One request and its result. GuestError if none comes in time."""
+        self.channel.allow(timeout_s)
+        return self.channel.wait(self.channel.post(kind, payload, container=container))
 
     def commit(self) -> None:
         """Let the VM live without us. GuestError if it does not any more."""
@@ -103,27 +117,25 @@ class Vm:
     def end(self) -> None:
         """End a VM that was not committed, and wait until all of it is gone."""
         self.channel.close()
-        if self._launcher:
-            reap(self._launcher)
-        if not self.pid:
-            return
-        shim = Process.open(self.pid)  # our child: the pid cannot become another's before we reap it
-        if shim is not None:
-            with shim:
-                if not shim.wait(END_TIMEOUT_S):
-                    shim.kill()
-                    shim.wait(END_TIMEOUT_S)
-        reap(self.pid)
+        for pid in (self._launcher, self.pid):
+            if pid:
+                _end_child(pid)
 
 
-def connect(undo: ExitStack, container: Container) -> wire.Channel:
-    """A conversation with a running container's shim. GuestError if it does not take one."""
+def connect(undo: ExitStack, container: Container, timeout_s: float) -> wire.Channel:
+    """A conversation with a running container's shim, which may take so long, from now to its end. GuestError if it does not take one."""
+    deadline = time.monotonic() + timeout_s
     client = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    # connect(2) to a socket whose backlog is full, since nobody accepts, waits for as long as a send may (socket(7); unix_stream_connect in the kernel).
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(*divmod(round(timeout_s * 1e6), 10**6)))
     try:
         client.connect(_control_path(undo, container.directory))
+    except BlockingIOError:
+        raise GuestError(f"container {container.id}: its shim did not answer in time") from None
     except OSError as error:  # of the directory, too: a delete may have been faster
         raise GuestError(f"container {container.id}: connect to its shim: {words(error)}") from error
     channel = wire.Channel(client)
+    channel.allow(deadline - time.monotonic())
     channel.hello(wire.ROLE_CLIENT)
     return channel
 
@@ -131,18 +143,19 @@ def connect(undo: ExitStack, container: Container) -> wire.Channel:
 def ask(container: Container, kind: int, payload: bytes, timeout_s: float, *, about: int = 1) -> wire.Result | None:
     """One request about the container's first process (``about`` 0: the VM itself) and its result.
 
-    None if the container ended first; GuestError if it lives and does not answer.
+    None if the container ended first; GuestError if it lives and does not answer in time.
     """
     shim = container.shim()
     if shim is None:
         return None
     with shim, ExitStack() as undo:
         try:
-            channel = connect(undo, container)
-            return channel.wait(channel.post(kind, payload, container=about), timeout_s)
-        except GuestError:
+            channel = connect(undo, container, timeout_s)
+            return channel.wait(channel.post(kind, payload, container=about))
+        except GuestError as error:
             if shim.wait(LAST_WORDS_S):
                 return None
+            error.hint = error.hint or "kill KILL and delete --force work all the same"
             raise
 
 

@@ -7,9 +7,11 @@ import fcntl
 import json
 import os
 import time
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 
-from rundctl.errors import DamagedError, HostError, StateError, UsageError, words
+from rundctl.engine.records import trust
+from rundctl.errors import DamagedError, HostError, StateError, UsageError, printable, words
+from rundctl.host import interruption
 from rundctl.host.files import is_path_of, replace, unlink
 from rundctl.host.machine import boot_id
 from rundctl.host.pidfd import Process, start_time
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_ROOT = "/run/rundctl"
+LOCK_TIMEOUT_S = 60.0
 _ELSEWHERE = f"{DEFAULT_ROOT}/{identity.ELSEWHERE}"
 _NEW, _OLD = ".new:", ".old:"  # with a colon, which no id holds
 _NAME_MAX = 255
@@ -90,13 +93,23 @@ class Container:
 
     def status(self) -> Status:
         """Derive the status: from the shim's life, its marks ``paused`` and ``started`` and, before the commit, the creator's life."""
+        return self.seen()[0]
+
+    def seen(self) -> tuple[Status, int]:
+        """Status, and the shim's pid if it lives, else 0: both of one moment."""
         if not self.record.get("committed"):
-            return Status.CREATING if self._creator_lives() else Status.STOPPED
-        if not self.pid():
-            return Status.STOPPED
+            if self._creator_lives():
+                return Status.CREATING, self.pid()
+            fresh = read(self.directory)  # it may have committed, and ended, since the record was read
+            if fresh is None or not fresh.record.get("committed"):
+                return Status.STOPPED, 0
+            self.record = fresh.record
+        pid = self.pid()
+        if not pid:
+            return Status.STOPPED, 0
         if os.path.exists(self.path("paused")):
-            return Status.PAUSED
-        return Status.RUNNING if os.path.exists(self.path("started")) else Status.CREATED
+            return Status.PAUSED, pid
+        return Status.RUNNING if os.path.exists(self.path("started")) else Status.CREATED, pid
 
     def pid(self) -> int:
         """Host pid of the shim while it lives, else 0."""
@@ -108,7 +121,7 @@ class Container:
         """What the shim wrote before it ended (``code``, ``reason``, ``detail`` ...); empty if it was killed."""
         try:
             with open(self.path("exit"), encoding="utf-8", errors="replace") as file:
-                return dict(line.rstrip("\n").split("=", 1) for line in file if "=" in line)
+                return dict(printable(line.rstrip("\n")).split("=", 1) for line in file if "=" in line)
         except FileNotFoundError:
             return {}
 
@@ -140,7 +153,7 @@ class Container:
                 text = log.read(_SAID_MAX).decode("ascii", errors="replace")
         except OSError:
             return []
-        lines = ("".join(c if c.isprintable() else "?" for c in line.strip()) for line in text.splitlines())
+        lines = (printable(line.strip()) for line in text.splitlines())
         return [line[-_LINE_MAX:] for line in lines if line]
 
     def not_running(self) -> StateError:
@@ -195,9 +208,11 @@ def _in_use(container_id: str) -> StateError:
 
 
 def make_root(root: str) -> str:
-    """Make the directory of all containers, closed to others; returns its absolute path. HostError if that fails."""
+    """Make the directory of all containers, closed to others; returns its absolute path. HostError if that fails, or others can write to it."""
     try:
         os.makedirs(root, mode=0o711, exist_ok=True)
+        with ExitStack() as opened:
+            trust.directory(opened, root)
     except OSError as error:
         raise HostError(f"make root directory {root}: {words(error)}", hint="rundctl needs root") from error
     return os.path.abspath(root)
@@ -234,7 +249,7 @@ def _link_elsewhere(root: str, container_id: str) -> None:
     os.makedirs(_ELSEWHERE, mode=0o711, exist_ok=True)
     temporary = f"{_ELSEWHERE}/{_NEW}{os.getpid()}"  # short: the link's own name may be as long as names can be
     unlink(temporary)  # an earlier process of our pid may have been killed
-    os.symlink(os.path.abspath(root), temporary)
+    os.symlink(os.path.realpath(root), temporary)
     os.rename(temporary, _elsewhere_link(root, container_id))
 
 
@@ -248,47 +263,67 @@ def _unlink_elsewhere(root: str, container_id: str) -> None:
         _link_elsewhere(root, container_id)
 
 
-def _roots_elsewhere(container_id: str) -> list[str]:
+def _roots_elsewhere(container_id: str, doubts: list[str]) -> list[str]:
+    """Those that are still the directories that they were; ``doubts`` gets a line for each that others may have made anew."""
     try:
-        names = os.listdir(_ELSEWHERE)
+        names = sorted(os.listdir(_ELSEWHERE))
     except FileNotFoundError:
         return []
-    roots = set()
+    roots = []
     for name in names:
         if name.rpartition("@")[0] == container_id:
-            with suppress(FileNotFoundError):  # a delete was faster
-                roots.add(os.readlink(f"{_ELSEWHERE}/{name}"))
-    return sorted(roots)
+            # A delete was faster, or the root was removed as a whole.
+            with ExitStack() as opened, suppress(FileNotFoundError, NotADirectoryError):
+                root = os.readlink(f"{_ELSEWHERE}/{name}")
+                try:
+                    info = os.fstat(trust.walk(opened, root))
+                except HostError as error:
+                    doubts.append(error.message)
+                    continue
+                if f"{info.st_dev:x}-{info.st_ino:x}" == name.rpartition("@")[2]:
+                    roots.append(root)
+    return roots
 
 
 def load(root: str | None, container_id: str) -> Container:
     """Find a container; without ``root`` also one that was made under another root than the default one.
 
-    podman's clean-up calls ``delete`` without the runtime's flags. StateError if it does not exist, DamagedError if its record cannot be read, UsageError
-    if it is no id.
+    podman's clean-up calls ``delete`` without the runtime's flags. StateError if it does not exist, DamagedError if its record cannot be read, HostError
+    if it is not believed, UsageError if it is no id.
     """
     identity.container_id(container_id)
-    for candidate in (root or DEFAULT_ROOT,) if root else (DEFAULT_ROOT, *_roots_elsewhere(container_id)):
+    doubts: list[str] = []
+    for candidate in (root,) if root else (DEFAULT_ROOT, *_roots_elsewhere(container_id, doubts)):
         container = read(f"{candidate}/{container_id}")
         if container is not None:
             return container
-    raise StateError(f"container {container_id!r}: container does not exist", hint="rundctl list shows those that do")
+    hint = "; ".join(doubts) or "rundctl list shows those that do"
+    raise StateError(f"container {container_id!r}: container does not exist", hint=hint)
 
 
 def read(directory: str) -> Container | None:
-    """The container of a directory; None if there is none. DamagedError if its record is damaged."""
-    try:
-        with open(f"{directory}/{_RECORD}", "rb") as file:
-            return Container(directory, json.load(file))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        hint = f"rundctl delete --force {os.path.basename(directory)}"
-        raise DamagedError(directory, f"{directory}/{_RECORD} is damaged: {error}", hint=hint) from error
+    """The container of a directory; None if there is none. DamagedError if its record is damaged, HostError if others may have written it."""
+    root, _, name = directory.rpartition("/")
+    path = f"{directory}/{_RECORD}"
+    with ExitStack() as opened:
+        try:
+            above = trust.directory(opened, root or "/")
+            record = trust.file(opened, _RECORD, trust.directory(opened, name, above, directory), path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            with open(record, "rb", closefd=False) as file:
+                found = json.load(file)
+            if isinstance(found, dict) and "id" in found:
+                return Container(directory, found)
+            reason = "it is no record"
+        except ValueError as error:
+            reason = str(error)
+    raise DamagedError(directory, f"{path} is damaged: {reason}", hint=f"rundctl delete --force {name}")
 
 
 def list_all(root: str | None, warn: Callable[[str], None]) -> Iterator[Container]:
-    """All containers of a root, by id; of those whose record is damaged ``warn`` is told."""
+    """All containers of a root, by id; of those whose record is damaged, not believed or missing ``warn`` is told, the last in runc's words."""
     root = root or DEFAULT_ROOT
     try:
         names = sorted(os.listdir(root))
@@ -297,42 +332,51 @@ def list_all(root: str | None, warn: Callable[[str], None]) -> Iterator[Containe
     for name in names:
         try:
             container = None if ":" in name else read(f"{root}/{name}")
-        except DamagedError as error:
+        except (DamagedError, HostError) as error:
             warn(str(error))
             continue
         if container is not None:
             yield container
+        elif ":" not in name and name not in identity.RESERVED and os.path.isdir(f"{root}/{name}"):
+            warn(f"load container {name}: container does not exist")
 
 
-def lock(container: Container, timeout_s: float) -> int:
-    """Lock a container against other verbs that change it, and read its record anew; the descriptor holds the lock.
+@contextmanager
+def locked(container: Container, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+    """Hold a container against other verbs that change it, with its record read anew.
 
     StateError if it was deleted meanwhile, or is still locked when the time is over.
     """
-    deadline = time.monotonic() + timeout_s
-    fd = _open_directory(container)
+    try:
+        fd = os.open(container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise _just_deleted(container) from error
+    try:
+        _wait_for_lock(fd, container, time.monotonic() + timeout_s)
+        fresh = read(container.directory) if is_path_of(fd, container.directory) else None
+        if fresh is None:
+            raise _just_deleted(container)
+        container.record = fresh.record
+        yield
+    finally:
+        os.close(fd)
+
+
+def _wait_for_lock(fd: int, container: Container, deadline: float) -> None:
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                os.close(fd)
                 raise StateError(f"container {container.id} is busy", hint="another rundctl call works on it") from None
-            time.sleep(_LOCK_POLL_S)
-            continue
-        fresh = read(container.directory) if is_path_of(fd, container.directory) else None
-        if fresh is None:
-            os.close(fd)
-            raise StateError(f"container {container.id!r}: container does not exist", hint="it was just deleted")
-        container.record = fresh.record
-        return fd
+            with interruption.allowed():
+                time.sleep(_LOCK_POLL_S)
+        else:
+            return
 
 
-def _open_directory(container: Container) -> int:
-    try:
-        return os.open(container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise StateError(f"container {container.id!r}: container does not exist", hint="it was just deleted") from error
+def _just_deleted(container: Container) -> StateError:
+    return StateError(f"container {container.id!r}: container does not exist", hint="it was just deleted")
 
 
 def remove(container: Container) -> None:
@@ -353,11 +397,15 @@ def sweep(root: str | None) -> None:
         owner = name.removeprefix(_NEW).removeprefix(_OLD)
         if owner != name and owner.isdigit() and start_time(int(owner)) is None:
             _remove_trash(root, f"{root}/{name}")
+    for name in os.listdir(_ELSEWHERE) if os.path.isdir(_ELSEWHERE) else ():
+        owner = name.removeprefix(_NEW)
+        if owner != name and owner.isdigit() and start_time(int(owner)) is None:
+            unlink(f"{_ELSEWHERE}/{name}")
 
 
 def _remove_trash(root: str, trash: str) -> None:
     """What is half removed, or half made; its link goes first, while the record still tells whose it was."""
-    with suppress(DamagedError):
+    with suppress(DamagedError, HostError):
         left = read(trash)
         if left is not None:
             _unlink_elsewhere(root, left.id)
