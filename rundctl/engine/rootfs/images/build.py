@@ -21,7 +21,7 @@ from rundctl.engine.rootfs.images.content import IMAGE, Content
 from rundctl.engine.rootfs.images.formats import SPACE_HINT, Erofs, Ext4
 from rundctl.engine.rootfs.images.scan import Tree
 from rundctl.errors import HostError, RundctlError, words
-from rundctl.host import files, mountinfo, mounts
+from rundctl.host import files, mountinfo, mounts, workspace
 from rundctl.host import manifest as manifests
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ def build(home: str, content: Content, progress: Progress, *, max_mib: int, lock
     """
     try:
         images.make_root(home)
-        store.sweep(home)
-        with _Workspace(images.workspace(home, content.key), lock) as directory:
+        workspace.sweep(images.root(home))
+        place = images.workspace(home, content.key)
+        with workspace.Workspace(place, "makes this image", progress, lock=lock) as directory:
             found = images.find(home, content)
             if found is not None:
                 return found
@@ -64,29 +65,6 @@ def run_in_background(job: dict[str, Any]) -> None:
         said = str(error)
         files.replace(images.failure_path(job["home"], job["key"]), os.fsencode(said), 0o600, durable=False)
     sys.stderr.write(f"{time.strftime('%FT%T%z')} {job['key']} {said}\n")
-
-
-class _Workspace:
-    """A directory that is locked while it is worked in, and gone afterwards, unless it was moved into place.
-
-    The lock is on the directory itself: what has no owner is what a killed builder left, and anyone may remove it (`rootfs.images.store.sweep`).
-    """
-
-    def __init__(self, path: str, lock: int | None) -> None:
-        self._path = path
-        self._fd = lock
-
-    def __enter__(self) -> str:
-        if self._fd is None:
-            self._fd = files.lock_directory(self._path, wait=True)
-        _empty(self._path)
-        return self._path
-
-    def __exit__(self, *_: object) -> None:
-        assert self._fd is not None
-        if files.is_path_of(self._fd, self._path):
-            shutil.rmtree(self._path, ignore_errors=True)
-        os.close(self._fd)
 
 
 class _Builder:
@@ -198,12 +176,3 @@ def _hint(error: OSError) -> str:
     import errno
 
     return SPACE_HINT if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-
-
-def _empty(directory: str) -> None:
-    """Remove what a killed builder left."""
-    for entry in os.scandir(directory):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
-        else:
-            os.unlink(entry.path)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rundctl.engine.rootfs.images import content as images
 from rundctl.engine.rootfs.images.content import IMAGE, Content
 from rundctl.errors import HostError
-from rundctl.host import files
+from rundctl.host import files, workspace
 from rundctl.host import manifest as manifests
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def prune(home: str, *, max_mib: int | None = None, everything: bool = False) ->
     """Remove what nothing can use (damaged, or of layers that are gone), what is over ``max_mib``, or all; the keys. VMs keep what they have open."""
     if not os.path.isdir(images.root(home)):
         return []
-    sweep(home)
+    workspace.sweep(images.root(home))
     with _lock(home):
         found = entries(home)
         doomed = [entry for entry in found if everything or entry.state != "ok"]
@@ -116,15 +115,6 @@ def verify(home: str, progress: Progress) -> list[str]:
                 _remove(home, entry.key)
             damaged.append(entry.key)
     return damaged
-
-
-def sweep(home: str) -> None:
-    """Remove what killed builders left."""
-    root = images.root(home)
-    for name in os.listdir(root):
-        if name.startswith(".") and name.endswith(".tmp"):
-            with suppress(OSError):
-                _remove_ownerless(f"{root}/{name}")
 
 
 def _lock(home: str) -> files.Lock:
@@ -173,13 +163,3 @@ def _is_as_written(home: str, entry: Entry) -> bool:
 
 def _remove(home: str, key: str) -> None:
     shutil.rmtree(f"{images.root(home)}/{key}", ignore_errors=True)
-
-
-def _remove_ownerless(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if files.is_path_of(fd, directory):  # its builder may have moved it into place meanwhile
-            shutil.rmtree(directory, ignore_errors=True)
-    finally:
-        os.close(fd)
