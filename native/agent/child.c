@@ -53,7 +53,7 @@ static void fail(const struct plan_context *context, struct plan_failure failure
 	words->error = failure.error;
 	words->index = failure.index;
 	memcpy(words->detail, context->detail, sizeof(words->detail));
-	words->kind = STATUS_FAILED;
+	words->kind = context->no_program ? STATUS_NO_PROGRAM : STATUS_FAILED;
 	_exit(failure.error == ENOENT ? EXIT_NOT_FOUND : EXIT_NOT_EXECUTABLE);
 }
 

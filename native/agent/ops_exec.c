@@ -206,6 +206,9 @@ int op_exec(struct plan_context *context, struct plan_arguments *arguments)
 	int error = load_filter(context);
 	if (error)
 		return error;
-	execve(context->executable ? context->executable : argv[0], argv, context->environment ? context->environment : no_environment);
+	const char *path = context->executable ? context->executable : argv[0];
+	snprintf(context->detail, sizeof(context->detail), "exec %.180s", path); /* if it fails */
+	execve(path, argv, context->environment ? context->environment : no_environment);
+	context->no_program = true;
 	return -errno;
 }

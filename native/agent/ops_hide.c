@@ -50,6 +50,17 @@ int op_mask(struct plan_context *context, struct plan_arguments *arguments)
 	return S_ISDIR(status.st_mode) ? mask_directory(fd) : mask_file(context, fd);
 }
 
+/* What is mounted onto the root of all paths is seen by none of them: it is made read-only itself, without what is mounted below it, as by runc. */
+static bool is_root(const struct plan_context *context, int fd)
+{
+	struct statx root, found;
+	unsigned wanted = STATX_INO | STATX_MNT_ID;
+
+	if (context->root < 0 || statx(context->root, "", AT_EMPTY_PATH, wanted, &root) < 0 || statx(fd, "", AT_EMPTY_PATH, wanted, &found) < 0)
+		return false;
+	return root.stx_mnt_id == found.stx_mnt_id && root.stx_ino == found.stx_ino;
+}
+
 int op_readonly(struct plan_context *context, struct plan_arguments *arguments)
 {
 	struct mount_attr attr = {.attr_set = MOUNT_ATTR_RDONLY};
@@ -57,6 +68,8 @@ int op_readonly(struct plan_context *context, struct plan_arguments *arguments)
 
 	if (fd < 0)
 		return is_missing(fd) ? 0 : fd;
+	if (is_root(context, fd))
+		return check(mount_setattr(fd, "", AT_EMPTY_PATH, &attr, sizeof(attr)));
 	cleanup_close int copy = copy_mount(fd, "", AT_EMPTY_PATH | AT_RECURSIVE);
 	if (copy < 0)
 		return copy;

@@ -38,8 +38,8 @@ struct mount_request {
 	const char *type;
 	const char *data;
 	unsigned long flags;
-	mode_t mode; /* of the target, if it has to be made */
-	bool copy_up;
+	mode_t mode;  /* of the target, if it has to be made */
+	uint64_t how; /* WIRE_MOUNT_* */
 };
 
 static int set_attributes(int fd, bool recursive, struct mount_attr *attr)
@@ -104,9 +104,29 @@ static int mount_copied_up(struct plan_context *context, const struct mount_requ
 	return error || !(request->flags & MS_RDONLY) ? error : set_attributes(top, false, &read_only);
 }
 
+/* An image could have /proc lead into a directory that others write to, and be looked at there by whoever trusts procfs. */
+static int target_is_directory(struct plan_context *context, const struct mount_request *request)
+{
+	struct stat status;
+	cleanup_close int fd = path_open(context, request->target, O_PATH | O_NOFOLLOW);
+
+	if (fd < 0)
+		return fd == -ENOENT ? 0 : fd;
+	if (fstat(fd, &status) < 0)
+		return -errno;
+	if (S_ISDIR(status.st_mode))
+		return 0;
+	snprintf(context->detail, sizeof(context->detail), "filesystem \"%.20s\" must be mounted on ordinary directory", request->type);
+	return -ENOTDIR;
+}
+
 static int mount_request(struct plan_context *context, const struct mount_request *request)
 {
+	int refused = request->how & WIRE_MOUNT_NO_LINK ? target_is_directory(context, request) : 0;
 	bool made;
+
+	if (refused)
+		return refused;
 	cleanup_free char *with_mode = NULL;
 	cleanup_close int fd = path_make_directory(context, request->target, request->mode, &made);
 	const char *data = request->data;
@@ -119,7 +139,7 @@ static int mount_request(struct plan_context *context, const struct mount_reques
 			return error;
 		data = with_mode;
 	}
-	if (request->copy_up && !made)
+	if ((request->how & WIRE_MOUNT_COPY_UP) && !made)
 		return mount_copied_up(context, request, fd, data);
 	data = *data ? data : NULL;
 	if (context->root < 0 && device_missing(request))
@@ -137,7 +157,7 @@ int op_mount(struct plan_context *context, struct plan_arguments *arguments)
 	request.flags = next_number(arguments);
 	request.data = next_string(arguments);
 	request.mode = (mode_t)next_number(arguments);
-	request.copy_up = next_number(arguments) != 0;
+	request.how = next_number(arguments);
 	return mount_request(context, &request);
 }
 

@@ -118,7 +118,7 @@ static bool operation_fits(const struct wire_op *op, const uint8_t *body, enum p
 }
 
 /* A container's plan reports ready exactly once, ends with EXEC, and never runs in the agent's mount namespace. */
-static bool structure_fits(const struct wire_plan *head, uint32_t waits, uint32_t execs, uint16_t last)
+static bool structure_fits(const struct wire_plan *head, uint32_t waits, uint32_t execs, uint32_t last)
 {
 	if (head->clone_flags & ~CONTAINER_NAMESPACES || !(head->clone_flags & CLONE_NEWNS))
 		return false;

@@ -25,6 +25,7 @@ struct plan_context {
 	int start;		       /* pipe from the agent: one byte is START */
 	char **environment;	       /* what ENV and HOME made, NULL-terminated */
 	char *executable;	       /* what FIND kept */
+	bool no_program;	       /* execve has failed, after all else went well */
 	char **argv;		       /* what EXEC made; freed by its end alone: free(3) may make system calls */
 	struct sock_fprog filter;      /* what SECCOMP kept; .len 0: none */
 	unsigned filter_flags;	       /* SECCOMP_FILTER_FLAG_* */
@@ -43,8 +44,9 @@ enum plan_kind {
 };
 
 /* What the child says: READY and SPARE through its status pipe, in one write, so it is never torn (PIPE_BUF). FAILED is left in memory that it shares with
- * the agent, and the pipe's end says when to look: the last thing before EXEC is the container's seccomp filter, which may deny write(2). */
-enum status_kind { STATUS_READY = 1, STATUS_FAILED = 2, STATUS_SPARE = 3 };
+ * the agent, as is NO_PROGRAM, when only the execve failed, and the pipe's end says when to look: the last thing before EXEC is the container's seccomp filter,
+ * which may deny write(2). */
+enum status_kind { STATUS_READY = 1, STATUS_FAILED = 2, STATUS_SPARE = 3, STATUS_NO_PROGRAM = 4 };
 
 struct status_record {
 	uint32_t kind;

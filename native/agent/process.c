@@ -1,8 +1,10 @@
 /* What happens to a process between PLAN and EXITED. */
 #include "process.h"
 
+#include <ctype.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -117,14 +119,31 @@ static void take_record(struct process *process, struct conn *conn, const struct
 	answer(process, conn, &process->plan_tag, 0, NULL);
 }
 
+/* As with runc: started is what was about to exec, and a file that is no program is told by the process itself, which ends with 1. */
+static void tell_no_program(struct process *process, struct conn *conn)
+{
+	char line[PLAN_DETAIL_SIZE + 64];
+	int length = snprintf(line, sizeof(line), "%s: %s", process->failure.detail, strerror(process->failure.error));
+	char *reason = strrchr(line, ':');
+
+	if (length < 0 || !reason || length + 1 >= (int)sizeof(line))
+		return;
+	reason[2] = (char)tolower((unsigned char)reason[2]);
+	line[length] = '\n';
+	line[length + 1] = '\0';
+	stream_complain(process, conn, line);
+}
+
 /* The end of the status pipe after START and without words of a failure is the exec: the descriptor is close-on-exec. */
 static void take_end(struct process *process, struct conn *conn)
 {
 	close_fd(&process->status);
 	process->failure = *process->words;
 	process->failure.detail[PLAN_DETAIL_SIZE - 1] = '\0';
-	if (!process->ready || process->start >= 0 || process->failure.kind || process->asked_signal)
+	if (!process->ready || process->start >= 0 || process->failure.kind == STATUS_FAILED || process->asked_signal)
 		return;
+	if (process->failure.kind == STATUS_NO_PROGRAM)
+		tell_no_program(process, conn);
 	process->started = true;
 	answer(process, conn, &process->start_tag, 0, NULL);
 }
@@ -161,7 +180,9 @@ static void explain_death(struct process *process)
 
 static void send_exited(const struct process *process, struct conn *conn)
 {
-	struct wire_exited exited = {.status = process->exit_status};
+	/* However it ended then: its filter may have denied the exit. */
+	bool no_program = process->failure.kind == STATUS_NO_PROGRAM;
+	struct wire_exited exited = {.status = no_program ? W_EXITCODE(EXIT_FAILURE, 0) : process->exit_status};
 	struct wire_header head = request_head(process, 0);
 
 	if (process->cgroup >= 0 && cgroup_saw_oom_kill(process->cgroup))

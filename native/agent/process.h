@@ -45,7 +45,7 @@ struct process {
 	struct status_record *words;  /* shared with the child until its exec: why it fails */
 	int start;		      /* pipe for START's byte; -1 after it */
 	int cgroup;		      /* -1: none */
-	struct status_record failure; /* .kind STATUS_FAILED: the plan failed */
+	struct status_record failure; /* .kind STATUS_FAILED: the plan failed; STATUS_NO_PROGRAM: only its exec, which was told */
 	struct input input;
 	struct output outputs[OUTPUTS];
 };
@@ -63,6 +63,8 @@ bool process_advance(struct process *process, struct conn *conn);
 void stream_receive(struct process *process, struct conn *conn, const struct message *message);
 void stream_polls(const struct process *process, const struct conn *conn, struct pollfd polls[WIRE_STREAMS]);
 void stream_serve(struct process *process, struct conn *conn, const struct pollfd polls[WIRE_STREAMS]);
+/* Sends a line of the agent's as the process' own stderr. */
+void stream_complain(struct process *process, struct conn *conn, const char *line);
 void stream_close(struct process *process);
 bool stream_drained(const struct process *process);
 

@@ -110,6 +110,16 @@ static void read_output(struct process *process, struct output *output, struct c
 	send_message(conn, &head, bytes, (size_t)got);
 }
 
+void stream_complain(struct process *process, struct conn *conn, const char *line)
+{
+	struct output *output = &process->outputs[WIRE_STDERR - WIRE_STDOUT];
+	struct wire_header head = head_for(process, WIRE_DATA, WIRE_STDERR);
+	size_t length = strlen(line);
+
+	if (output->fd >= 0 && credit_spend(&output->credit, length))
+		send_message(conn, &head, line, length);
+}
+
 /* all three */
 
 /* The bytes of one frame that has a stream; the caller has checked that the process exists. */

@@ -9,7 +9,7 @@ enum {
 	WIRE_VERSION = 1,
 	WIRE_HEADER_SIZE = 16,
 	WIRE_PAYLOAD_MAX = 32 * 1024,	    /* bytes of payload in one frame */
-	WIRE_MESSAGE_MAX = 4 * 1024 * 1024, /* bytes of a message joined from frames with WIRE_MORE */
+	WIRE_MESSAGE_MAX = 8 * 1024 * 1024, /* bytes of a message joined from frames with WIRE_MORE: execve(2) takes up to 6 MiB */
 	WIRE_WINDOW = 128 * 1024,	    /* bytes of unacknowledged DATA a stream may have */
 	WIRE_ENTROPY_SIZE = 64,		    /* bytes of entropy in an IDENTITY */
 	WIRE_FILES_MAX = 64,		    /* names in a READ */
@@ -136,14 +136,20 @@ enum wire_exited_flag {
 /* Plan operations: docs/adr/0002-plan-operations.md. An operation is a struct wire_op and then its arguments, each
  * {uint32_t length, bytes, NUL}; an integer argument is 8 bytes. `size` counts the arguments' encoding. */
 struct wire_op {
-	uint16_t opcode;
-	uint16_t arguments;
+	uint32_t opcode;
+	uint32_t arguments;
 	uint32_t size;
 };
-_Static_assert(sizeof(struct wire_op) == 8, "op");
+_Static_assert(sizeof(struct wire_op) == 12, "op");
+
+/* Bits of MOUNT's last argument. */
+enum wire_mount {
+	WIRE_MOUNT_COPY_UP = 1, /* tmpcopyup: the new file system is filled with what the target held */
+	WIRE_MOUNT_NO_LINK = 2, /* a target that is a symbolic link, or no directory, is refused */
+};
 
 enum wire_opcode {
-	OP_MOUNT = 1,	    /* s source, s target, s fstype, u flags, s data, u mode of a directory to make, u copy up (tmpcopyup) */
+	OP_MOUNT = 1,	    /* s source, s target, s fstype, u flags, s data, u mode of a directory to make, u enum wire_mount */
 	OP_BIND = 2,	    /* s source, s target, u recursive, u kind (0 directory, 1 file) */
 	OP_REMOUNT = 3,	    /* s target, u set flags, u clear flags, u recursive */
 	OP_PROPAGATION = 4, /* s target, u flags */

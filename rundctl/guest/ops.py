@@ -9,7 +9,9 @@ from __future__ import annotations
 import enum
 import struct
 
-_OP = struct.Struct("<HHI")
+from rundctl.guest.wire import MOUNT_COPY_UP, MOUNT_NO_LINK
+
+_OP = struct.Struct("<III")
 _LENGTH = struct.Struct("<I")
 _PLAN = struct.Struct("<QIIqq")
 
@@ -122,14 +124,23 @@ def _encode_argument(value: str | int | bytes) -> bytes:
     return _LENGTH.pack(len(data)) + data + b"\0"
 
 
-def mount(
-    source: str, target: str, fstype: str, flags: int = 0, data: str = "", mode: int = 0o755, *, copy_up: bool = False
+def mount(  # noqa: PLR0913 - mount(2) has so many
+    source: str,
+    target: str,
+    fstype: str,
+    flags: int = 0,
+    data: str = "",
+    mode: int = 0o755,
+    *,
+    copy_up: bool = False,
+    no_link: bool = False,
 ) -> Op:
     """mount(2); ``data`` is for the file system; a missing target is made with ``mode``.
 
-    ``copy_up`` (tmpcopyup) fills the new file system with what the target held.
+    ``copy_up`` (tmpcopyup) fills the new file system with what the target held; ``no_link`` refuses a target that is a symbolic link.
     """
-    arguments = (source, target, fstype, flags, data, mode, int(copy_up))
+    how = (MOUNT_COPY_UP if copy_up else 0) | (MOUNT_NO_LINK if no_link else 0)
+    arguments = (source, target, fstype, flags, data, mode, how)
     return Op(Opcode.MOUNT, arguments, f"mount {fstype} on {target}")
 
 

@@ -15,7 +15,7 @@ from rundctl.host import interruption
 VERSION = 1
 MAGIC = b"RUND"
 PAYLOAD_MAX = 32 * 1024
-MESSAGE_MAX = 4 * 1024 * 1024
+MESSAGE_MAX = 8 * 1024 * 1024
 WINDOW = 128 * 1024
 ENTROPY_SIZE = 64
 FILES_MAX = 64
@@ -45,6 +45,10 @@ RESUME = 16
 CLOCK = 17
 READ = 18
 PROCESSES = 19
+
+# Bits of MOUNT's last argument
+MOUNT_COPY_UP = 1
+MOUNT_NO_LINK = 2
 
 EXITED_OOM = 1  # a flag of EXITED: the guest's kernel has killed a process of the container for want of memory
 

@@ -120,21 +120,23 @@ def container_plan(operation_bytes):
 def malformed(operation):
     """Encodings that come near to the operation's."""
     good = operation.encode()
-    opcode, count, size = struct.unpack_from("<HHI", good)
-    body = good[8:]
+    opcode, count, size = struct.unpack_from("<III", good)
+    body = good[12:]
 
     def pack(opcode=opcode, count=count, size=size, body=body):
-        return struct.pack("<HHI", opcode, count, size) + body
+        return struct.pack("<III", opcode, count, size) + body
 
     text, number = b"\1\0\0\0x\0", b"\x08\0\0\0" + bytes(9)
     yield "one argument too many, not there", pack(count=count + 1)
-    yield "65535 arguments", pack(count=65535)
+    yield "65536 arguments too many", pack(count=count + 65536)
+    yield "4294967295 arguments", pack(count=0xFFFFFFFF)
     yield "size beyond the plan", pack(size=0xFFFFFFFF)
     yield "size one more", pack(size=size + 1)
     yield "opcode 0", pack(opcode=0)
     yield "opcode kept free", pack(opcode=13)
     yield "opcode beyond the table", pack(opcode=max(ops.Opcode) + 1)
-    yield "opcode 65535", pack(opcode=65535)
+    yield "the opcode and 65536", pack(opcode=opcode + 65536)
+    yield "opcode 4294967295", pack(opcode=0xFFFFFFFF)
     if operation.opcode not in (ops.Opcode.ENV, ops.Opcode.EXEC, ops.Opcode.IDS):
         yield "a string too many", pack(count=count + 1, size=size + len(text), body=body + text)
         yield "a number too many", pack(count=count + 1, size=size + len(number), body=body + number)

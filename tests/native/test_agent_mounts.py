@@ -154,6 +154,30 @@ def test_readonly_paths(rig, bundle):
     assert run(rig, bundle, script, after=protect) == "refused\n"
 
 
+def test_a_readonly_root_is_the_root_and_not_what_is_mounted_in_it(rig, bundle):
+    (bundle.root / "self").symlink_to("/")
+    for path in ("/", "/self"):
+        mounted = (ops.mount("t", "/mnt", "tmpfs"),)
+        shell = "touch /x; touch /mnt/x && echo $?"
+        _, out, err = rig.run(bundle.shell(shell, before=mounted, after=(ops.readonly(path),)))
+        assert (out, "Read-only file system" in err) == ("0\n", True)
+
+
+@pytest.mark.parametrize("made", ["link", "dangling", "file"])
+def test_what_is_trusted_by_its_path_is_mounted_on_no_link(rig, bundle, made):
+    """CVE-2023-27561's kind."""
+    (bundle.root / "elsewhere").mkdir()
+    target = bundle.root / "trusted"
+    target.touch() if made == "file" else target.symlink_to("/elsewhere" if made == "link" else "/none")
+    result = rig.create(bundle.plan("true", before=(ops.mount("proc", "/trusted", "proc", no_link=True),)))
+    assert (result.error, result.detail) == (errno.ENOTDIR, 'filesystem "proc" must be mounted on ordinary directory')
+    target.unlink()
+    status, out, _ = rig.run(
+        bundle.shell("ls /trusted/self/stat", before=(ops.mount("proc", "/trusted", "proc", no_link=True),))
+    )
+    assert (exit_code(status), out) == (0, "/trusted/self/stat\n")
+
+
 def test_nodes_links_and_modes(rig, bundle):
     made = (
         ops.mkdir("/dev/shm", 0o1777),

@@ -212,7 +212,9 @@ def _file_system(mount: Mount) -> list[ops.Op]:
     data = "" if is_cgroup else ",".join(options.data)
     flags = options.flags & ~MS_RDONLY if _is_late(mount) else options.flags
     source = mount.source or fstype
-    made = ops.mount(source, mount.destination, fstype, flags, data, copy_up=options.copy_up)
+    # As runc: these are trusted by their paths, so an image's link must not lead them elsewhere (CVE-2023-27561).
+    no_link = fstype in ("proc", "sysfs")
+    made = ops.mount(source, mount.destination, fstype, flags, data, copy_up=options.copy_up, no_link=no_link)
     return [made, *_recursive(mount)]
 
 
