@@ -26,7 +26,7 @@ JsonDict = dict[str, Any]
 T = TypeVar("T")
 
 
-def eventually(probe: Callable[[], T], what: str | Callable[[], str], timeout_s: float = 20.0) -> T:
+def eventually(probe: Callable[[], T], what: str | Callable[[], str], timeout_s: float = DEADLINE_S) -> T:
     """Poll until the probe is true: for states of the kernel that send no event. ``what`` is only called if it never is."""
     deadline = time.monotonic() + timeout_s
     while not (value := probe()):

@@ -7,12 +7,12 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 
-from .conftest import Cli, eventually
+from .conftest import DEADLINE_S, Cli, eventually
+from .steps import Stepper, some
 
 SLEEP = ("/bin/sleep", "1000")
 
@@ -25,7 +25,7 @@ def test_closed_stdio(cli: Cli, bundle, tmp_path, closed: str) -> None:
     verbs = cli.argv("--log", str(log), "run", "--bundle", str(where), "c")
     done = subprocess.run(
         ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *verbs],
-        stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 7, (done.stderr, log.read_text())
     assert done.stdout == (b"" if ">&-" in closed.replace("2>&-", "") else b"out\n")
@@ -48,7 +48,7 @@ def test_sigchld_ignored(cli: Cli, bundle, tmp_path) -> None:
     where = bundle("/bin/sh", "-c", "grep SigIgn: /proc/self/status; exit 7", change=change)
     done = subprocess.run(
         _ignoring_sigchld(cli, "run", "--bundle", str(where), "c"),
-        stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 7, done.stderr
     for status in (done.stdout, (tmp_path / "hook").read_bytes()):
@@ -59,7 +59,7 @@ def test_sigchld_ignored_and_the_end_of_qemu(cli: Cli, bundle) -> None:
     """Its shim sees it, whoever made that."""
     argv = _ignoring_sigchld(cli, "create", "--bundle", str(bundle(*SLEEP)), "c")
     null = subprocess.DEVNULL
-    subprocess.run(argv, stdin=null, stdout=null, stderr=null, timeout=60, check=True)
+    subprocess.run(argv, stdin=null, stdout=null, stderr=null, timeout=DEADLINE_S, check=True)
     qemu = next(child for child in psutil.Process(cli.state("c")["pid"]).children() if "qemu" in child.name())
     qemu.kill()
     cli.wait_status("c", "stopped")
@@ -68,7 +68,7 @@ def test_sigchld_ignored_and_the_end_of_qemu(cli: Cli, bundle) -> None:
 
 def test_closed_stdio_and_create(cli: Cli, bundle) -> None:
     argv = cli.argv("create", "--bundle", str(bundle(*SLEEP)), "c")
-    subprocess.run(["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *argv], timeout=60, check=True)
+    subprocess.run(["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *argv], timeout=DEADLINE_S, check=True)
     cli("start", "c")
     assert cli.status("c") == "running"
 
@@ -130,19 +130,32 @@ def test_kill_zero_asks_whether_it_runs(cli: Cli, bundle) -> None:
 
 @pytest.mark.parametrize("verb", ["create", "run"])
 @pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-@pytest.mark.parametrize("delay_ms", [120, 200, 300])
-def test_a_signal_while_it_is_made_leaves_nothing(cli: Cli, bundle, verb: str, signo: int, delay_ms: int) -> None:
-    with cli.popen(verb, "--bundle", str(bundle(*SLEEP)), "c") as call:
-        eventually(lambda: (cli.root / "c").exists() or call.poll() is not None, "claimed")
-        time.sleep(delay_ms / 1000)
-        call.send_signal(signo)
-        if verb == "run":
-            # Once it runs the signal is the container's; sleep, its PID 1, ignores it.
-            eventually(lambda: call.poll() is not None or b"running" in cli("state", "c", code=None).stdout, "an end")
-            cli("kill", "c", "KILL", code=None)
-        code = call.wait(30)
-    if code == -signo:
-        assert list(cli.root.iterdir()) == []
+def test_a_signal_while_it_is_made_leaves_all_or_nothing(
+    cli: Cli, bundle, tmp_path, verb: str, signo: signal.Signals
+) -> None:
+    """At each step the call either ends by the signal, and nothing is left, or makes the container as if there had been none."""
+    stepper = Stepper(cli, tmp_path)
+    words = (verb, "--bundle", str(bundle(*SLEEP)), "c")
+    assert _struck(cli, stepper, 0, signo, words) in (0, 137)
+    ends = {step: _struck(cli, stepper, step, signo, words) for step in some(stepper.told(), 6)}
+    by_signal = (-signo, 130) if signo == signal.SIGINT else (-signo,)
+    assert all(code in (0, 137, *by_signal) for code in ends.values()), ends
+    assert [code in by_signal for code in ends.values()][:3] == [True] * 3, ends
+
+
+def _struck(cli: Cli, stepper: Stepper, step: int, signo: signal.Signals, words: tuple[str, ...]) -> int:
+    """The call's exit code. What it has made is whole, and ended; once it is ended nothing is left."""
+    with stepper.popen(step, signo, *words) as call:
+        # Once it runs the signal is the container's; sleep, its PID 1, ignores it.
+        eventually(lambda: call.poll() is not None or b"running" in cli("state", "c", code=None).stdout, "an end")
+        if call.poll() is None:
+            cli("kill", "c", "KILL")
+        code = call.wait(DEADLINE_S)
+    if code == 0:
+        assert cli.status("c") == "created", step
+        cli("delete", "--force", "c")
+    assert list(cli.root.iterdir()) == [], (step, code)
+    return code
 
 
 def test_limits_are_the_callers_where_none_are_named(cli: Cli, bundle) -> None:
@@ -155,7 +168,7 @@ def test_limits_are_the_callers_where_none_are_named(cli: Cli, bundle) -> None:
 
     done = subprocess.run(
         cli.argv("run", "--bundle", str(where), "c"),
-        stdin=subprocess.DEVNULL, capture_output=True, timeout=60, preexec_fn=limit, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE_S, preexec_fn=limit, check=False,
     )  # fmt: skip
     assert done.stdout == b"4321\n765\n0\n"
 
@@ -170,6 +183,6 @@ def test_a_delete_that_is_faster_is_told_plainly(cli: Cli, bundle, verb: tuple[s
             cli.popen("delete", "--force", "c") as delete,
         ):
             said = call.stderr.read() if call.stderr else b""
-            assert delete.wait(30) == 0, number
+            assert delete.wait(DEADLINE_S) == 0, number
         known = (b"not running", b"has stopped", b"does not exist")
         assert call.returncode == 0 or any(words in said for words in known), said

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .conftest import Cli, eventually
+from .conftest import DEADLINE_S, Cli, eventually
+from .steps import Stepper, some
 
 SLEEP = ("/bin/sleep", "1000")
 BOUND_S = 30.0  # on any machine; that it was not what is waited for otherwise, other facts say
@@ -76,18 +77,28 @@ def test_of_qemu_under_run(cli: Cli, bundle) -> None:
     with cli.popen("run", "--bundle", str(bundle(*SLEEP)), "k", stderr=subprocess.PIPE) as run:
         eventually(lambda: b"running" in cli("state", "k", code=None).stdout, "running")
         os.kill(_qemu_of(cli.state("k")["pid"]), signal.SIGKILL)
-        assert run.wait(20) == 137
+        assert run.wait(DEADLINE_S) == 137
 
 
-@pytest.mark.parametrize("delay_ms", [5, 20, 40, 60, 80, 100, 130, 160, 200, 300])
-def test_of_create_at_any_moment(cli: Cli, bundle, delay_ms: int) -> None:
-    with cli.popen("create", "--bundle", str(bundle(*SLEEP)), "k", stdin=subprocess.DEVNULL) as create:
-        time.sleep(delay_ms / 1000)
-        create.kill()
-    known = json.loads(cli("list", "--format", "json").stdout) or []
-    if known and create.returncode != 0:  # killed between the commit and its own end, its container lives
-        eventually(lambda: cli.status("k") in ("stopped", "created"), "it has settled")
+@pytest.fixture
+def stepper(cli: Cli, tmp_path: Path) -> Stepper:
+    return Stepper(cli, tmp_path)
+
+
+def test_of_create_at_any_step(cli: Cli, bundle, stepper: Stepper) -> None:
+    """What it leaves is a container that was made, or something that only --force removes; and the id is free again."""
+    words = ("create", "--bundle", str(bundle(*SLEEP)), "k")
+    assert stepper(0, signal.SIGKILL, *words) == 0
     cli("delete", "--force", "k")
+    steps = stepper.told()
+    assert steps > 50
+    for step in some(steps, 12):
+        assert stepper(step, signal.SIGKILL, *words) == -signal.SIGKILL, step
+        for known in json.loads(cli("list", "--format", "json").stdout) or []:
+            eventually(lambda: cli.status("k") in ("stopped", "created"), f"it has settled after step {step}")
+            assert known["id"] == "k"
+        cli("delete", "--force", "k")
+        assert cli("list", "-q").stdout == b"", step
 
 
 def test_of_create_before_it_had_its_id(cli: Cli) -> None:
@@ -104,17 +115,33 @@ def test_of_create_before_it_had_its_id(cli: Cli) -> None:
     alive.rmdir()
 
 
-@pytest.mark.parametrize("delay_ms", [10, 30, 50, 80])
-def test_of_start_and_delete(cli: Cli, bundle, delay_ms: int) -> None:
-    cli.create("k", bundle(*SLEEP))
-    with cli.popen("start", "k") as start:
-        time.sleep(delay_ms / 1000)
-        start.kill()
-    assert cli.status("k") in ("created", "running")
-    with cli.popen("delete", "--force", "k") as delete:
-        time.sleep(delay_ms / 1000)
-        delete.kill()
+def test_of_start_at_any_step(cli: Cli, bundle, stepper: Stepper) -> None:
+    """It runs or it does not, and goes on to be what it is."""
+    where = bundle(*SLEEP)
+    cli.create("k", where)
+    assert stepper(0, signal.SIGKILL, "start", "k") == 0
+    steps = stepper.told()
     cli("delete", "--force", "k")
+    assert steps >= 3  # its descriptor of the shim's process, the connection, the request
+    for step in range(1, steps + 1):
+        cli.create("k", where)
+        assert stepper(step, signal.SIGKILL, "start", "k") == -signal.SIGKILL, step
+        assert cli.status("k") in ("created", "running"), step
+        cli("delete", "--force", "k")
+
+
+def test_of_delete_at_any_step(cli: Cli, bundle, stepper: Stepper) -> None:
+    """Another delete does what it had not done."""
+    where = bundle(*SLEEP)
+    cli.create("k", where)
+    assert stepper(0, signal.SIGKILL, "delete", "--force", "k") == 0
+    steps = stepper.told()
+    assert steps > 10
+    for step in some(steps, 6):
+        cli.create("k", where)
+        assert stepper(step, signal.SIGKILL, "delete", "--force", "k") == -signal.SIGKILL, step
+        cli("delete", "--force", "k")
+        assert cli("list", "-q").stdout == b"", step
 
 
 def test_of_the_launcher(cli: Cli, bundle) -> None:
@@ -128,7 +155,7 @@ def test_of_the_launcher(cli: Cli, bundle) -> None:
                         os.kill(child.pid, signal.SIGKILL)
                     except ProcessLookupError:
                         continue
-            assert create.wait(30) != 0
+            assert create.wait(DEADLINE_S) != 0
         assert cli("list", "-q").stdout == b""
 
 
@@ -169,6 +196,6 @@ def test_delete_force_during_create(cli: Cli, bundle) -> None:
     with cli.popen("create", "--bundle", str(bundle(*SLEEP)), "k", stderr=subprocess.PIPE) as create:
         eventually(lambda: cli("list", "-q").stdout == b"k\n" or create.poll() is not None, "the id is taken")
         cli("delete", "--force", "k")
-        create.wait(20)
+        create.wait(DEADLINE_S)
     cli("delete", "--force", "k")
     assert cli("list", "-q").stdout == b""

@@ -177,7 +177,8 @@ def test_a_read_only_host(home: Path) -> None:
 _KILLED = """
 import os, signal, sys
 events = int(sys.argv[1])
-from rundctl.engine import settings, storage
+from rundctl.engine import settings
+from rundctl.engine.template import reflink_store
 import json, shutil, subprocess
 home = settings.load().home
 COUNTED = ("open", "fcntl.ioctl", "fcntl.flock", "os.link", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "subprocess.Popen", "os.chmod", "os.listdir")
@@ -188,7 +189,7 @@ def hook(event, arguments):
         if events < 0:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
-storage.init(home, 512 << 20, lambda step: None)
+reflink_store.init(home, 512 << 20, lambda step: None)
 """
 
 
