@@ -69,9 +69,8 @@ class ProcessError(RundctlError):
 
 
 def printable(text: str) -> str:
-    """What others wrote (a guest, QEMU, a hook, an image), as one line that changes no terminal: lines are joined, other control characters are ``?``."""
-    line = "; ".join(filter(None, (part.strip() for part in text.split("\n"))))
-    return line if line.isprintable() else "".join(each if each.isprintable() else "?" for each in line)
+    """What others wrote (a guest, QEMU, a hook, an image): ``?`` for all that would move a terminal's cursor, end a line or turn its direction."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else "?" for each in text)
 
 
 def words(error: OSError) -> str:

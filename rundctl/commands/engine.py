@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from rundctl.commands.declare import ID, Flag
-from rundctl.errors import UsageError
+from rundctl.errors import UsageError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def create_options(options: Options, *, detach: bool = True, keep: bool = False)
 def _progress(line: str) -> None:
     """A template is built once in a while, for seconds: said to people, not to scripts."""
     if sys.stderr.isatty():
-        sys.stderr.write(f"rundctl: {line}\n")
+        sys.stderr.write(f"rundctl: {printable(line)}\n")
 
 
 def _refuse(options: Options) -> None:

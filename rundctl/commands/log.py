@@ -9,11 +9,11 @@ import os
 import sys
 import time
 
-from rundctl.errors import HostError
+from rundctl.errors import HostError, printable
 
 
 class Log:
-    """Says errors, and with ``debug`` on also what is done."""
+    """Says errors, and with ``debug`` on also what is done: each a line of plain characters, whoever has written the words in it."""
 
     __slots__ = ("_as_json", "_fd", "verbose")
 
@@ -25,18 +25,21 @@ class Log:
 
     def error(self, message: str) -> None:
         """One line on stderr, one in the file. A full disk must not hide the error itself: stderr comes first."""
+        message = _line(message)
         _say(f"rundctl: {message}")
         if self._fd >= 0:
             self._append("error", message)
 
     def info(self, message: str) -> None:
         """What was asked for, such as ``--timings``: one line on stderr, one in the file."""
+        message = _line(message)
         _say(f"rundctl: {message}")
         if self._fd >= 0:
             self._append("info", message)
 
     def warn(self, message: str) -> None:
         """What went wrong beside what was asked for, which was done: one line on stderr, one in the file."""
+        message = _line(message)
         _say(f"rundctl: warning: {message}")
         if self._fd >= 0:
             self._append("warning", message)
@@ -45,6 +48,7 @@ class Log:
         """One line in the file, or on stderr if there is none; nothing without ``--debug``."""
         if not self.verbose:
             return
+        message = _line(message)
         if self._fd >= 0:
             self._append("debug", message)
         else:
@@ -82,10 +86,14 @@ def _text_line(level: str, message: str) -> str:
     return f'time="{_now()}" level={level} msg={json.dumps(message, ensure_ascii=False)}\n'
 
 
+def _line(message: str) -> str:
+    """Lines are joined: callers take the first or the last."""
+    return printable(message.rstrip().replace("\n", "; "))
+
+
 def _say(line: str) -> None:
-    """One line: newlines inside would break callers that take the first or the last."""
     try:
-        sys.stderr.write(line.rstrip().replace("\n", "; ") + "\n")
+        sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
     except (OSError, ValueError):
         return  # stderr is closed or full: there is nobody left to tell

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from rundctl.errors import HostError
+from rundctl.errors import HostError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def write(text: str) -> None:
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows of cells as lines, each column as wide as its widest cell but never narrow: the look of runc's tables."""
+    """Rows of cells as lines, each column as wide as its widest cell but never narrow: the look of runc's tables. Cells are made printable."""
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(_NARROWEST, *(len(row[column]) + _GAP for row in rows)) for column in range(len(rows[0]))]
     lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "".join(f"{line}\n" for line in lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from rundctl.errors import UsageError
+from rundctl.errors import UsageError, printable
 from rundctl.guest.processes import TICKS_PER_S
 
 TYPE_CHECKING = False
@@ -66,14 +66,9 @@ def columns_of(options: Sequence[str]) -> list[Column]:
 def table(columns: Sequence[Column], listing: Listing) -> str:
     """A headline and a line a process."""
     rows = [[column.head for column in columns]]
-    rows += [[clean(str(column.cell(process, listing))) for column in columns] for process in listing.processes]
+    rows += [[printable(str(column.cell(process, listing))) for column in columns] for process in listing.processes]
     lines = (" ".join(column.text(cell) for column, cell in zip(columns, row, strict=True)).rstrip() for row in rows)
     return "".join(f"{line}\n" for line in lines)
-
-
-def clean(text: str) -> str:
-    """Without what would move a terminal's cursor, end a line or turn its direction."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _decode(name: bytes) -> str:

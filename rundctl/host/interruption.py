@@ -33,13 +33,13 @@ class Held:
         self._handed_over = False
 
     def __enter__(self) -> Self:
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        for signo in _ENDING:
-            before = signal.getsignal(signo)
-            if before in _UNTOUCHED and signo not in blocked:
-                self._before[signo] = before
-                signal.signal(signo, self._interrupt)
-                _held.add(signo)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        handlers = {signo: signal.getsignal(signo) for signo in _ENDING if signo not in blocked}
+        self._before |= {signo: handler for signo, handler in handlers.items() if handler in _UNTOUCHED}
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._before)
+        _held.update(self._before)
+        for signo in self._before:
+            signal.signal(signo, self._interrupt)
         return self
 
     def _interrupt(self, signo: int, _frame: FrameType | None) -> None:

@@ -6,9 +6,11 @@ import errno
 import os
 import select
 import signal
+import time
 
 from rundctl.errors import HostError, words
 
+_POLL_MAX_S = 1 << 20
 # The second and third say that the number is a thread's now, before Linux 6.9 and since.
 _GONE = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
 
@@ -72,7 +74,17 @@ class Process:
         """Wait until the process has ended (it may be a zombie); False when the time is over."""
         poller = select.poll()
         poller.register(self.fd, select.POLLIN)
-        return bool(poller.poll(timeout_s * 1000))
+        return bool(poll(poller, timeout_s))
+
+
+def poll(poller: select.poll, timeout_s: float) -> list[tuple[int, int]]:
+    """poll(2), which itself counts milliseconds in an int, so not more than 24 days."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = max(0.0, deadline - time.monotonic())
+        ready = poller.poll(min(left_s, _POLL_MAX_S) * 1000)
+        if ready or left_s <= _POLL_MAX_S:
+            return ready
 
 
 def reap(pid: int) -> int | None:

@@ -6,18 +6,17 @@ import json
 import os
 import select
 import signal
-import time
 from contextlib import contextmanager, suppress
 
 from rundctl.errors import GuestError, HostError, printable
 from rundctl.host import interruption, process
+from rundctl.host import pidfd as pidfds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-_POLL_MAX_S = 1 << 20
 _OUTPUT_SHOWN = 2048  # bytes of a failed hook's output that go into the error
 
 
@@ -107,7 +106,7 @@ def _wait(pid: int, name: str, timeout_s: int, shim: int | None) -> int | None:
             if fd is not None:
                 poll.register(fd, select.POLLIN)
         with interruption.allowed():
-            ended = [fd for fd, _ in _poll(poll, timeout_s or float("inf"))]
+            ended = [fd for fd, _ in pidfds.poll(poll, timeout_s or float("inf"))]
     finally:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)  # of one that has ended it changes nothing
         _, status = os.waitpid(pid, 0)
@@ -115,16 +114,6 @@ def _wait(pid: int, name: str, timeout_s: int, shim: int | None) -> int | None:
     if ended and pidfd not in ended:
         raise GuestError(f"{name}: killed, since the container was")
     return status if ended else None
-
-
-def _poll(poll: select.poll, timeout_s: float) -> list[tuple[int, int]]:
-    """poll(2) counts milliseconds in an int. Python resumes it after a signal handler by itself, with the time that is left."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        left_s = max(0.0, deadline - time.monotonic())
-        ended = poll.poll(min(left_s, _POLL_MAX_S) * 1000)
-        if ended or left_s <= _POLL_MAX_S:
-            return ended
 
 
 def _reason(status: int | None, timeout_s: int) -> str:

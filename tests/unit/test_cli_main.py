@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from rundctl import cli
-from rundctl.commands import kill, spec, table
+from rundctl.commands import kill, output, spec, table
 from rundctl.commands import list as list_verb
 from rundctl.commands.declare import Options, Verb
-from rundctl.errors import ConfigError, HostError, RundctlError, UsageError
+from rundctl.errors import ConfigError, GuestError, HostError, RundctlError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +66,20 @@ def test_text_log(failing: Callable[[BaseException], None], tmp_path: Path) -> N
     log = tmp_path / "log"
     assert cli.main(["--log", str(log), "features"]) == 1
     assert re.fullmatch(r'time="[^"]+" level=error msg="bad"\n', log.read_text())
+
+
+@pytest.mark.parametrize("format_", ["json", "text"])
+def test_what_others_wrote_changes_no_terminal(
+    failing: Callable[[BaseException], None], tmp_path: Path, capsys: pytest.CaptureFixture[str], format_: str
+) -> None:
+    """A guest's words are in it: they neither end the line, nor move the cursor, nor turn its direction."""
+    failing(GuestError("said:\x1b[2J\r\x9b1A\u202ee\u0301\nlast\n"))
+    log = tmp_path / "log"
+    assert cli.main(["--log", str(log), "--log-format", format_, "features"]) == 1
+    said = "said:?[2J??1A?e\u0301; last"
+    assert capsys.readouterr().err == f"rundctl: {said}\n"
+    text = log.read_text()
+    assert (json.loads(text)["msg"] if format_ == "json" else text.partition("msg=")[2].strip()[1:-1]) == said
 
 
 def test_log_that_cannot_be_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,6 +195,10 @@ def test_table_is_as_wide_as_it_must() -> None:
     assert head.split() == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
     assert row.split() == ["a" * 20, "7", "running", "/b", "now", "root"]
     assert [head.index(word) for word in ("PID", "STATUS")] == [row.index("7"), row.index("running")]
+
+
+def test_what_others_wrote_moves_no_column() -> None:
+    assert output.columns([("ID", "BUNDLE"), ("a", "/x\x1b[2J\n/y")]) == "ID          BUNDLE\na           /x?[2J?/y\n"
 
 
 def test_spec_writes_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -127,3 +128,60 @@ def test_who_is_interrupted_leaves_no_hook(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert not os.path.exists(f"/proc/{(tmp_path / 'pid').read_text().strip()}")
+
+
+def test_three_descriptors_and_no_other(tmp_path: Path) -> None:
+    """What the caller has let us inherit, a lock or the end of a pipe, is no hook's."""
+    numbers = (8, 9, 10, 60, 251)
+    null = os.open("/dev/null", os.O_RDONLY)
+    opened = [number for number in numbers if not os.path.exists(f"/proc/self/fd/{number}")]
+    try:
+        for number in opened:
+            os.dup2(null, number, inheritable=True)
+        hooks.run(
+            "prestart",
+            [
+                {
+                    "path": "/bin/sh",
+                    "args": ["sh", "-c", f"exec /bin/ls /proc/self/fd > {tmp_path}/fds"],
+                    "env": ["PATH=/bin"],
+                }
+            ],
+            STATE,
+            "/",
+        )
+    finally:
+        for number in (*opened, null):
+            os.close(number)
+    assert opened
+    assert not {*map(str, numbers)} & {*(tmp_path / "fds").read_text().split()}
+
+
+def test_what_a_hook_wrote_changes_no_terminal() -> None:
+    with pytest.raises(HostError) as caught:
+        hooks.run("prestart", [_shell(r"printf 'a\033[2Jb\302\233c\342\200\256d\n'; exit 1")], STATE, "/")
+    assert caught.value.message.endswith(": a?[2Jb?c?d")
+
+
+@pytest.mark.parametrize("timeout_s", [2_147_484, 2**31 - 1])
+def test_a_long_timeout_is_no_error(timeout_s: int) -> None:
+    """poll(2) counts milliseconds in an int."""
+    hooks.run("prestart", [_shell("exit 0", timeout=timeout_s)], STATE, "/")
+
+
+def test_an_interruption_ends_the_hook_and_is_heard(tmp_path: Path) -> None:
+    """Not between its start and the wait for it, where nobody would end it."""
+    program = f"""
+import os, signal, sys
+from rundctl.host import interruption
+from rundctl.oci import hooks
+sys.addaudithook(lambda event, _: os.kill(os.getpid(), signal.SIGTERM) if event == "os.posix_spawn" else None)
+with interruption.Held():
+    hooks.run("prestart", [{{"path": "/bin/sh", "args": ["sh", "-c", "echo $$ > {tmp_path}/pid; exec /bin/sleep 60"]}}], {{}}, "/")
+"""
+    done = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
+    assert done.returncode == -signal.SIGTERM
+    left = subprocess.run(
+        ["/bin/sh", "-c", f"[ ! -s {tmp_path}/pid ] || [ ! -d /proc/$(cat {tmp_path}/pid) ]"], check=False
+    )
+    assert left.returncode == 0

@@ -97,6 +97,7 @@ def test_both_validators_agree(fast: Any, slow: Draft4Validator, data: st.DataOb
         ({"ociVersion": "1.0", "mounts": [{"destination": "/x"}, {"destination": "/y", "options": ["ro", 1]}]}, "mounts[1].options[1]: expected string, got integer"),
         ({"ociVersion": "1.0", "linux": {"namespaces": [{"path": "/x"}]}}, "linux.namespaces[0]: expected a field 'type', which is missing"),
         ({"ociVersion": "1.0", "process": {"cwd": "/", "user": {"uid": -1}}}, "process.user.uid: expected a number not below 0, got -1"),
+        ({"ociVersion": "1.0", "hooks": {"prestart": [{"path": "/x", "timeout": 2**31}]}}, "hooks.prestart[0].timeout: expected a number not above 2147483647, got 2147483648"),
         ({"ociVersion": "1.0", "process": {"cwd": "/", "user": {"uid": 1.5}}}, "process.user.uid: expected integer, got number"),
         ({"ociVersion": "1.0", "linux": {"resources": {"hugepageLimits": [{"pageSize": "2", "limit": 0}]}}}, "linux.resources.hugepageLimits[0].pageSize: expected a text that matches ^[1-9][0-9]*[KMG]B$, got '2'"),
         ({"ociVersion": "1.0", "linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": [], "action": "SCMP_ACT_ALLOW"}]}}}, "linux.seccomp.syscalls[0].names: expected at least 1 element, got 0"),

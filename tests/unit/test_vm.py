@@ -1,13 +1,23 @@
-"""The VM from the host's side: what is said of its end."""
+"""The VM from the host's side: what is said of its end, and how long a shim is waited for that does nothing."""
 
 from __future__ import annotations
 
+import os
+import socket
+import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
+
+import pytest
 
 from rundctl.engine.container import vm
 from rundctl.engine.records import store
+from rundctl.errors import GuestError
+from rundctl.guest import wire
+from rundctl.host.pidfd import start_time
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 LINE_MAX = 1024
@@ -50,3 +60,76 @@ def test_what_a_guest_s_kernel_says_while_all_is_well_is_not_the_reason(tmp_path
         b"[    1.3] rundctl agent: open the port: No such device\r\n[    1.4] reboot: Restarting\r\n"
     )
     assert container.last_words() == "[    1.3] rundctl agent: open the port: No such device"
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Iterator[tuple[store.Container, socket.socket]]:
+    """A container whose shim, which is us, neither accepts nor reads."""
+    now = start_time(os.getpid())
+    record = {"id": "c", "boot_id": store.boot_id(), "shim": {"pid": os.getpid(), "start_time": now}}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+        control.bind(str(tmp_path / "control.sock"))
+        control.listen(2)
+        yield store.Container(str(tmp_path), record), control
+
+
+def _fill(opened: ExitStack, container: store.Container) -> None:
+    for _ in range(3):  # one more than the backlog, as the kernel counts
+        client = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        client.connect(container.path("control.sock"))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_shim_that_does_nothing_is_waited_for_so_long(
+    stopped: tuple[store.Container, socket.socket], monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """Connect, too, waits for ever where the backlog is full and nobody accepts."""
+    monkeypatch.setattr(vm, "LAST_WORDS_S", 0)
+    container, _ = stopped
+    with ExitStack() as opened:
+        if full:
+            _fill(opened, container)
+        before = time.monotonic()
+        with pytest.raises(GuestError, match=r"did not answer in time.*delete --force work all the same"):
+            vm.ask(container, wire.PLAN, bytes(wire.MESSAGE_MAX if not full else 0), 0.3)
+        assert 0.3 <= time.monotonic() - before < 10
+
+
+def test_a_place_in_the_backlog_is_taken_when_there_is_one(stopped: tuple[store.Container, socket.socket]) -> None:
+    container, control = stopped
+    with ExitStack() as opened:
+        _fill(opened, container)
+        control.accept()[0].close()
+        vm.connect(opened, container, 10)
+
+
+def test_who_never_stops_to_send_is_not_heard_without_end() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        far.setblocking(False)
+        frame = wire.HEADER.pack(0, wire.CREDIT, 0, 0, 0, 0)
+        hello = wire._HELLO.pack(wire.MAGIC, wire.VERSION, wire.ROLE_SHIM)
+        far.send(wire.HEADER.pack(len(hello), wire.HELLO, 0, 0, 0, 0) + hello)
+
+        class Flooded(wire.Channel):
+            __slots__ = ()
+
+            def _receive(self, deadline: float) -> None:
+                far.send(frame)
+                super()._receive(deadline)
+
+        flooded = Flooded(near)
+        flooded.allow(0.2)
+        before = time.monotonic()
+        with pytest.raises(GuestError, match="in time"):
+            flooded.wait(1)
+        assert time.monotonic() - before < 10
+
+
+@pytest.mark.parametrize("then", ["lives", "ends"])
+def test_of_a_stopped_child_nobody_waits_for_the_end(then: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vm, "END_TIMEOUT_S", 0.2)
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", "kill -STOP $$" if then == "lives" else "exit 3"], {})
+    vm._end_child(pid)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pid, 0)

@@ -5,6 +5,7 @@ Asked of descriptors, never of paths: what was looked at is what is read. Believ
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -29,7 +30,13 @@ def directory(opened: ExitStack, name: str, above: int | None = None, path: str 
 def file(opened: ExitStack, name: str, above: int, path: str) -> int:
     """Open a file of a directory for reading. Errors as `directory`."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return _believed(opened, os.open(name, flags, dir_fd=above), path)
+    try:
+        fd = os.open(name, flags, dir_fd=above)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise HostError(f"{path} is not believed: it is a link") from error
+        raise
+    return _believed(opened, fd, path)
 
 
 def walk(opened: ExitStack, path: str) -> int:

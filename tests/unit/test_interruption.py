@@ -1,0 +1,127 @@
+"""Signals that wait until nothing can be lost by them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from rundctl.host import interruption
+
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+@pytest.fixture(autouse=True)
+def default_signals():
+    """As a call is started with, and as pytest wants them back."""
+    before = {signo: signal.getsignal(signo) for signo in ENDING}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for signo, handler in before.items():
+        signal.signal(signo, handler)
+
+
+def _blocked() -> set[int]:
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(ENDING)
+
+
+@pytest.mark.parametrize("signo", ENDING)
+def test_it_waits_until_it_is_allowed(signo: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", ended.append)
+    steps = []
+    with pytest.raises(KeyboardInterrupt), interruption.Held():
+        os.kill(os.getpid(), signo)
+        steps.append("made")
+        with interruption.allowed():
+            steps.append("waited")
+    assert steps == ["made"]
+    assert ended == [signo]
+    assert _blocked() == set()
+
+
+def test_it_comes_in_what_is_allowed_and_then_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "raise_signal", lambda _: None)
+    undone = False
+    with pytest.raises(KeyboardInterrupt) as caught, interruption.Held():
+        try:
+            with interruption.allowed():
+                os.kill(os.getpid(), signal.SIGTERM)
+                pytest.fail("it went on")
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            with interruption.allowed():
+                undone = True
+    assert caught.value.args == (signal.SIGTERM,)
+    assert undone
+
+
+@pytest.mark.parametrize("signo", ENDING)
+def test_at_the_end_it_does_what_it_always_does(signo: int) -> None:
+    program = f"""
+import os
+from rundctl.host import interruption
+try:
+    with interruption.Held():
+        os.kill(os.getpid(), {int(signo)})
+        print("made", flush=True)
+    print("never", flush=True)
+except KeyboardInterrupt:
+    os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    # SIGINT's own way is KeyboardInterrupt, which the program answers with SIGKILL.
+    assert (done.stdout, done.returncode) == (b"made\n", -9 if signo == signal.SIGINT else -signo)
+
+
+def test_a_block_within_a_block_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", ended.append)
+    with pytest.raises(KeyboardInterrupt), interruption.Held():
+        with interruption.Held():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert _blocked() == set(ENDING)
+        with pytest.raises(KeyboardInterrupt), interruption.Held(), interruption.allowed():
+            pytest.fail("it went on")
+        assert ended == []
+        raise KeyboardInterrupt(signal.SIGTERM)
+    assert ended == [signal.SIGTERM]
+
+
+def test_what_the_caller_ignores_or_blocks_stays_so() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        with interruption.Held(), interruption.allowed():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert _blocked() == {signal.SIGTERM}
+        assert _blocked() == {signal.SIGTERM}
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+def test_handed_over_they_stay_blocked() -> None:
+    try:
+        with interruption.Held() as held:
+            held.hand_over()
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.sigwait(ENDING) == signal.SIGTERM
+        assert _blocked() == set(ENDING)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+def test_outside_it_changes_nothing() -> None:
+    with pytest.raises(KeyboardInterrupt), interruption.allowed():
+        signal.raise_signal(signal.SIGINT)
+    assert _blocked() == set()
