@@ -31,7 +31,7 @@ from rundctl.engine.rootfs import hybrid_rootfs
 from rundctl.engine.template import kernel_template, store
 from rundctl.engine.template.inputs import Request
 from rundctl.guest import wire
-from rundctl.host import native, process
+from rundctl.host import memo, native, process
 from rundctl.oci import bundle as bundles
 from rundctl.vmm import qemu
 from rundctl.vmm.qmp import Qmp
@@ -228,7 +228,9 @@ def measure(counts: list[int], starts: int, transport: str) -> dict[str, Any]:
     host = settings.load()
     with tempfile.TemporaryDirectory() as scratch, Fleet(Path(scratch), transport) as fleet, ExitStack() as undo:
         bundle = bundles.load(str(fleet.bundle))
-        rootfs = hybrid_rootfs.choose(undo, bundle, host, host.memory_mib, lambda: kernel_template.able(host))
+        rootfs = hybrid_rootfs.choose(
+            undo, bundle, host, memo.of_home(host.home), host.memory_mib, lambda: kernel_template.able(host)
+        )
         return _measure(fleet, host, rootfs, counts, starts)
 
 

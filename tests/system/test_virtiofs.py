@@ -17,6 +17,7 @@ import pytest
 from rundctl.engine import settings
 from rundctl.engine.rootfs import shares
 from rundctl.engine.template import store
+from rundctl.host import memo
 from rundctl.oci import options
 
 from .conftest import Cli, JsonDict, eventually
@@ -248,7 +249,8 @@ def test_files_of_the_hosts_procfs(cli: Cli, bundle: Callable[..., Path]) -> Non
     """They say that they are empty, and what is cached is read as far as its size (docs/rootfs.md)."""
     where = bundle("/bin/cat", "/p/version", change=_by_virtiofs(bind(Path("/proc"), "/p", "bind", "ro")))
     read = cli("run", "--bundle", str(where), "v").stdout
-    is_rust = shares.find_daemon(settings.load()).is_rust
+    host = settings.load()
+    is_rust = shares.find_daemon(host, memo.of_home(host.home)).is_rust
     assert read == (Path("/proc/version").read_bytes() if is_rust else b"")
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from rundctl.engine import settings
 from rundctl.engine.rootfs import shares
+from rundctl.host import memo
 from rundctl.oci import options
 
 from .conftest import Cli, JsonDict, eventually
@@ -48,7 +49,8 @@ def _with(lower: str, *mounts: JsonDict, **annotations: str) -> Change:
 
 def _reads_files(lower: str) -> bool:
     """virtiofsd in C: files that say they are empty are read as empty (docs/rootfs.md)."""
-    return lower == "9p" or shares.find_daemon(settings.load()).is_rust
+    host = settings.load()
+    return lower == "9p" or shares.find_daemon(host, memo.of_home(host.home)).is_rust
 
 
 def test_no_process_is_seen_in_any(cli: Cli, bundle, tmp_path: Path, lower: str) -> None:

@@ -12,9 +12,11 @@ from rundctl.engine.rootfs.images.content import Image
 from rundctl.oci import options
 from rundctl.types import Accelerator
 from rundctl.vmm.shape import MachineShape
+from rundctl.vmm.virtiofsd import Daemon
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/rootfs.md"
 GIB = 1 << 30
+DAEMON = Daemon("/d", "virtiofsd 1.13.2", is_rust=True)
 
 
 def test_documented_is_what_is_there() -> None:
@@ -35,8 +37,8 @@ def test_each_transport_that_can_be_asked_for_has_its_rows_and_no_other() -> Non
 def test_each_way_a_rootfs_can_come_is_a_row() -> None:
     image = Image("key", "/image", GIB)
     made = [
-        transport.virtiofs("/"),
-        transport.persistent("/", "virtiofs"),
+        transport.virtiofs("/", DAEMON),
+        transport.persistent("/", DAEMON),
         transport.nine_p("/"),
         transport.persistent("/"),
         transport.blk("/", 64),

@@ -19,6 +19,7 @@ from rundctl.engine.rootfs.images.content import Image
 from rundctl.engine.rootfs.images.overlay import Overlay
 from rundctl.engine.settings import Settings
 from rundctl.errors import ConfigError, HostError
+from rundctl.host import memo
 from rundctl.host.mounts import mount
 from rundctl.oci import options
 from rundctl.oci.bundle import Bundle
@@ -74,7 +75,7 @@ def _layer(directory: Path) -> str:
 
 def _choose(bundle: Bundle, settings: Settings, able: frozenset[str] = ABLE) -> transport.Rootfs:
     with ExitStack() as undo:
-        return hybrid_rootfs.choose(undo, bundle, settings, 128, lambda: able)
+        return hybrid_rootfs.choose(undo, bundle, settings, memo.of_home(settings.home), 128, lambda: able)
 
 
 def test_a_directory_may_change_and_is_shared_live(tmp_path: Path, settings: Settings, image: Image) -> None:
@@ -331,7 +332,7 @@ def test_an_image_is_in_use_from_the_choice_on(tmp_path: Path, settings: Setting
     """A template may be built before QEMU starts; who removes the image meanwhile takes nothing from this start."""
     bundle = _bundle(tmp_path / "rootfs", lower="erofs", immutable="1")
     with ExitStack() as undo:
-        chosen = hybrid_rootfs.choose(undo, bundle, settings, 128, lambda: ABLE)
+        chosen = hybrid_rootfs.choose(undo, bundle, settings, memo.of_home(settings.home), 128, lambda: ABLE)
         assert [entry.in_use for entry in store.entries(settings.home)] == [True]
         store.prune(settings.home, everything=True)
         assert os.fstat(chosen.open(undo)).st_size == 64 * MIB

@@ -14,12 +14,14 @@ from rundctl.engine.rootfs import transport
 from rundctl.engine.rootfs.images.content import Image
 from rundctl.engine.settings import Settings
 from rundctl.errors import ConfigError
+from rundctl.vmm.virtiofsd import Daemon
 
 if TYPE_CHECKING:
     from rundctl.engine.rootfs.transport import Rootfs
     from rundctl.engine.template.inputs import Request
 
 MIB = 1 << 20
+DAEMON = Daemon("/d", "virtiofsd 1.13.2", is_rust=True)
 
 
 def _request(asked: dict[str, Any], rootfs: Rootfs | None = None, *, volumes: bool = False) -> Request:
@@ -33,7 +35,7 @@ def test_devices_are_those_that_rootfs_and_volumes_come_by() -> None:
         (transport.erofs(image, 8192), False, ("pmem", 256, False)),
         (transport.erofs(image, 64), True, ("blk", 256, True)),
         (transport.blk("/", 64), True, ("disk", 64, True)),
-        (transport.virtiofs("/"), True, ("virtiofs", 0, False)),
+        (transport.virtiofs("/", DAEMON), True, ("virtiofs", 0, False)),
     ):
         request = _request({}, rootfs, volumes=volumes)
         assert (request.root_device, request.root_mib, request.volumes) == wanted

@@ -89,7 +89,7 @@ def test_the_settings_choose(tmp_path: Path) -> None:
     settings = Settings()
     settings.home = str(tmp_path)
     settings.virtiofsd = _program(tmp_path / "daemon", "virtiofsd 1.13.2")
-    assert shares.find_daemon(settings).is_rust
+    assert shares.find_daemon(settings, Memo(f"{tmp_path}/memo")).is_rust
     settings.virtiofsd = "/no/such"
     with pytest.raises(HostError, match="there is none: /no/such"):
-        shares.find_daemon(settings)
+        shares.find_daemon(settings, Memo(f"{tmp_path}/memo"))

@@ -8,18 +8,17 @@ import time
 from contextlib import ExitStack
 
 from rundctl.engine.cgroups import kinds, limits
-from rundctl.engine.container import poststop, shapes, vm
+from rundctl.engine.container import pid_file, poststop, shapes, vm
 from rundctl.engine.container.shim_command import ShimCommand
 from rundctl.engine.plan import compiler, seccomp, volumes
 from rundctl.engine.records import store
 from rundctl.engine.rootfs import choice, hybrid_rootfs
 from rundctl.engine.rootfs.transport import LOWER
 from rundctl.engine.template import kernel_template
-from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError, words
+from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError
 from rundctl.guest import wire
 from rundctl.guest.ops import Opcode, Plan
-from rundctl.host import cgroup_settings, cgroupfs, rlimits
-from rundctl.host.files import replace
+from rundctl.host import cgroup_settings, cgroupfs, interruption, rlimits
 from rundctl.oci import bundle as bundles
 from rundctl.oci import hooks, identity
 from rundctl.oci.state import state_json
@@ -61,15 +60,16 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
     store.check_free(root, container_id)
     stages.mark("bundle")
     with ExitStack() as undo, ExitStack() as sources:
-        shared = volumes.open_all(sources, bundle)
-        asked = limits.parse(bundle.spec["linux"].get("resources", {}))
-        rootfs = _choose_rootfs(sources, ctx, bundle, shapes.memory_mib(asked, ctx.settings))
-        if rootfs.live:
-            shared.add_live(sources, rootfs.live)
-        request = shapes.request_for(asked, ctx.settings, rootfs, volumes=bool(shared.descriptors))
-        template = kernel_template.find(ctx.settings, request) or kernel_template.ensure(
-            ctx.settings, ctx.progress, request
-        )
+        with interruption.allowed():
+            shared = volumes.open_all(sources, bundle)
+            asked = limits.parse(bundle.spec["linux"].get("resources", {}))
+            rootfs = _choose_rootfs(sources, ctx, bundle, shapes.memory_mib(asked, ctx.settings))
+            if rootfs.live:
+                shared.add_live(sources, rootfs.live)
+            request = shapes.request_for(asked, ctx.settings, rootfs, volumes=bool(shared.descriptors))
+            template = kernel_template.find(ctx.settings, request) or kernel_template.ensure(
+                ctx.settings, ctx.progress, request
+            )
         stages.mark("template")
         machine = shapes.machine_of(template.shape, ctx.settings)
         lease = kinds.lease(_hierarchies(ctx), path, f"{root}/{container_id}", systemd=ctx.systemd_cgroup)
@@ -106,7 +106,9 @@ def _hierarchies(ctx: Context) -> list[cgroupfs.Hierarchy]:
 def _choose_rootfs(opened: ExitStack, ctx: Context, bundle: Bundle, memory_mib: int) -> Rootfs:
     """By what the root file system comes into a VM of this size."""
     settings = ctx.settings
-    chosen = hybrid_rootfs.choose(opened, bundle, settings, memory_mib, lambda: kernel_template.able(settings))
+    chosen = hybrid_rootfs.choose(
+        opened, bundle, settings, ctx.memo, memory_mib, lambda: kernel_template.able(settings)
+    )
     ctx.debug(f"rootfs by {chosen.transport} ({chosen.device}): {chosen.reason}")
     return chosen
 
@@ -191,7 +193,7 @@ class Launch:
                 self.stages.beside(join=machine.join_us, clone=machine.clone_us)
                 self._wake(machine, saved)
                 self._set_up(machine, compiled)
-                self._commit(machine)
+                self._commit(machine, undo)
             except GuestError as error:
                 machine.end()  # so that the shim has said all it will say
                 raise GuestError(vm.with_last_words(error.message, self.container), hint=error.hint) from error
@@ -246,11 +248,11 @@ class Launch:
 
     def _serve(self, opened: ExitStack, source: int) -> tuple[Share, ...]:
         """The servers beside QEMU, where files come by virtio-fs."""
-        if self.rootfs.device != "virtiofs":
+        if self.rootfs.daemon is None:
             return ()
         from rundctl.engine.rootfs import shares
 
-        servers = shares.Servers(opened, shares.find_daemon(self.ctx.settings), self.container.directory)
+        servers = shares.Servers(opened, self.rootfs.daemon, self.container.directory)
         root = servers.rootfs(qemu.ROOTFS_TAG, source, writable=self.rootfs.persistent)
         if not self.shared.descriptors:
             return (root,)
@@ -360,12 +362,16 @@ class Launch:
         finally:
             os.close(shim)
 
-    def _commit(self, machine: vm.Vm) -> None:
+    def _commit(self, machine: vm.Vm, undo: ExitStack) -> None:
         """From here on the container is: record, pid file, and only then the shim's leave to outlive us."""
+        path = self.options.pid_file
         self.container.record["committed"] = True
+        if path:
+            self.container.record["pid_file"] = os.path.abspath(path)
         self.container.save()
-        if self.options.pid_file:
-            _write_pid_file(self.options.pid_file, machine.pid)
+        if path:
+            undo.callback(_undo, self.ctx, pid_file.remove, path, machine.pid)
+            pid_file.write(path, machine.pid)
         machine.commit()
         self.stages.mark("commit")
 
@@ -409,10 +415,3 @@ def _find_words(argv0: str, error: int) -> str:
 
 def _hostname(container_id: str) -> str:
     return container_id[:_HOST_NAME_MAX]
-
-
-def _write_pid_file(path: str, pid: int) -> None:
-    try:
-        replace(path, str(pid).encode(), durable=False)
-    except OSError as error:
-        raise HostError(f"write pid file {path}: {words(error)}") from error

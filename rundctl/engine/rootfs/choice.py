@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from rundctl.engine.rootfs.images.overlay import Overlay
     from rundctl.engine.rootfs.transport import Rootfs
     from rundctl.engine.settings import Settings
+    from rundctl.host.memo import Memo
     from rundctl.oci.bundle import Bundle
+    from rundctl.vmm.virtiofsd import Daemon
 
 # By what an upper directory of the host may have been written that the guest's overlay (`hybrid_rootfs`) would read wrongly.
 _NOT_IN_THE_GUEST = ("metacopy", "userxattr")
@@ -33,15 +35,22 @@ _NOT_IN_THE_GUEST = ("metacopy", "userxattr")
 class Choice:
     """One bundle's transports, each by its name. ConfigError for one that cannot be had, HostError for what the host cannot do."""
 
-    __slots__ = ("_able", "_bundle", "_memory_mib", "_settings", "_undo")
+    __slots__ = ("_able", "_bundle", "_memo", "_memory_mib", "_settings", "_undo")
 
     def __init__(
-        self, undo: ExitStack, bundle: Bundle, settings: Settings, memory_mib: int, able: Callable[[], frozenset[str]]
+        self,
+        undo: ExitStack,
+        bundle: Bundle,
+        settings: Settings,
+        memo: Memo,
+        memory_mib: int,
+        able: Callable[[], frozenset[str]],
     ) -> None:
         """As for `hybrid_rootfs.choose`."""
         self._undo = undo
         self._bundle = bundle
         self._settings = settings
+        self._memo = memo
         self._memory_mib = memory_mib
         self._able = able
 
@@ -50,8 +59,7 @@ class Choice:
         if asked == "9p":
             return transport.nine_p(self._bundle.rootfs)
         if asked == "virtiofs":
-            self._need_virtiofs()
-            return transport.virtiofs(self._bundle.rootfs)
+            return transport.virtiofs(self._bundle.rootfs, self._find_daemon())
         return self._erofs() if asked == "erofs" else self._blk()
 
     def persistent(self, asked: str) -> Rootfs:
@@ -67,9 +75,7 @@ class Choice:
         if refusal:
             hint = f"only {' or '.join(combinations.writable())}, or auto, can be written to"
             raise ConfigError(f"{where}: a rootfs by {asked} {refusal}", hint=hint)
-        if asked == "virtiofs":
-            self._need_virtiofs()
-        return transport.persistent(self._bundle.rootfs, asked)
+        return transport.persistent(self._bundle.rootfs, self._find_daemon() if asked == "virtiofs" else None)
 
     def lacking(self, asked: str, live: str = "") -> str:
         """What the guest's kernel lacks for a transport, in words; "" if nothing."""
@@ -113,11 +119,11 @@ class Choice:
         if reason:
             raise self._refused(asked, reason, "rundctl kernel build makes one that has")
 
-    def _need_virtiofs(self) -> None:
+    def _find_daemon(self) -> Daemon:
         from rundctl.engine.rootfs import shares
 
         self._need_kernel("virtiofs")
-        shares.find_daemon(self._settings)
+        return shares.find_daemon(self._settings, self._memo)
 
     def _refused(self, asked: str, reason: str, hint: str) -> ConfigError:
         annotation = f"config.json: annotations: {options.LOWER}: {asked}"

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from rundctl.engine.rootfs.transport import Rootfs
     from rundctl.engine.settings import Settings
     from rundctl.engine.template.store import Template
+    from rundctl.host.memo import Memo
     from rundctl.oci.bundle import Bundle
 
 VOLUMES = "/volumes"
@@ -67,14 +68,19 @@ _OVERLAY = (
 
 
 def choose(
-    undo: ExitStack, bundle: Bundle, settings: Settings, memory_mib: int, able: Callable[[], frozenset[str]]
+    undo: ExitStack,
+    bundle: Bundle,
+    settings: Settings,
+    memo: Memo,
+    memory_mib: int,
+    able: Callable[[], frozenset[str]],
 ) -> Rootfs:
     """What the guest gets of a bundle's rootfs, and why: the shared lower that suits it best, or what annotation or settings ask for.
 
-    ``able`` tells what the guest's kernel can mount, and is asked only if that matters. ``undo`` closes the image that is chosen, if it is one: from the
-    choice on it cannot be missed. ConfigError for what cannot be had, HostError for what the host cannot do.
+    ``memory_mib`` is the VM's. ``able`` tells what its kernel can mount, and is asked only if that matters. ``undo`` closes the image that is
+    chosen, if it is one: from the choice on it cannot be missed. ConfigError for what cannot be had, HostError for what the host cannot do.
     """
-    choice = Choice(undo, bundle, settings, memory_mib, able)
+    choice = Choice(undo, bundle, settings, memo, memory_mib, able)
     asked = bundle.options.lower or settings.lower
     if (bundle.options.rootfs or settings.rootfs) == "persistent":
         return choice.persistent(asked)

@@ -9,7 +9,6 @@ import os
 import socket
 
 from rundctl.errors import HostError, words
-from rundctl.host import memo as memos
 from rundctl.vmm import virtiofsd
 
 TYPE_CHECKING = False
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from rundctl.engine.settings import Settings
+    from rundctl.host.memo import Memo
     from rundctl.vmm.virtiofsd import Daemon
 
 _SOCKET = "virtiofsd.sock"
@@ -87,10 +87,9 @@ class Servers:
         return listening.fileno(), connected.fileno()
 
 
-def find_daemon(settings: Settings) -> Daemon:
+def find_daemon(settings: Settings, memo: Memo) -> Daemon:
     """The virtiofsd that the settings lead to, remembered. HostError if there is none."""
     path = virtiofsd.find(settings.virtiofsd)
-    memo = memos.of_home(settings.home)
     found = virtiofsd.known(path, memo)
     if found is None:
         found = virtiofsd.examine(path, memo)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from rundctl.engine.rootfs.images.content import Image
+    from rundctl.vmm.virtiofsd import Daemon
 
 LOWER = "/lower"  # where the guest has the shared layer
 ROOT = "/root"  # the container's root in the guest, before it becomes that
@@ -45,6 +46,7 @@ class Rootfs:
     """
 
     __slots__ = (
+        "daemon",
         "device",
         "device_mib",
         "image",
@@ -70,6 +72,7 @@ class Rootfs:
         live: str = "",
         layers: tuple[str, ...] = (),
         persistent: bool = False,
+        daemon: Daemon | None = None,
     ) -> None:
         self.transport = transport
         self.reason = reason
@@ -81,6 +84,7 @@ class Rootfs:
         self.live = live
         self.layers = layers
         self.persistent = persistent
+        self.daemon = daemon
 
     @property
     def is_disk(self) -> bool:
@@ -110,10 +114,10 @@ def nine_p(directory: str, reason: str = ASKED) -> Rootfs:
     return Rootfs("9p", reason=reason, device="9p", mount=mount, path=directory)
 
 
-def virtiofs(directory: str) -> Rootfs:
+def virtiofs(directory: str, daemon: Daemon) -> Rootfs:
     """A directory of the host, served by a virtiofsd beside QEMU. The guest keeps what it has read."""
     mount = ops.mount(qemu.ROOTFS_TAG, LOWER, "virtiofs", _MS_RDONLY)
-    return Rootfs("virtiofs", reason=ASKED, device="virtiofs", mount=mount, path=directory)
+    return Rootfs("virtiofs", reason=ASKED, device="virtiofs", mount=mount, path=directory, daemon=daemon)
 
 
 def erofs(image: Image, memory_mib: int, live: str = "", layers: tuple[str, ...] = ()) -> Rootfs:
@@ -127,11 +131,16 @@ def erofs(image: Image, memory_mib: int, live: str = "", layers: tuple[str, ...]
     )  # fmt: skip
 
 
-def persistent(directory: str, transport: str = "9p") -> Rootfs:
-    """The bundle's directory as the whole root file system, written to at once. Nothing is cached but what is mapped, as with volumes."""
-    options = f"{NINE_P},cache=mmap" if transport == "9p" else ""
+def persistent(directory: str, daemon: Daemon | None = None) -> Rootfs:
+    """The bundle's directory as the whole root file system, written to at once: by virtio-fs where there is a ``daemon``, else by 9p.
+
+    Nothing is cached but what is mapped, as with volumes.
+    """
+    transport, options = ("virtiofs", "") if daemon else ("9p", f"{NINE_P},cache=mmap")
     mount = ops.mount(qemu.ROOTFS_TAG, ROOT, transport, 0, options)
-    return Rootfs(transport, reason="persistent", device=transport, mount=mount, path=directory, persistent=True)
+    return Rootfs(
+        transport, reason="persistent", device=transport, mount=mount, path=directory, persistent=True, daemon=daemon
+    )
 
 
 def blk(path: str, mib: int, reason: str = ASKED, image: Image | None = None) -> Rootfs:
