@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from rundctl.errors import ConfigError
-from rundctl.oci.options import LOWERS, ROOTFS_MODES
+from rundctl.oci.options import ROOTFS_MODES, TRANSPORTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _CHOICES = {
     "accelerator": ("auto", "kvm", "tcg"),
     "template": ("on", "off"),
     "rootfs": ROOTFS_MODES,
-    "lower": LOWERS,
+    "lower": TRANSPORTS,
     "pool_refill": ("delete", "off"),
 }
 

@@ -21,7 +21,7 @@ CURRENT = "current"  # symlink to the default: the last one fetched or built, or
 MANIFEST = "manifest.json"
 _CUSTOM_PREFIX = "custom-"
 _ALWAYS = ("cpu", "memory", "pids")
-_LOWERS = {
+_ABILITIES = {
     "erofs": ("CONFIG_EROFS_FS=y", "CONFIG_EROFS_FS_XATTR=y", "CONFIG_EROFS_FS_POSIX_ACL=y", "CONFIG_VIRTIO_BLK=y"),
     "pmem": ("CONFIG_VIRTIO_PMEM=y", "CONFIG_BLK_DEV_PMEM=y", "CONFIG_FS_DAX=y"),
     "virtiofs": ("CONFIG_VIRTIO_FS=y",),
@@ -72,7 +72,7 @@ class Kernel:
                 config = file.read()
         except OSError:
             return ["9p"]
-        return ["9p", *(name for name, needed in _LOWERS.items() if all(f"\n{line}\n" in config for line in needed))]
+        return ["9p", *(name for name, needed in _ABILITIES.items() if all(f"\n{line}\n" in config for line in needed))]
 
     def modules(self) -> list[tuple[str, bytes]]:
         """(file name, contents) of the modules in the order in which they are to be loaded."""

@@ -14,13 +14,13 @@ ROOTFS = "io.rundctl.rootfs"
 LOWER = "io.rundctl.rootfs.lower"
 IMMUTABLE = "io.rundctl.rootfs.immutable"
 ROOTFS_MODES = ("volatile", "persistent")
-LOWERS = ("auto", "virtiofs", "erofs", "9p", "blk")
+TRANSPORTS = ("auto", "virtiofs", "erofs", "9p", "blk")
 _ON_OFF = {"on": True, "off": False}
 # annotation: what it may say; nothing: any text
 KNOWN: dict[str, tuple[str, ...]] = {
     TEMPLATE: tuple(_ON_OFF),
     ROOTFS: ROOTFS_MODES,
-    LOWER: LOWERS,
+    LOWER: TRANSPORTS,
     IMMUTABLE: (),
 }
 

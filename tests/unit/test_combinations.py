@@ -30,7 +30,7 @@ def test_a_document_without_a_place_for_it() -> None:
 
 
 def test_each_transport_that_can_be_asked_for_has_its_rows_and_no_other() -> None:
-    assert {row.transport for row in TABLE} == set(options.LOWERS) - {"auto"}
+    assert {row.transport for row in TABLE} == set(options.TRANSPORTS) - {"auto"}
     assert len({_of(row) for row in TABLE}) == len(TABLE)
 
 
