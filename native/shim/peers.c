@@ -5,6 +5,21 @@
 
 #include "end.h"
 
+/* Requests that the agent has not answered: a flush may go on for as long as a reader stalls it, and nobody shall wait for it. The creator of what is
+ * not complete is told by the shim's last word why. */
+void close_agent(struct shim *shim)
+{
+	conn_close(&shim->agent);
+	for (size_t i = 0; i < REQUESTS_MAX; i++) {
+		struct request request = shim->requests[i];
+		struct client *client = find_client(shim, request.client);
+
+		shim->requests[i] = (struct request){0};
+		if (request.head.tag && client && (shim->committed || request.client != shim->creator))
+			reply(shim, client, &request.head, ECHILD, "the VM has ended");
+	}
+}
+
 /* Nothing more is heard from an agent that lies: the VM ends. */
 void agent_violation(struct shim *shim, const char *what)
 {
@@ -12,7 +27,7 @@ void agent_violation(struct shim *shim, const char *what)
 
 	(void)snprintf(detail, sizeof(detail), "protocol violation: %s", what);
 	end_early(shim, EPROTO, 255, "agent", 0, detail);
-	conn_close(&shim->agent);
+	close_agent(shim);
 }
 
 bool agent_is_full(const struct shim *shim)

@@ -7,6 +7,8 @@
 
 #include "shim.h"
 
+/* Nothing more is heard from the agent, and nothing said to it. */
+void close_agent(struct shim *shim);
 /* Ends the VM: the agent broke the protocol. */
 void agent_violation(struct shim *shim, const char *what);
 /* Sends to the agent, first HELLO. */

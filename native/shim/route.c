@@ -172,7 +172,7 @@ static void take_complaint(struct shim *shim, const struct message *message)
 		if (*c < ' ' || *c > '~')
 			*c = '?';
 	end_early(shim, EPROTO, 255, "agent", 0, detail);
-	conn_close(&shim->agent);
+	close_agent(shim);
 }
 
 static void take_result(struct shim *shim, const struct message *message)

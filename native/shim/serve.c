@@ -75,7 +75,7 @@ static void serve_agent(struct shim *shim)
 		return;
 	if (got == -ENOMEM)
 		end_early(shim, ENOMEM, 255, "internal", 0, "out of memory");
-	conn_close(&shim->agent);
+	close_agent(shim);
 	note_loss(shim, "agent", 0, "the agent's channel closed");
 }
 
@@ -142,7 +142,7 @@ static void qemu_ended(struct shim *shim, int status)
 		end_by_oom(shim, status);
 	else
 		end_early(shim, ECHILD, killed ? 128 + SIGKILL : 255, "qemu", status, detail);
-	conn_close(&shim->agent);
+	close_agent(shim);
 }
 
 static void reap(struct shim *shim)

@@ -1,5 +1,6 @@
 """stdin, stdout and stderr through the real shim: credit, order, ends, and what kinds of files they may be."""
 
+import errno
 import hashlib
 import os
 import pty
@@ -204,6 +205,29 @@ def test_output_before_qemus_death_is_not_lost(launch, pipe):
         reader = Reader(pipe[0])
     assert shim.wait() == 137
     assert reader.result() == b"x" * wire.WINDOW
+
+
+@pytest.mark.parametrize("end", ["qemu", "channel", "lie"])
+def test_a_request_is_answered_when_the_agent_goes_while_output_waits_for_its_reader(launch, pipe, end):
+    shim = launch(stdio=(None, pipe[1], None)).running()
+    pipe.close(1)
+    send_output(shim.agent, b"x" * wire.WINDOW)
+    client = shim.client()
+    client.wait_hello(DEADLINE_S)
+    awaited = {wire.SIGNAL, wire.READ}
+    tags = [client.post(kind, struct.pack("<II", signal.SIGTERM, 1), container=1) for kind in awaited]
+    while awaited:
+        awaited.discard(shim.agent.frame().type)  # there is credit between them
+    if end == "qemu":
+        os.kill(shim.qemu_pid(), signal.SIGKILL)
+    elif end == "channel":
+        shim.agent.socket.close()
+    else:
+        shim.agent.raw(b"\xff" * 64)
+    for tag in tags:
+        assert client.wait(tag, DEADLINE_S).error == errno.ECHILD
+    assert shim.is_alive(0)
+    client.post(wire.STOP)
 
 
 def test_reader_gone_closes_the_stream_and_sends_no_signal(launch, pipe):
