@@ -254,7 +254,8 @@ HELLO = wire.HEADER.pack(8, wire.HELLO, 0, 0, 0, 0) + struct.pack("<4sHH", b"RUN
         HELLO + wire.HEADER.pack(0xFFFFFFFF, wire.PLAN, 0, 1, 0, 1),
         HELLO + wire.HEADER.pack(1, wire.DATA, 1, 1, 0, 0) + b"x",
         HELLO + wire.HEADER.pack(0, wire.PLAN, wire.MORE, 1, 0, 1) + wire.HEADER.pack(0, wire.START, 0, 1, 0, 2),
-        HELLO + (wire.HEADER.pack(32768, wire.PLAN, wire.MORE, 1, 0, 1) + bytes(32768)) * 129,
+        HELLO
+        + (wire.HEADER.pack(32768, wire.PLAN, wire.MORE, 1, 0, 1) + bytes(32768)) * (wire.MESSAGE_MAX // 32768 + 1),
     ],
     ids=["http", "no-hello", "other-version", "two-hellos", "huge-frame", "data", "torn-message", "huge-message"],
 )
