@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from .conftest import Cli, JsonDict, eventually
+from rundctl.engine.records import store
+
+from .conftest import RUNDCTL, Cli, JsonDict, eventually
 
 
 def _told(directory: Path, kind: str, then: str = "exit 0") -> JsonDict:
@@ -107,3 +112,68 @@ def test_a_create_whose_hook_hangs_can_be_ended(cli: Cli, bundle, tmp_path: Path
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
     assert (tmp_path / "poststop").exists()
     assert b"does not exist" in cli("state", "h", code=1).stderr
+
+
+def test_hooks_have_three_descriptors(cli: Cli, bundle, tmp_path: Path) -> None:
+    """Whatever the caller lets rundctl inherit: a lock would be held, and a pipe not end, for as long as a hook's daemon lives."""
+    kinds = ("prestart", "createRuntime", "poststart", "poststop")
+
+    def change(config: JsonDict) -> None:
+        listing = "exec /bin/ls -l /proc/self/fd"
+        config["hooks"] = {
+            kind: [{"path": "/bin/sh", "args": ["sh", "-c", f"{listing} > {tmp_path}/{kind}"]}] for kind in kinds
+        }
+
+    where = bundle("/bin/true", change=change)
+    given = tmp_path / "given"
+    given.touch()
+    script = f'exec 8<{given} 9>>{given}; exec "$@" 7<{given}'
+    argv = [
+        "/bin/bash",
+        "-c",
+        f"exec 10<{given} 251<{given}; {script}",
+        "bash",
+        *cli.argv("run", "--bundle", str(where), "h"),
+    ]
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
+    for kind in kinds:
+        assert str(given) not in (tmp_path / kind).read_text(), kind
+
+
+_FORGE = """
+import json, os, sys
+root, touched = sys.argv[1:]
+os.makedirs(root + "/c")
+with open(root + "/c/record.json", "w") as file:
+    json.dump({
+        "id": "c", "boot_id": "", "creator": {"pid": 1, "start_time": 0}, "created": 0, "committed": True, "oci_version": "1.0", "bundle": "/", "rootfs": "/",
+        "annotations": {}, "owner_uid": 0, "cgroups": {"kind": "plain", "places": []},
+        "hooks": {"poststart": [], "poststop": [{"path": "/bin/touch", "args": ["touch", touched]}]},
+    }, file)
+"""
+
+
+@pytest.mark.parametrize("uid", [65534, 0])
+def test_the_hook_of_a_forged_record_is_not_run(uid: int) -> None:
+    """A root that was removed as a whole, and that somebody else has made again: whoever calls `delete` without it, as podman does, is led there."""
+    common = Path(tempfile.mkdtemp(dir="/tmp"))
+    common.chmod(0o1777)
+    try:
+        root = store.make_root(f"{common}/root")
+        container, lock = store.claim(root, "c", {})
+        os.close(lock)
+        link = Path(store._elsewhere_link(root, "c"))
+        os.rename(container.path("record.json"), common / "record.json")
+        os.rmdir(container.directory)  # the root stays the directory that it was, so that only its owner tells
+        os.chown(root, uid, uid)
+        touched = common / "touched"
+        subprocess.run([sys.executable, "-c", _FORGE, root, touched], user=uid, group=uid, check=True)
+        done = subprocess.run([RUNDCTL, "delete", "--force", "c"], capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert touched.exists() == (uid == 0), "root's own record is believed, and its hook runs"
+        said = subprocess.run([RUNDCTL, "delete", "c"], capture_output=True, text=True, check=False)
+        assert said.returncode == 1
+        assert ("is not believed: it belongs to uid 65534" in said.stderr) == (uid != 0)
+    finally:
+        link.unlink(missing_ok=True)
+        shutil.rmtree(common)
