@@ -38,6 +38,7 @@ from rootfs_image import FULL, QUICK, RUNDCTL, Image, Sizes
 
 from rundctl.engine import settings
 from rundctl.engine.template import kernel_template
+from rundctl.host import memo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -250,7 +251,8 @@ def running(scratch: Path, bundle: Path, name: str, count: int) -> Iterator[list
 
 def memory(scratch: Path, image: Image, transport: Transport, count: int) -> dict[str, float]:
     """What ``count`` containers that each read the data cost the host, MiB."""
-    template = kernel_template.ensure(settings.load(), print)
+    host = settings.load()
+    template = kernel_template.ensure(host, memo.of_home(host.home), print)
     ending = Path(template.memory).name
     script = "echo ready; read x; cat /data/big >/dev/null; echo done; read x"
     bundle = image.bundle(transport.lower, f"{transport.name}-m{count}", script)
@@ -319,7 +321,7 @@ def measure(sizes: Sizes) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "machine": f"{os.cpu_count()} x {platform.machine()}, Linux {platform.release()}",
         "command": " ".join(["bench/rootfs.py", *sys.argv[1:]]),
-        "accelerator": kernel_template.ensure(host, print).shape.accelerator.value,
+        "accelerator": kernel_template.ensure(host, memo.of_home(host.home), print).shape.accelerator.value,
         "load_before": os.getloadavg()[0],
         "data_mib": sizes.data_mib,
         "transports": {},

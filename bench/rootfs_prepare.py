@@ -16,6 +16,7 @@ from rundctl.engine import settings
 from rundctl.engine.rootfs.images import build
 from rundctl.engine.rootfs.images.content import Content
 from rundctl.engine.template import kernel_template, store
+from rundctl.host import memo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +30,8 @@ PRIVATE = {"9p": UPPER, "virtiofs": UPPER, "erofs-pmem": UPPER, "erofs-blk": UPP
 
 def measure(scratch: Path, sizes: Sizes) -> dict[str, Any]:
     """By what is private, kind of file system, and how many at once ("in a row": in one process): milliseconds."""
-    sources = {UPPER: kernel_template.ensure(settings.load(), print).upper(0), DISK: _image(scratch)}
+    host = settings.load()
+    sources = {UPPER: kernel_template.ensure(host, memo.of_home(host.home), print).upper(0), DISK: _image(scratch)}
     places = {UPPER: store.UPPERS, DISK: ("disk/image",)}
     result: dict[str, Any] = {name: {} for name in sources}
     for kind in upper.KINDS:

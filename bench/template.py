@@ -28,7 +28,7 @@ import smaps
 
 from rundctl.engine import settings
 from rundctl.engine.rootfs import hybrid_rootfs
-from rundctl.engine.template import kernel_template, store
+from rundctl.engine.template import inputs, kernel_template, store
 from rundctl.engine.template.inputs import Request
 from rundctl.guest import wire
 from rundctl.host import memo, native, process
@@ -228,15 +228,15 @@ def measure(counts: list[int], starts: int, transport: str) -> dict[str, Any]:
     host = settings.load()
     with tempfile.TemporaryDirectory() as scratch, Fleet(Path(scratch), transport) as fleet, ExitStack() as undo:
         bundle = bundles.load(str(fleet.bundle))
-        rootfs = hybrid_rootfs.choose(
-            undo, bundle, host, memo.of_home(host.home), host.memory_mib, lambda: kernel_template.able(host)
-        )
+        known = memo.of_home(host.home)
+        rootfs = hybrid_rootfs.choose(undo, bundle, host, known, host.memory_mib, lambda: inputs.able(host, known))
         return _measure(fleet, host, rootfs, counts, starts)
 
 
 def _measure(fleet: Fleet, host: settings.Settings, rootfs: Rootfs, counts: list[int], starts: int) -> dict[str, Any]:
     """The same, with an empty fleet."""
-    template = kernel_template.ensure(host, print, Request(root_device=rootfs.device, root_mib=rootfs.device_mib))
+    request = Request(root_device=rootfs.device, root_mib=rootfs.device_mib)
+    template = kernel_template.ensure(host, memo.of_home(host.home), print, request)
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} x {platform.machine()}, Linux {platform.release()}",

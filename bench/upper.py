@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from rundctl.engine import settings
 from rundctl.engine.template import kernel_template, store, upper
-from rundctl.host import files
+from rundctl.host import files, memo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -137,7 +137,8 @@ def row(walls: list[float], each: list[float], count: int) -> dict[str, float]:
 
 def measure(rounds: int = ROUNDS) -> dict[str, Any]:
     """All of it, as plain data; the kinds take turns, so that a busy moment of the host meets both."""
-    template = kernel_template.ensure(settings.load(), print)
+    host = settings.load()
+    template = kernel_template.ensure(host, memo.of_home(host.home), print)
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} x {platform.machine()}, Linux {platform.release()}",

@@ -17,10 +17,12 @@ def build(options: Options) -> int:
     from rundctl.commands.progress import Progress
     from rundctl.engine import settings
     from rundctl.engine.template import kernel_template
+    from rundctl.host import memo
 
     del options
+    chosen = settings.load()
     with Progress() as progress:
-        template = kernel_template.ensure(settings.load(), progress.say)
+        template = kernel_template.ensure(chosen, memo.of_home(chosen.home), progress.say)
     write(f"{template.key}\n")
     return 0
 

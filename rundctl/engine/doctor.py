@@ -17,11 +17,12 @@ from rundctl.engine import settings
 from rundctl.engine.cgroups import upkeep
 from rundctl.engine.plan import seccomp
 from rundctl.engine.rootfs.images import store as images
-from rundctl.engine.template import inputs, reflink_store
+from rundctl.engine.template import clock, inputs, reflink_store
 from rundctl.engine.template import store as template_store
 from rundctl.errors import HostError, RundctlError, words
 from rundctl.guest import kernel
 from rundctl.host import cgroupfs, ficlone, machine, native, process
+from rundctl.host import memo as memos
 from rundctl.types import Accelerator
 from rundctl.vmm import accelerator, binary, qemu, qemu_build, virtiofsd
 
@@ -123,7 +124,7 @@ def _tools(_: Settings) -> Iterator[Finding]:
 
 
 def _qemu(chosen: Settings) -> Iterator[Finding]:
-    memo = inputs.open_memo(chosen)
+    memo = memos.of_home(chosen.home)
     path = inputs.find_qemu(chosen)
     found = binary.known(path, memo) or binary.examine(path, memo)
     what = f"{path} {_version(found.version)}, machine {found.machine}"
@@ -157,7 +158,7 @@ def _version(version: tuple[int, int]) -> str:
 
 
 def _accelerator(chosen: Settings) -> Iterator[Finding]:
-    memo = inputs.open_memo(chosen)
+    memo = memos.of_home(chosen.home)
     verdict = accelerator.given(chosen.accelerator)
     if verdict is None:
         host = machine.known(memo) or machine.examine(memo)
@@ -178,7 +179,7 @@ def _accelerator(chosen: Settings) -> Iterator[Finding]:
 def _kernel(chosen: Settings) -> Iterator[Finding]:
     there = kernel.names(chosen.home)
     choice = kernel.Choice(chosen.home, chosen.kernel, chosen.kernel_modules)
-    found = kernel.find(choice, inputs.open_memo(chosen))
+    found = kernel.find(choice, memos.of_home(chosen.home))
     if found is None:
         text = f"{chosen.kernel} (from the settings) has not been taken over yet"
         yield Finding("kernel", Level.WARN, text, "rundctl template build")
@@ -224,7 +225,7 @@ def _templates(chosen: Settings) -> Iterator[Finding]:
         text = "none for the present settings: the first create builds it"
         yield Finding("template", Level.WARN, text, "rundctl template build")
     for entry in entries:
-        what = f"{entry.key} {entry.size_mib} MiB"
+        what = f"{entry.key} {entry.size_mib} MiB{_clock(entry)}"
         if not entry.intact:
             hint = "rundctl template build rebuilds the present one, rundctl template prune removes the others"
             yield Finding("template", Level.WARN, f"{what}: damaged, will not be used", hint)
@@ -232,6 +233,14 @@ def _templates(chosen: Settings) -> Iterator[Finding]:
         mine = entry.key == current
         yield Finding("template", Level.OK, f"{what}{', used by the next create' if mine else ''}")
     yield from _exposed(template_store.root(chosen.home))
+
+
+def _clock(entry: template_store.Entry) -> str:
+    """How far off it may be: it was compared with the host's before the template was saved."""
+    found = clock.facts_of(entry.manifest)
+    if not found:
+        return ""
+    return f", its clock right within {max(1 - found['rate_least'], found['rate_most'] - 1):.1%}"
 
 
 def _images(chosen: Settings) -> Iterator[Finding]:
@@ -261,7 +270,7 @@ def _virtiofsd(chosen: Settings) -> Iterator[Finding]:
             "virtiofsd", Level.OK, "not installed; only root file systems by virtio-fs need it", virtiofsd.HINT
         )
         return
-    memo = inputs.open_memo(chosen)
+    memo = memos.of_home(chosen.home)
     found = virtiofsd.known(path, memo) or virtiofsd.examine(path, memo)
     yield Finding("virtiofsd", Level.OK, f"{found.path}: {found.version}")
 
@@ -269,7 +278,7 @@ def _virtiofsd(chosen: Settings) -> Iterator[Finding]:
 def _current_key(chosen: Settings) -> str | None:
     """Of the template that the settings lead to. Not through `kernel_template.find`, which notes the template's use."""
     try:
-        known = inputs.known(chosen, inputs.Request(), inputs.open_memo(chosen))
+        known = inputs.known(chosen, inputs.Request(), memos.of_home(chosen.home))
     except RundctlError:
         return None  # why is told by the checks of QEMU and kernel
     return None if known is None else known[1]

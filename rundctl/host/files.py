@@ -120,22 +120,23 @@ def try_lock(path: str) -> int | None:
 
 
 class Lock:
-    """An exclusive flock(2) on a file that is made if missing; gone with the ``with`` block or the process.
+    """A flock(2) on a file that is made if missing; gone with the ``with`` block or the process. Exclusive, unless it may be ``shared``.
 
     Whoever waited while the file was removed, or another one mounted over it, waits for the new one.
     """
 
-    __slots__ = ("_fd", "_path")
+    __slots__ = ("_fd", "_kind", "_path")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, shared: bool = False) -> None:
         self._path = path
+        self._kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         self._fd = -1
 
     def __enter__(self) -> Self:
         while True:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX)
+                fcntl.flock(self._fd, self._kind)
                 if is_path_of(self._fd, self._path):
                     return self
             except BaseException:

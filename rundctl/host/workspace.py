@@ -48,7 +48,7 @@ class Workspace:
         try:
             _empty(self._path)
         except BaseException:
-            os.close(self._fd)
+            self.__exit__()
             raise
         return self._path
 

@@ -98,7 +98,21 @@ EMULATED_AND_SHARED: Word = (
 )
 
 
-def cmdline(*, verbose: bool, emulated_and_shared: bool = False) -> str:
-    """The words as QEMU's ``-append`` wants them. ``emulated_and_shared``: without KVM, and another process writes to the guest's memory."""
-    words = (*WORDS, *((EMULATED_AND_SHARED,) if emulated_and_shared else ()), VERBOSE if verbose else QUIET)
-    return " ".join(word for word, _, _ in words)
+KNOWN_RATE: Word = (
+    "tsc_early_khz={}",
+    "the rate of the time stamp counter, as a guest was found to have it right on this host: the emulator passes the host's through",
+    "each boot measures it, and on a busy host wrongly: a clock that is then too fast by any factor (KVM tells its guests)",
+)
+
+
+def cmdline(*, verbose: bool, emulated_and_shared: bool = False, tsc_khz: int = 0) -> str:
+    """The words as QEMU's ``-append`` wants them.
+
+    ``emulated_and_shared``: without KVM, and another process writes to the guest's memory. ``tsc_khz``: if it is known and nobody tells the guest.
+    """
+    words = [word for word, _, _ in WORDS]
+    if emulated_and_shared:
+        words.append(EMULATED_AND_SHARED[0])
+    if tsc_khz:
+        words.append(KNOWN_RATE[0].format(tsc_khz))
+    return " ".join([*words, (VERBOSE if verbose else QUIET)[0]])

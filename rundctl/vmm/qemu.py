@@ -130,10 +130,13 @@ class Wiring:
         return [fd for fd in numbers if fd >= 0]
 
 
-def template_argv(shape: MachineShape, wiring: Wiring) -> tuple[list[str], list[int]]:
-    """Boot with memory shared with its file, so that a snapshot needs no copy of it. (argv, descriptors to keep)."""
+def template_argv(shape: MachineShape, wiring: Wiring, tsc_khz: int = 0) -> tuple[list[str], list[int]]:
+    """Boot with memory shared with its file, so that a snapshot needs no copy of it. (argv, descriptors to keep).
+
+    ``tsc_khz``: the rate of the time stamp counter, 0 if it is not known.
+    """
     return _argv(
-        shape, wiring, _memory_file(shape, wiring, share=True), _boot(shape, wiring, verbose=True)
+        shape, wiring, _memory_file(shape, wiring, share=True), _boot(shape, wiring, tsc_khz, verbose=True)
     ), wiring.kept()
 
 
@@ -152,13 +155,13 @@ def clone_argv(shape: MachineShape, wiring: Wiring, state: int) -> tuple[list[st
     return _argv(shape, wiring, memory, incoming), [*wiring.kept(), state]
 
 
-def cold_argv(shape: MachineShape, wiring: Wiring) -> tuple[list[str], list[int]]:
+def cold_argv(shape: MachineShape, wiring: Wiring, tsc_khz: int = 0) -> tuple[list[str], list[int]]:
     """Boot from the kernel, as the template did, over memory of its own."""
     memory = Option("object", "memory-backend-ram", {"id": "memory", "size": f"{shape.memory_mib}M"})
     if shape.memory_mode is MemoryMode.COPY:
         memory = _own_memory(shape, wiring)
     shares = [*_shares(wiring), *(Option("device", "", {**device}) for device in plugged(wiring))]
-    return _argv(shape, wiring, memory, [*shares, *_boot(shape, wiring, verbose=False)]), wiring.kept()
+    return _argv(shape, wiring, memory, [*shares, *_boot(shape, wiring, tsc_khz, verbose=False)]), wiring.kept()
 
 
 def plugged(wiring: Wiring) -> list[dict[str, str]]:
@@ -350,10 +353,11 @@ def _console(wiring: Wiring) -> list[Option]:
     ]
 
 
-def _boot(shape: MachineShape, wiring: Wiring, *, verbose: bool) -> list[Option]:
-    shared = shape.memory_mode is MemoryMode.COPY and shape.accelerator is Accelerator.TCG
+def _boot(shape: MachineShape, wiring: Wiring, tsc_khz: int, *, verbose: bool) -> list[Option]:
+    emulated = shape.accelerator is Accelerator.TCG
+    shared = shape.memory_mode is MemoryMode.COPY and emulated
     return [
         Option("kernel", f"/proc/self/fd/{wiring.kernel}"),
         Option("initrd", f"/proc/self/fd/{wiring.initrd}"),
-        Option("append", cmdline(verbose=verbose, emulated_and_shared=shared)),
+        Option("append", cmdline(verbose=verbose, emulated_and_shared=shared, tsc_khz=tsc_khz if emulated else 0)),
     ]

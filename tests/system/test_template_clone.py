@@ -17,7 +17,7 @@ from rundctl.engine.rootfs import hybrid_rootfs, transport
 from rundctl.engine.template import kernel_template, store
 from rundctl.engine.template.inputs import Request
 from rundctl.guest import kernel_fetch, ops, wire
-from rundctl.host import files, process
+from rundctl.host import files, memo, process
 from rundctl.vmm import qemu
 from rundctl.vmm.qmp import Qmp
 
@@ -40,7 +40,7 @@ def ready() -> Template:
     host = settings.load()
     if not Path(host.home, "kernels/current").exists():
         kernel_fetch.fetch(host.home, _quiet)
-    return kernel_template.ensure(host, _quiet, _MACHINE)
+    return kernel_template.ensure(host, memo.of_home(host.home), _quiet, _MACHINE)
 
 
 class Clone:
@@ -127,6 +127,7 @@ def test_two_clones_at_once(ready: Template, rootfs: Path, tmp_path: Path) -> No
     assert outputs[0][1] != outputs[1][1], "boot ids"
     assert (rootfs / "etc/hosts").read_text() == "127.0.0.1 localhost\n"
     assert _digests(ready) == before
-    found = kernel_template.find(settings.load(), _MACHINE)
+    host = settings.load()
+    found = kernel_template.find(host, memo.of_home(host.home), _MACHINE)
     assert found is not None
     assert found.manifest == ready.manifest

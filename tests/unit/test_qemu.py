@@ -221,9 +221,22 @@ def test_every_difference_is_another_key() -> None:
 
 @pytest.mark.parametrize("verbose", [True, False])
 def test_every_word_of_the_kernel_is_justified(verbose: bool) -> None:
-    words = (*cmdline.WORDS, cmdline.EMULATED_AND_SHARED, cmdline.QUIET, cmdline.VERBOSE)
-    rows = {word for word, why, cost in words if why and cost}
-    assert set(cmdline.cmdline(verbose=verbose, emulated_and_shared=True).split()) < rows
+    words = (*cmdline.WORDS, cmdline.EMULATED_AND_SHARED, cmdline.KNOWN_RATE, cmdline.QUIET, cmdline.VERBOSE)
+    rows = {word.format(2600000) for word, why, cost in words if why and cost}
+    assert set(cmdline.cmdline(verbose=verbose, emulated_and_shared=True, tsc_khz=2600000).split()) < rows
+
+
+def test_only_an_emulated_guest_is_given_the_rate_that_its_kernel_would_measure() -> None:
+    wiring = _wiring(kernel=20, initrd=21)
+    for accelerated, khz, given in (
+        (Accelerator.TCG, 2600000, True),
+        (Accelerator.TCG, 0, False),
+        (Accelerator.KVM, 2600000, False),
+    ):
+        for make in (qemu.template_argv, qemu.cold_argv):
+            argv, _ = make(_shape(accelerated), wiring, khz)
+            assert ("tsc_early_khz=2600000" in argv[argv.index("-append") + 1].split()) is given
+            assert given or "tsc_early_khz" not in " ".join(argv)
 
 
 def test_only_who_emulates_over_shared_memory_has_its_pages_cleared() -> None:

@@ -10,15 +10,16 @@ from contextlib import ExitStack
 from rundctl.engine.cgroups import kinds, limits
 from rundctl.engine.container import pid_file, poststop, shapes, vm
 from rundctl.engine.container.shim_command import ShimCommand
-from rundctl.engine.plan import compiler, seccomp, volumes
+from rundctl.engine.plan import compiler, devices, seccomp, volumes
 from rundctl.engine.records import store
 from rundctl.engine.rootfs import choice, hybrid_rootfs
 from rundctl.engine.rootfs.transport import LOWER
-from rundctl.engine.template import kernel_template
+from rundctl.engine.template import inputs, kernel_template
 from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError
 from rundctl.guest import wire
 from rundctl.guest.ops import Opcode, Plan
 from rundctl.host import cgroup_settings, cgroupfs, interruption, rlimits
+from rundctl.host import devices as host_devices
 from rundctl.oci import bundle as bundles
 from rundctl.oci import hooks, identity
 from rundctl.oci.state import state_json
@@ -38,12 +39,9 @@ if TYPE_CHECKING:
     from rundctl.engine.records.store import Container
     from rundctl.engine.rootfs.shares import Share
     from rundctl.engine.rootfs.transport import Rootfs
+    from rundctl.engine.template.kernel_template import Saved
     from rundctl.engine.template.store import Template
     from rundctl.oci.bundle import Bundle
-
-    Saved = tuple[
-        str, list[dict[str, str]]
-    ]  # where a template's device state is, and the devices to be plugged in beside it
 
 _HOST_NAME_MAX = 64
 _CLOCK_LATE_S = 0.04  # how much later than it was read a clock may be set; an idle host's guest answers in half of that
@@ -67,8 +65,8 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
             if rootfs.live:
                 shared.add_live(sources, rootfs.live)
             request = shapes.request_for(asked, ctx.settings, rootfs, volumes=bool(shared.descriptors))
-            template = kernel_template.find(ctx.settings, request) or kernel_template.ensure(
-                ctx.settings, ctx.progress, request
+            template = kernel_template.find(ctx.settings, ctx.memo, request) or kernel_template.ensure(
+                ctx.settings, ctx.memo, ctx.progress, request, warn=ctx.warn
             )
         stages.mark("template")
         machine = shapes.machine_of(template.shape, ctx.settings)
@@ -107,7 +105,7 @@ def _choose_rootfs(opened: ExitStack, ctx: Context, bundle: Bundle, memory_mib: 
     """By what the root file system comes into a VM of this size."""
     settings = ctx.settings
     chosen = hybrid_rootfs.choose(
-        opened, bundle, settings, ctx.memo, memory_mib, lambda: kernel_template.able(settings)
+        opened, bundle, settings, ctx.memo, memory_mib, lambda: inputs.able(settings, ctx.memo)
     )
     ctx.debug(f"rootfs by {chosen.transport} ({chosen.device}): {chosen.reason}")
     return chosen
@@ -262,7 +260,7 @@ class Launch:
         """A clone that cannot share the template's pages has a file for its own, and the shim is told to fill it; -1 for one that can."""
         if self.template.shape.memory_mode is not MemoryMode.COPY:
             return -1
-        memory = shim.held(kernel_template.make_memory(self.template))
+        memory = shim.held(self.template.make_memory())
         if not self._cold:
             source = shim.held(os.open(self.template.memory, os.O_RDONLY | os.O_CLOEXEC))
             shim.add(["--copy", f"{source},{memory}"], [source])
@@ -270,19 +268,21 @@ class Launch:
 
     def _boot_files(self, shim: ShimCommand) -> tuple[int, int]:
         """Kernel and initramfs."""
+        from rundctl.engine.template import cold_boot
+
         kernel = shim.held(os.open(self.template.kernel, os.O_RDONLY | os.O_CLOEXEC))
-        return kernel, shim.held(kernel_template.open_initramfs(self.template))
+        return kernel, shim.held(cold_boot.open_initramfs(self.template))
 
     def _qemu(self, shim: ShimCommand, wiring: qemu.Wiring) -> tuple[list[str], Saved | None]:
         """QEMU's command line, for a clone or for a cold boot, and what is to be restored; the shim keeps what QEMU inherits."""
-        shape = self.template.shape
         saved = None
         if self._cold:
-            argv, keep = qemu.cold_argv(shape, wiring)
+            from rundctl.engine.template import cold_boot
+
+            argv, keep = cold_boot.argv(self.template, wiring)
         else:
             state = shim.held(os.open(self.template.state, os.O_RDONLY | os.O_CLOEXEC))
-            argv, keep = qemu.clone_argv(shape, wiring, state)
-            saved = qemu.state_uri(shape, state), qemu.plugged(wiring)
+            argv, keep, saved = kernel_template.clone(self.template, wiring, state)
         for fd in keep:
             shim.give("keep", fd)
         return argv, saved
@@ -298,6 +298,8 @@ class Launch:
                 rootfs_ops=tuple(rootfs),
                 volumes=shared.guest,
                 shm=shared.shm,
+                cgroups=frozenset(shared.cgroups),
+                devices=frozenset(found[-1] for found in devices.asked(spec) if host_devices.exists(*found)),
                 seccomp_bpf=seccomp.compile_filter(spec["linux"]["seccomp"], self.ctx.settings.home, self.ctx.memo)
                 if "seccomp" in spec["linux"]
                 else None,
@@ -308,7 +310,9 @@ class Launch:
                 keyring="" if self.options.no_new_keyring else f"_ses.{self.container.id}",
             ),
         )
-        for line in (*compiled.warnings, *compiled.describe()):
+        for line in compiled.warnings:
+            self.ctx.warn(line)
+        for line in (*compiled.ignored, *compiled.describe()):
             self.ctx.debug(line)
         return compiled
 
@@ -325,7 +329,9 @@ class Launch:
             raise HostError(f"template {self.template.key} was removed while the container was made", hint="try again")
         if saved is None:
             self.stages.mark("boot")
-            setup = kernel_template.guest_setup(self.template)
+            from rundctl.engine.template import cold_boot
+
+            setup = cold_boot.guest_setup(self.template)
             _check(machine.request(wire.PLAN, setup.encode(), container=0), setup, "set up the guest")
         self.stages.mark("answer")
 

@@ -12,7 +12,6 @@ import rundctl
 from rundctl.errors import HostError, words
 from rundctl.guest import kernel as kernels
 from rundctl.host import machine
-from rundctl.host import memo as memos
 from rundctl.vmm import accelerator, binary, qemu
 from rundctl.vmm.shape import MachineShape
 
@@ -87,11 +86,6 @@ class Ingredients:
             root_mib=self.request.root_mib,
             volumes=self.request.volumes,
         )
-
-
-def open_memo(settings: Settings) -> Memo:
-    """The host's remembered answers."""
-    return memos.of_home(settings.home)
 
 
 def known(settings: Settings, request: Request, memo: Memo) -> tuple[MachineShape, TemplateKey] | None:

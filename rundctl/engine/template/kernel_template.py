@@ -4,128 +4,153 @@ Problem
     Booting a kernel takes from half a second to seconds, and every VM that boots has its own copy of the same kernel in memory.
 Mechanism
     The guest boots with its memory in a shared file and is stopped once it has all that any container needs: agent listening, upper layer mounted,
-    cgroups there, clocks calibrated. QEMU writes the device state (x-ignore-shared leaves the memory out: it is in its file). A clone is a QEMU with the
-    same machine, the memory file mapped privately (`MemoryMode.COW`), or copied where virtiofsd must map it, too (`COPY`), and the state loaded.
-    The key is a digest of everything the guest and its machine are made of,
-    and both command lines come from the same MachineShape: a difference is a missing template, never a corrupt restore.
+    cgroups there, clocks calibrated and compared with the host's. QEMU writes the device state (x-ignore-shared leaves the memory out: it is in its
+    file). A clone is a QEMU with the same machine, the memory file mapped privately (`MemoryMode.COW`), or copied where virtiofsd must map it, too
+    (`COPY`), and the state loaded. The key is a digest of everything the guest and its machine are made of, and both command lines come from the
+    same MachineShape: a difference is a missing template, never a corrupt restore.
 Cost
     Building: a boot and about a second. Disk: the memory pages the guest touched, 0.5 MiB of state, four times 52 KiB of upper. Finding: two JSON
     files and a stat for each ingredient. A clone: some 40 ms until its agent answers under emulation, 25 MiB of its own (docs/performance.md).
 Invariants
     A template is complete or not there (built aside, renamed). Its files never change: one that was touched or truncated is rebuilt, not used.
-    Concurrent builders build once. Clones of one template are the same machine until IDENTITY told them apart.
+    Of one key there is one builder, who waits says for whom; different keys are built at once. A guest whose clock is wrong is never saved.
+    Clones of one template are the same machine until IDENTITY told them apart.
 Measured by
-    make bench-template; tests/system/test_template.py (build, find, damage, concurrency), test_template_clone.py, test_small_clones.py.
+    make bench-template; tests/system/test_template.py (build, find, damage, concurrency, clocks), test_template_clone.py, test_small_clones.py.
 """
 
 from __future__ import annotations
 
-import os
+import time
 
 from rundctl.engine.template import inputs, store
 from rundctl.engine.template.inputs import Request
-from rundctl.errors import GuestError
-from rundctl.host import files
+from rundctl.errors import GuestError, HostError, words
 from rundctl.types import Accelerator
-from rundctl.vmm import accelerator
+from rundctl.vmm import accelerator, qemu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.engine.settings import Settings
+    from rundctl.engine.template.boot import Recipe
+    from rundctl.engine.template.builders import Builders
+    from rundctl.engine.template.clock import Figures
     from rundctl.engine.template.inputs import Ingredients
     from rundctl.engine.template.store import Template
-    from rundctl.guest.kernel import Kernel
-    from rundctl.guest.ops import Plan
     from rundctl.host.memo import Memo
     from rundctl.types import Progress
 
+    # The device state's name for QMP, and the devices to be plugged in beside it: what `container.vm.Vm.restore` takes.
+    Saved = tuple[str, list[dict[str, str]]]
 
 _DEFAULT = Request()
 
 
-def find(settings: Settings, request: Request = _DEFAULT) -> Template | None:
+def find(settings: Settings, memo: Memo, request: Request = _DEFAULT) -> Template | None:
     """The template for this machine, if it is there and all about it is remembered. The path of every start: no subprocess, no hashing.
 
     HostError or ConfigError for what `ensure` could not mend either: no QEMU, no kernel.
     """
-    wanted = inputs.known(settings, request, inputs.open_memo(settings))
-    return None if wanted is None else store.open_template(settings.home, wanted[1], wanted[0])
+    known = inputs.known(settings, request, memo)
+    return None if known is None else store.open_template(settings.home, known[1], known[0])
 
 
-def able(settings: Settings) -> frozenset[str]:
-    """What the kernel that the settings lead to can mount a lower layer by: "9p", "erofs", "pmem", "virtiofs". HostError if there is no kernel."""
-    memo = inputs.open_memo(settings)
-    return inputs.able(settings, memo)
+def build(directory: str, recipe: Recipe, progress: Progress) -> Figures:
+    """Make the files of a template: boot the guest, settle it, save it. How fast its clock was found to run is returned. Cold.
+
+    GuestError with the guest's last words, HostError for what the host refuses.
+    """
+    from rundctl.engine.template import boot
+
+    with boot.booted(
+        directory, recipe, progress
+    ) as guest:  # its memory is a file, its set-up is done, its clock is right
+        guest.settle()  # the agent writes out what is dirty, and drops what no clone needs
+        progress("saving the guest")
+        guest.save()  # the machine stops, for ever; what it was lives on in each clone
+        return guest.clock
 
 
-def ensure(settings: Settings, progress: Progress, request: Request = _DEFAULT) -> Template:
-    """The template for this machine, built if need be; who comes second waits and finds it. A reflink store that is not mounted gets mounted."""
-    from rundctl.engine.template import reflink_store
+def clone(template: Template, wiring: qemu.Wiring, state: int) -> tuple[list[str], list[int], Saved]:
+    """One more machine out of a template: a QEMU that maps its memory privately and waits for its device state, which `Vm.restore` loads.
+
+    (argv, descriptors that QEMU inherits, what is to be restored). ``state``: a descriptor of ``template.state`` with an offset of its own.
+    """
+    argv, kept = qemu.clone_argv(template.shape, wiring, state)
+    return argv, kept, (qemu.state_uri(template.shape, state), qemu.plugged(wiring))
+
+
+def ensure(
+    settings: Settings, memo: Memo, progress: Progress, request: Request = _DEFAULT, *, warn: Progress | None = None
+) -> Template:
+    """The template for this machine, built if need be; who comes second waits and finds it. A reflink store that is not mounted gets mounted.
+
+    ``progress`` is told each step, ``warn`` that another builds what we wait for, if it takes long.
+    """
+    from rundctl.engine.template import builders, reflink_store
 
     store.make_root(settings.home)
     reflink_store.mount_if_there(settings.home, progress)
-    memo = inputs.open_memo(settings)
     ingredients = inputs.discover(settings, request, memo)
     memo.save()
-    with files.Lock(f"{store.root(settings.home)}/.lock"):
-        found = find(settings, request)
-        return found if found is not None else _choose_and_build(ingredients, progress)
+    with builders.Builders(settings.home, progress, warn) as turns:
+        verdict = inputs.verdict_of(ingredients, memo)
+        if verdict is not None:
+            return _find_or_build(ingredients, verdict, memo, turns)
+        with turns.turn("accelerator", "finds out whether KVM works"):
+            memo.refresh()
+            verdict = inputs.verdict_of(ingredients, memo)
+            if verdict is None:
+                return _try_accelerators(ingredients, memo, turns)
+        return _find_or_build(ingredients, verdict, memo, turns)
 
 
-def _choose_and_build(ingredients: Ingredients, progress: Progress) -> Template:
-    """Build with the accelerator that works; which one that is may only come out by trying."""
-    memo = inputs.open_memo(ingredients.settings)
-    verdict = inputs.verdict_of(ingredients, memo)
-    if verdict is None:
-        verdict = accelerator.Verdict(Accelerator.KVM, "a guest booted with it")
-        try:
-            return _build(ingredients, verdict, memo, progress)
-        except GuestError as error:
-            verdict = accelerator.Verdict(Accelerator.TCG, f"KVM does not work here: {error}")
-            progress(f"KVM does not work here, trying emulation: {error}")
-    return _build(ingredients, verdict, memo, progress)
+def _try_accelerators(ingredients: Ingredients, memo: Memo, turns: Builders) -> Template:
+    """Build with the accelerator that works: which one that is comes out by booting a guest."""
+    verdict = accelerator.Verdict(Accelerator.KVM, "a guest booted with it")
+    try:
+        made = _find_or_build(ingredients, verdict, memo, turns)
+    except GuestError as error:
+        verdict = accelerator.Verdict(Accelerator.TCG, f"KVM does not work here: {error}")
+        turns.progress(f"KVM does not work here, trying emulation: {error}")
+        made = _find_or_build(ingredients, verdict, memo, turns)
+    accelerator.remember(memo, ingredients.circumstances(), verdict)
+    memo.save()
+    return made
 
 
-def _build(ingredients: Ingredients, verdict: accelerator.Verdict, memo: Memo, progress: Progress) -> Template:
-    from rundctl.engine.template import build
-
+def _find_or_build(ingredients: Ingredients, verdict: accelerator.Verdict, memo: Memo, turns: Builders) -> Template:
     shape = ingredients.shape(verdict.accelerator)
     key = inputs.key_of(shape)
     home = ingredients.settings.home
-    found = store.open_template(home, key, shape)
-    if found is None:
-        recipe = build.Recipe(shape, ingredients.kernel, inputs.AGENT, verdict.reason)
-        build.build(home, key, recipe, progress)
+    with turns.turn(key, "builds this template") as directory:
         found = store.open_template(home, key, shape)
+        if found is None:
+            _build_and_publish(ingredients, verdict, memo, turns.progress, directory)
+            found = store.open_template(home, key, shape)
     if found is None:
         raise GuestError(f"template {key}: changed while it was being built")
-    accelerator.remember(memo, ingredients.circumstances(), verdict)
-    memo.save()
     return found
 
 
-def make_memory(template: Template) -> int:
-    """A file for one guest's memory, empty: for a clone that gets a copy of the template's, or a cold boot. The caller closes it."""
-    fd = os.memfd_create("memory", os.MFD_CLOEXEC)
-    os.ftruncate(fd, template.shape.memory_mib << 20)
-    return fd
+def _build_and_publish(
+    ingredients: Ingredients, verdict: accelerator.Verdict, memo: Memo, progress: Progress, directory: str
+) -> None:
+    from rundctl.engine.template import boot, clock, publish
 
-
-def open_initramfs(template: Template) -> int:
-    """The initramfs that the template was booted with, made anew: for a cold boot."""
-    from rundctl.engine.template import build
-
-    return build.initramfs_fd(_kernel(template), inputs.AGENT)
-
-
-def guest_setup(template: Template) -> Plan:
-    """What a cold-booted guest must be sent first (container 0), so that it is where a clone begins."""
-    from rundctl.engine.template import build
-
-    return build.setup_plan(_kernel(template), template.shape)
-
-
-def _kernel(template: Template) -> Kernel:
-    from rundctl.guest.kernel import Kernel
-
-    return Kernel(template.kernel_directory)
+    started_s = time.monotonic()
+    shape = ingredients.shape(verdict.accelerator)
+    try:
+        store.make_directories(directory)
+        figures = build(
+            directory, boot.Recipe(shape, ingredients.kernel, inputs.AGENT, clock.remembered(memo)), progress
+        )
+        facts = {"accelerator": {"name": verdict.accelerator.value, "reason": verdict.reason}, "clock": figures.facts()}
+        publish.publish(
+            directory, f"{store.root(ingredients.settings.home)}/{inputs.key_of(shape)}", shape,
+            {**facts, "kernel": ingredients.kernel.name, "build_s": round(time.monotonic() - started_s, 3)},
+        )  # fmt: skip
+    except OSError as error:
+        raise HostError(f"build the template in {directory}: {words(error)}") from error
+    clock.remember(memo, figures)
+    memo.save()

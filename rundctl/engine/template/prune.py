@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from rundctl.engine.template import inputs, store
-from rundctl.host import files
+from rundctl.engine.template import builders, inputs, store
+from rundctl.host import memo
 from rundctl.vmm import qemu
 
 TYPE_CHECKING = False
@@ -35,18 +35,15 @@ class Limits:
 
 
 def prune(settings: Settings, limits: Limits) -> list[str]:
-    """Remove templates; keys of those removed. Clones that run are not disturbed: the kernel keeps what they have mapped."""
-    import shutil
+    """Remove templates; keys of those removed. Clones that run are not disturbed: the kernel keeps what they have mapped.
 
-    root = store.root(settings.home)
-    if not os.path.isdir(root):
+    One that is being built just now stays: it is somebody's current one.
+    """
+    if not os.path.isdir(store.root(settings.home)):
         return []
-    with files.Lock(f"{root}/.lock"):
-        store.sweep(settings.home)
+    with builders.Builders(settings.home, lambda _: None):
         doomed = _doomed(store.entries(settings.home), _current_family(settings), limits)
-        for key in doomed:
-            shutil.rmtree(f"{root}/{key}", ignore_errors=True)
-    return doomed
+        return [key for key in doomed if builders.remove(settings.home, key)]
 
 
 def _doomed(entries: list[Entry], family: dict[str, Any] | None, limits: Limits) -> list[str]:
@@ -83,7 +80,7 @@ def _fitting(entries: list[Entry], max_size_mib: int) -> list[Entry]:
 
 def _current_family(settings: Settings) -> dict[str, Any] | None:
     """What the present kernel, agent, QEMU and host would be built into; None if that is not known, so nothing is of use."""
-    known = inputs.known(settings, inputs.Request(), inputs.open_memo(settings))
+    known = inputs.known(settings, inputs.Request(), memo.of_home(settings.home))
     return None if known is None else _family(known[0].facts())
 
 

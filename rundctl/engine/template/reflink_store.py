@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rundctl.engine.template import store
+from rundctl.engine.template import builders, store
 from rundctl.errors import HostError, words
-from rundctl.host import ficlone, files, loop, mounts, process
+from rundctl.host import ficlone, files, loop, mounts, process, workspace
 from rundctl.host import manifest as manifests
 
 if TYPE_CHECKING:
@@ -226,8 +226,8 @@ def _mount(home: str, progress: Progress) -> None:
     try:
         inside = f"/proc/self/fd/{fd}"
         os.chmod(f"{inside}/.", 0o700)
-        with files.Lock(f"{root}/.lock"):
-            store.sweep(home)
+        with builders.NoBuilders(home, progress):
+            workspace.sweep(root)
             _move_templates(home, inside, progress)
             mounts.attach(fd, os.path.realpath(root))
     finally:

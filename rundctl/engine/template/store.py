@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rundctl.types import TemplateKey
     from rundctl.vmm.shape import MachineShape
 
-FORMAT = 3
+FORMAT = 4
 # The storage image is there more than once so that clones made at once meet at no lock: XFS puts each new directory into the next of its allocation
 # groups (four, unless it is made with more), and files into their directory's. With one for all 200 at once sleep (docs/rootfs.md).
 UPPERS = tuple(f"upper{number}/image" for number in range(4))
@@ -56,6 +56,17 @@ class Template:
     def state(self) -> str:
         """Path of the device state. Each clone opens it anew: the offset is part of the open file description."""
         return f"{self.directory}/state"
+
+    @property
+    def tsc_khz(self) -> int:
+        """What the guest's time stamp counter runs at, as was found out when it was saved."""
+        return int(self.manifest["clock"]["tsc_khz"])
+
+    def make_memory(self) -> int:
+        """A file for one guest's memory, empty: for a clone that gets a copy of the template's, or a cold boot. The caller closes it."""
+        fd = os.memfd_create("memory", os.MFD_CLOEXEC)
+        os.ftruncate(fd, self.shape.memory_mib << 20)
+        return fd
 
     def is_still_there(self) -> bool:
         """Whether what was opened by name since it was found is this template's: one that was replaced meanwhile never comes back. One stat."""
@@ -137,15 +148,6 @@ def entry(home: str, prefix: str) -> Entry:
             hint="rundctl template list",
         )
     return found[0]
-
-
-def sweep(home: str) -> None:
-    """Remove what killed builders left. The caller holds the lock on all templates."""
-    import shutil
-
-    for name in os.listdir(root(home)):
-        if name.endswith(".tmp"):
-            shutil.rmtree(f"{root(home)}/{name}", ignore_errors=True)
 
 
 def _entry(name: str, directory: str) -> Entry:

@@ -1,31 +1,30 @@
-"""Boot a guest, bring it to where every container begins, and save it. Cold: never on the path of a start that finds its template."""
+"""Boot a guest and bring it to where every container begins, so that `kernel_template.build` can save it. Cold."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import socket
-import time
+from contextlib import contextmanager
 
 from rundctl.engine.plan import device_filter
-from rundctl.engine.template import store, upper
-from rundctl.errors import GuestError, HostError, RundctlError, words
+from rundctl.engine.template import clock, store, upper
+from rundctl.errors import GuestError, RundctlError
 from rundctl.guest import initramfs, ops, wire
 from rundctl.host import files, process
-from rundctl.host import manifest as manifests
 from rundctl.vmm import accelerator, qemu
 from rundctl.vmm.qmp import Qmp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Self
 
     from rundctl.guest.kernel import Kernel
-    from rundctl.types import Progress, TemplateKey
+    from rundctl.types import Progress
     from rundctl.vmm.shape import MachineShape
 
-
+LOGS = ("console.log", "qemu.log")
+_BOOTS = 3  # until one has a right clock; from the second on it is given what was measured from outside
 _CONSOLE_LINES = 8  # of a guest's last words in an error message
 _DISK = store.UPPERS[0]
 _CGROUP = "/sys/fs/cgroup"
@@ -36,37 +35,43 @@ _MS_NOEXEC = 8
 
 
 class Recipe:
-    """What to build: the shape, the kernel and the agent that go into it, why this accelerator."""
+    """What to boot: the shape, the kernel and the agent that go into it. ``tsc_khz``: the time stamp counter's rate, if it is known, else 0."""
 
-    __slots__ = ("agent", "kernel", "reason", "shape")
+    __slots__ = ("agent", "kernel", "shape", "tsc_khz")
 
-    def __init__(self, shape: MachineShape, kernel: Kernel, agent: str, reason: str) -> None:
+    def __init__(self, shape: MachineShape, kernel: Kernel, agent: str, tsc_khz: int = 0) -> None:
         self.shape = shape
         self.kernel = kernel
         self.agent = agent
-        self.reason = reason
+        self.tsc_khz = tsc_khz
 
 
-def build(home: str, key: TemplateKey, recipe: Recipe, progress: Progress) -> None:
-    """Build a template and move it into place; the caller holds the lock on all templates.
+@contextmanager
+def booted(directory: str, recipe: Recipe, progress: Progress) -> Iterator[Guest]:
+    """A guest with its memory and its disk in ``directory``, its set-up plan done and its clock compared with ours.
 
-    GuestError with the guest's last words, HostError for what the host refuses; nothing is left then.
+    GuestError with its last words, for all that goes wrong with it within the ``with`` block as well; one with a wrong clock is booted again.
     """
-    root = store.root(home)
-    store.sweep(home)
-    directory = f"{root}/.{key}.tmp"
-    store.make_directories(directory)
-    try:
-        started = time.monotonic()
-        _boot_and_save(directory, recipe, progress)
-        _finish(directory, key, recipe, time.monotonic() - started)
-        shutil.rmtree(f"{root}/{key}", ignore_errors=True)
-        os.rename(directory, f"{root}/{key}")
-        files.sync_directory(root)
-    except OSError as error:
-        raise HostError(f"build the template in {root}: {words(error)}") from error
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    deadline_s = accelerator.BOOT_DEADLINE_S[recipe.shape.accelerator]
+    for boots_left in reversed(range(_BOOTS)):
+        _make_disk(f"{directory}/{_DISK}", recipe.shape, progress)
+        progress(f"booting the guest ({recipe.shape.accelerator.value})")
+        with Guest(directory, recipe) as guest:
+            try:
+                guest.set_up(deadline_s)
+                guest.clock = clock.compare(guest.tell_time, deadline_s)
+                if guest.clock.is_right:
+                    yield guest
+                    return
+            except RundctlError as error:
+                raise GuestError(f"build the template: {error.message}", hint=guest.last_words()) from error
+        progress(f"the guest's clock {guest.clock.describe()}: its kernel measured it wrongly")
+        recipe = Recipe(recipe.shape, recipe.kernel, recipe.agent, guest.clock.tsc_khz)
+        if not boots_left:
+            hint = "no such guest is saved; is this host too busy, or its own clock wrong?"
+            raise GuestError(
+                f"build the template: the guest's clock {guest.clock.describe()}, in {_BOOTS} boots", hint=hint
+            )
 
 
 def initramfs_fd(kernel: Kernel, agent: str) -> int:
@@ -93,18 +98,6 @@ def setup_plan(kernel: Kernel, shape: MachineShape) -> ops.Plan:
     return ops.Plan(0, tuple(made))
 
 
-def _boot_and_save(directory: str, recipe: Recipe, progress: Progress) -> None:
-    _make_disk(f"{directory}/{_DISK}", recipe.shape, progress)
-    progress(f"booting the guest ({recipe.shape.accelerator.value})")
-    with _Guest(directory, recipe) as guest:
-        try:
-            guest.set_up(accelerator.BOOT_DEADLINE_S[recipe.shape.accelerator])
-            progress("saving the guest")
-            guest.save()
-        except RundctlError as error:
-            raise GuestError(f"build the template: {error.message}", hint=guest.last_words()) from error
-
-
 def _make_disk(path: str, shape: MachineShape, progress: Progress) -> None:
     if shape.upper_mib:
         progress("formatting the upper layer")
@@ -114,23 +107,39 @@ def _make_disk(path: str, shape: MachineShape, progress: Progress) -> None:
             file.truncate(shape.root_mib << 20)
 
 
-class _Guest:
+class Guest:
     """A booting QEMU with its two channels; a ``with`` block kills it, and so does the end of this process."""
 
-    __slots__ = ("_channel", "_directory", "_fds", "_plan", "_process", "_qmp", "_recipe", "_sockets", "_state")
+    __slots__ = (
+        "_channel",
+        "_directory",
+        "_fds",
+        "_plan",
+        "_process",
+        "_qmp",
+        "_recipe",
+        "_sockets",
+        "_state",
+        "_timeout_s",
+        "clock",
+    )
 
     def __init__(self, directory: str, recipe: Recipe) -> None:
         self._directory = directory
         self._recipe = recipe
         self._plan = setup_plan(recipe.kernel, recipe.shape)
         self._fds: list[int] = []
+        self.clock = clock.Figures(0, 0, 0)  # until it is compared
         self._sockets = [*socket.socketpair(), *socket.socketpair()]
 
     def __enter__(self) -> Self:
         agent, agent_far, monitor, monitor_far = self._sockets
         try:
+            for name in LOGS:
+                files.unlink(f"{self._directory}/{name}")
             log = self._open("qemu.log", os.O_WRONLY | os.O_CREAT)
-            argv, keep = qemu.template_argv(self._recipe.shape, self._wiring(agent_far.fileno(), monitor_far.fileno()))
+            wiring = self._wiring(agent_far.fileno(), monitor_far.fileno())
+            argv, keep = qemu.template_argv(self._recipe.shape, wiring, self._recipe.tsc_khz)
             null = self._keep(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             self._state = self._open("state", os.O_WRONLY | os.O_CREAT)
             self._process = process.Child(argv, keep, (null, log, log))
@@ -147,13 +156,20 @@ class _Guest:
         self._close(self._sockets)
 
     def set_up(self, timeout_s: float) -> None:
-        """Boot, run the set-up plan, flush what a clone need not carry. Everything is sent at once: the agent reads it when it is there."""
+        """Boot, and run the set-up plan. It is sent at once: the agent reads it when it is there."""
+        self._timeout_s = timeout_s
         self._channel.hello(wire.ROLE_SHIM)
-        plan = self._channel.post(wire.PLAN, self._plan.encode())
-        result = self._channel.wait(plan, timeout_s)
+        result = self._ask(wire.PLAN, self._plan.encode())
         if result.error:
             raise GuestError(f"{self._plan.ops[result.index].describe()}: {result.describe()}")
-        settled = self._channel.wait(self._channel.post(wire.SETTLE), timeout_s)
+
+    def tell_time(self) -> wire.Result:
+        """Its clock, for `clock.compare`."""
+        return self._ask(wire.CLOCK)
+
+    def settle(self) -> None:
+        """Nothing is left to be written, or to be measured, and nothing in its memory that no clone needs."""
+        settled = self._ask(wire.SETTLE)
         if settled.error:
             raise GuestError(f"settle the guest: {settled.describe()}")
 
@@ -168,6 +184,9 @@ class _Guest:
         text = self._read("qemu.log") + b"\n" + self._read("console.log")
         lines = [line.strip() for line in text.decode(errors="replace").splitlines()]
         return " | ".join([line for line in lines if line][-_CONSOLE_LINES:])
+
+    def _ask(self, kind: int, payload: bytes = b"") -> wire.Result:
+        return self._channel.wait(self._channel.post(kind, payload), self._timeout_s)
 
     def _wiring(self, agent: int, monitor: int) -> qemu.Wiring:
         memory = f"{self._directory}/memory"
@@ -214,46 +233,3 @@ class _Guest:
             for fd in self._fds:
                 os.close(fd)
             self._fds.clear()
-
-
-def _finish(directory: str, key: TemplateKey, recipe: Recipe, seconds: float) -> None:
-    """Make the files durable and read-only, and describe them."""
-    for name in store.UPPERS[1:]:
-        _copy_disk(f"{directory}/{_DISK}", f"{directory}/{name}")
-    for name in ("console.log", "qemu.log"):
-        files.unlink(f"{directory}/{name}")
-    described = {name: _describe(f"{directory}/{name}", _mode(name, recipe.shape)) for name in store.FILES}
-    manifest = {
-        "format": store.FORMAT,
-        "key": key,
-        "shape": recipe.shape.facts(),
-        "accelerator": {"name": recipe.shape.accelerator.value, "reason": recipe.reason},
-        "kernel": recipe.kernel.name,
-        "built_ns": time.time_ns(),
-        "build_s": round(seconds, 3),
-        "files": described,
-    }
-    files.replace(f"{directory}/{manifests.NAME}", json.dumps(manifest, indent=1).encode())
-    files.sync_directory(directory)
-
-
-def _copy_disk(source: str, target: str) -> None:
-    """Copy an image's data to blocks of its own: shared ones would be counted in one place for all copies."""
-    with open(source, "rb") as old, open(target, "xb") as new:
-        files.copy_sparse(old.fileno(), new.fileno(), may_share=False)
-
-
-def _mode(name: str, shape: MachineShape) -> int:
-    """Nobody writes to a template; but a QEMU that cannot map its memory read-only must be able to open it for writing."""
-    return 0o600 if name == "memory" and not qemu.maps_memory_read_only(shape.qemu_version) else 0o400
-
-
-def _describe(path: str, mode: int) -> dict[str, object]:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fchmod(fd, mode)
-        os.fsync(fd)
-        digest = files.content_digest(fd)
-        return {"size": os.fstat(fd).st_size, "digest": digest, "identity": manifests.file_identity(path)}
-    finally:
-        os.close(fd)
