@@ -9,11 +9,14 @@ from __future__ import annotations
 import enum
 import struct
 
-from rundctl.guest.wire import MOUNT_COPY_UP, MOUNT_NO_LINK
+from rundctl.guest.wire import MESSAGE_MAX, MOUNT_COPY_UP, MOUNT_NO_LINK
 
 _OP = struct.Struct("<III")
 _LENGTH = struct.Struct("<I")
 _PLAN = struct.Struct("<QIIqq")
+PLAN_ROOM = MESSAGE_MAX - _PLAN.size  # bytes that the operations of a plan may have
+OP_SIZE = _OP.size  # of an operation, beside its arguments
+ARGUMENT_SIZE = _LENGTH.size + 1  # of an argument, beside what it says
 
 
 class Opcode(enum.IntEnum):

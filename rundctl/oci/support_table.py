@@ -25,22 +25,26 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("root.path", "honoured", "relative to the bundle"),
     ("root.readonly", "honoured", ""),
     ("process", "honoured", "required"),
-    ("process.args", "honoured", "looked up in the container's PATH"),
+    (
+        "process.args",
+        "honoured",
+        "looked up in the container's PATH; a file that is no program is told on stderr and ends with 1, as in runc",
+    ),
     ("process.commandLine", "meaningless", "for Windows"),
     ("process.consoleSize", "meaningless", "without a terminal there is no console"),
     ("process.cwd", "honoured", "absolute; made if missing"),
     ("process.env", "honoured", "HOME is set from the container's /etc/passwd if missing"),
     ("process.terminal", "refused", "terminals are not supported yet; leave out -t"),
     ("process.user", "honoured", ""),
-    ("process.user.uid", "honoured", ""),
-    ("process.user.gid", "honoured", ""),
+    ("process.user.uid", "honoured", "up to 2147483647, as in runc"),
+    ("process.user.gid", "honoured", "the same"),
     ("process.user.umask", "honoured", "0022 by default"),
     ("process.user.additionalGids", "honoured", ""),
     ("process.user.username", "meaningless", "for Windows"),
     (
         "process.capabilities",
         "honoured",
-        "without it the process has none; names the kernel does not know are listed and left out, as in runc",
+        "without it the process has none; names the kernel does not know are left out with a warning, as in runc",
     ),
     ("process.capabilities.bounding", "honoured", ""),
     ("process.capabilities.permitted", "honoured", ""),
@@ -74,15 +78,16 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
         "honoured",
         (
             "of a bind mount: a path of the host, relative to the bundle, shared with the VM; "
-            "a procfs is shown without processes, a source below a process is refused (docs/security.md)"
+            "a procfs is shown without processes, a source below a process is refused (docs/security.md); "
+            "in place of the host's cgroups the container sees its own; sockets of the host refuse connections, inotify tells no change that the host makes"
         ),
     ),
     (
         "mounts[].options",
         "honoured",
         (
-            "all names that runc knows; `idmap`, `ridmap` and shared propagation with the host are refused; "
-            "`ro` is `rro`, unlike runc's; `slave` and `rslave` bring no mount that the host makes after the start"
+            "all names that runc knows; `idmap` and `ridmap` are refused; `ro` is `rro`, unlike runc's; "
+            "`shared`, `slave` and the others hold inside the guest: mounts made later pass neither from the host nor to it"
         ),
     ),
     ("mounts[].uidMappings", "refused", _IDMAP),
@@ -128,13 +133,16 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "linux.devices",
         "honoured",
-        "FIFOs and the devices every Linux has: null, zero, full, random, urandom, tty, console, ptmx, fuse, tun; a host's device is refused",
+        (
+            "FIFOs and the devices every Linux has: null, zero, full, random, urandom, tty, console, ptmx, fuse, tun; "
+            "a host's device is refused; a number that the host has no device for is a node without a driver"
+        ),
     ),
     ("linux.devices[].type", "honoured", ""),
-    ("linux.devices[].path", "honoured", ""),
+    ("linux.devices[].path", "honoured", "a relative one counts from /"),
     ("linux.devices[].major", "honoured", ""),
     ("linux.devices[].minor", "honoured", ""),
-    ("linux.devices[].fileMode", "honoured", "0666 by default"),
+    ("linux.devices[].fileMode", "honoured", "0666 by default; 0 is no permission for anybody, as in runc"),
     ("linux.devices[].uid", "honoured", ""),
     ("linux.devices[].gid", "honoured", ""),
     ("linux.cgroupsPath", "honoured", "on the host, for the VM as a whole"),
@@ -272,8 +280,12 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("linux.seccomp.syscalls[].args[].valueTwo", "honoured", ""),
     ("linux.seccomp.syscalls[].args[].op", "honoured", ""),
     ("linux.sysctl", "honoured", "those that belong to a namespace, as in runc"),
-    ("linux.maskedPaths", "honoured", ""),
-    ("linux.readonlyPaths", "honoured", ""),
+    ("linux.maskedPaths", "honoured", "relative ones count from /"),
+    (
+        "linux.readonlyPaths",
+        "honoured",
+        "with all that is mounted below, but of / itself only the root; relative ones count from /",
+    ),
     ("linux.mountLabel", "meaningless", _LABEL),
     ("linux.intelRdt", "refused", "cache and bandwidth allocation of the host is not supported yet"),
     ("linux.personality", "honoured", "LINUX, which is the default"),

@@ -12,6 +12,7 @@ from rundctl.engine.plan import mounts as plan_mounts
 from rundctl.engine.plan.mounts import Volume
 from rundctl.errors import ConfigError
 from rundctl.guest.ops import Op, Opcode
+from rundctl.guest.wire import MOUNT_NO_LINK
 from rundctl.oci import linux
 from rundctl.oci.bundle import Bundle
 
@@ -25,7 +26,7 @@ def _mounts(*entries: dict[str, Any]) -> list[plan_mounts.Mount]:
 def _compile(
     entry: dict[str, Any], volumes: dict[int, Volume] | None = None, shm: dict[int, int] | None = None
 ) -> list[Op]:
-    return plan_mounts.compile_mounts(_mounts(entry), volumes or {}, shm or {}, [])
+    return plan_mounts.compile_mounts(_mounts(entry), volumes or {}, shm or {}, frozenset(), [])
 
 
 def _bind(*options: str, **more: Any) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def test_read_only_tmpfs_and_dev_stay_writable_until_the_end() -> None:
         {"destination": "/dev", "type": "devtmpfs", "options": ["ro"]},
         {"destination": "/sys", "type": "sysfs", "options": ["ro"]},
     )
-    made = plan_mounts.compile_mounts(mounts, {}, {}, [])
+    made = plan_mounts.compile_mounts(mounts, {}, {}, frozenset(), [])
     assert [op.arguments[3] for op in made] == [0, 0, linux.MS_RDONLY]
     assert [op.arguments[0] for op in plan_mounts.compile_late_readonly(mounts)] == ["/t", "/dev"]
 
@@ -95,6 +96,38 @@ def test_read_only_tmpfs_and_dev_stay_writable_until_the_end() -> None:
 def test_cgroup_is_version_2() -> None:
     [made] = _compile({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "all"]})
     assert made.arguments[2:5] == ("cgroup2", linux.MS_RDONLY, "")
+
+
+CGROUPS = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]}
+
+
+@pytest.mark.parametrize(
+    ("entries", "binds", "made"),
+    [
+        ([CGROUPS, _bind("rbind", destination="/sys/fs/cgroup/systemd")], {1}, [("/sys/fs/cgroup", 0)]),
+        ([CGROUPS, _bind("ro", destination="/sys/fs/cgroup")], {1}, [("/sys/fs/cgroup", linux.MS_RDONLY)]),
+        ([_bind("bind", "ro", destination="/sys/fs/cgroup")], {0}, [("/sys/fs/cgroup", linux.MS_RDONLY)]),
+        ([_bind("rbind", destination="/c")], {0}, [("/c", 0)]),
+        (
+            [_bind("bind", destination="/sys/fs/cgroup/x"), CGROUPS],
+            {0},
+            [("/sys/fs/cgroup/x", 0), ("/sys/fs/cgroup", 0)],
+        ),
+    ],
+)
+def test_the_hosts_cgroups_are_the_containers_own(
+    entries: list[dict[str, Any]], binds: set[int], made: list[tuple[str, int]]
+) -> None:
+    """podman --systemd binds one hierarchy of version 1, docker's users all of them."""
+    found = plan_mounts.compile_mounts(_mounts(*entries), {}, {}, frozenset(binds), [])
+    assert [(op.arguments[1], op.arguments[3]) for op in found] == made
+    assert {op.arguments[2] for op in found} == {"cgroup2"}
+
+
+def test_what_is_trusted_by_its_path_may_not_be_a_link() -> None:
+    for kind, how in (("proc", MOUNT_NO_LINK), ("sysfs", MOUNT_NO_LINK), ("mqueue", 0)):
+        [made] = _compile({"destination": f"/{kind}", "type": kind})
+        assert made.arguments[-1] == how
 
 
 def test_unknown_file_systems_go_to_the_kernel() -> None:
@@ -150,8 +183,8 @@ def test_destinations(written: str, meant: str) -> None:
 
 def test_warnings() -> None:
     warnings: list[str] = []
-    plan_mounts.compile_mounts(_mounts(_bind("bind", "size=1", "rslave")), VOLUMES, {}, warnings)
-    assert [line.partition(": ")[0] for line in warnings] == ["mounts[0].options"] * 2
+    plan_mounts.compile_mounts(_mounts(_bind("bind", "size=1", "rslave", "shared")), VOLUMES, {}, frozenset(), warnings)
+    assert [line.partition(": ")[0] for line in warnings] == ["mounts[0].options"] * 3
 
 
 @pytest.mark.parametrize(
@@ -163,8 +196,6 @@ def test_warnings() -> None:
         (_bind(destination="/proc/sys/../self"), "inside /proc"),
         ({"destination": "/proc/x", "type": "tmpfs"}, "inside /proc"),
         (_bind(source=""), "mounts[0].source: expected the path to bind"),
-        (_bind(source="a\0"), "mounts[0].source: a path cannot hold a NUL"),
-        (_bind("rshared"), "mounts[0].options: not supported"),
         (_bind("idmap"), "mounts[0].options: not supported: idmap"),
         (_bind("ridmap"), "mounts[0].options: not supported: ridmap"),
         (_bind("tmpcopyup"), "mounts[0].options: tmpcopyup is for tmpfs only"),

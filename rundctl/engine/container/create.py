@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from rundctl.engine.cgroups import kinds, limits
 from rundctl.engine.container import pid_file, poststop, shapes, vm
 from rundctl.engine.container.shim_command import ShimCommand
-from rundctl.engine.plan import compiler, seccomp, volumes
+from rundctl.engine.plan import compiler, devices, seccomp, volumes
 from rundctl.engine.records import store
 from rundctl.engine.rootfs import choice, hybrid_rootfs
 from rundctl.engine.rootfs.transport import LOWER
@@ -19,6 +19,7 @@ from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, Run
 from rundctl.guest import wire
 from rundctl.guest.ops import Opcode, Plan
 from rundctl.host import cgroup_settings, cgroupfs, interruption, rlimits
+from rundctl.host import devices as host_devices
 from rundctl.oci import bundle as bundles
 from rundctl.oci import hooks, identity
 from rundctl.oci.state import state_json
@@ -297,6 +298,8 @@ class Launch:
                 rootfs_ops=tuple(rootfs),
                 volumes=shared.guest,
                 shm=shared.shm,
+                cgroups=frozenset(shared.cgroups),
+                devices=frozenset(found[-1] for found in devices.asked(spec) if host_devices.exists(*found)),
                 seccomp_bpf=seccomp.compile_filter(spec["linux"]["seccomp"], self.ctx.settings.home, self.ctx.memo)
                 if "seccomp" in spec["linux"]
                 else None,
@@ -307,7 +310,9 @@ class Launch:
                 keyring="" if self.options.no_new_keyring else f"_ses.{self.container.id}",
             ),
         )
-        for line in (*compiled.warnings, *compiled.describe()):
+        for line in compiled.warnings:
+            self.ctx.warn(line)
+        for line in (*compiled.ignored, *compiled.describe()):
             self.ctx.debug(line)
         return compiled
 

@@ -11,6 +11,7 @@ from rundctl.engine.plan import mounts as plan_mounts
 from rundctl.engine.plan import process as plan_process
 from rundctl.errors import ConfigError
 from rundctl.guest import ops
+from rundctl.guest.ops import Opcode
 from rundctl.oci import support
 from rundctl.oci.linux import (
     CLONE_NEWCGROUP,
@@ -42,17 +43,33 @@ _IPC_SYSCTLS = frozenset(
 )
 _SYSCTL_TREES = ("net/", "fs/mqueue/")
 
+# What of config.json makes a plan large, by the operation that carries it.
+_FIELDS = {
+    Opcode.EXEC: "process.args",
+    Opcode.FIND: "process.args",
+    Opcode.ENV: "process.env",
+    Opcode.IDS: "process.user.additionalGids",
+    Opcode.MKNOD: "linux.devices",
+    Opcode.WRITE: "linux.sysctl",
+    Opcode.MASK: "linux.maskedPaths",
+    Opcode.READONLY: "linux.readonlyPaths",
+    Opcode.SECCOMP: "linux.seccomp",
+    Opcode.DEVICE_FILTER: "linux.resources.devices",
+}
+
 
 class Facts:
     """What the compiler needs beside the bundle.
 
-    ``rootfs_ops`` mount the root at ``root`` (engine/rootfs/hybrid_rootfs.py); ``volumes`` and ``shm`` (sizes in bytes) are by
-    index of ``mounts``; ``container`` is the number the wire knows it by; empty ``hostname``, ``machine_id`` and
-    ``keyring`` leave these alone. ``rlimits``: soft and hard by number, for those that config.json leaves out.
+    ``rootfs_ops`` mount the root at ``root`` (engine/rootfs/hybrid_rootfs.py); ``volumes``, ``shm`` (sizes in bytes) and ``cgroups`` are by index of
+    ``mounts``; ``devices``: paths of `devices.asked` whose numbers are the host's; ``container`` is the number the wire knows it by; empty ``hostname``,
+    ``machine_id`` and ``keyring`` leave these alone. ``rlimits``: soft and hard by number, for those that config.json leaves out.
     """
 
     __slots__ = (
+        "cgroups",
         "container",
+        "devices",
         "hostname",
         "keyring",
         "machine_id",
@@ -72,6 +89,8 @@ class Facts:
         container: int = 1,
         volumes: Mapping[int, Volume] | None = None,
         shm: Mapping[int, int] | None = None,
+        cgroups: frozenset[int] = frozenset(),
+        devices: frozenset[str] = frozenset(),
         seccomp_bpf: bytes | None = None,
         machine_id: str = "",
         hostname: str = "",
@@ -83,6 +102,8 @@ class Facts:
         self.container = container
         self.volumes = volumes or {}
         self.shm = shm or {}
+        self.cgroups = cgroups
+        self.devices = devices
         self.seccomp_bpf = seccomp_bpf
         self.machine_id = machine_id
         self.hostname = hostname
@@ -91,22 +112,30 @@ class Facts:
 
 
 class CompiledPlan(ops.Plan):
-    """A plan, and a line for each field that asks for what means nothing here."""
+    """A plan, a line for each field that asks for what means nothing here, and one for each mistake that runc warns of, too."""
 
-    __slots__ = ("warnings",)
+    __slots__ = ("ignored", "warnings")
 
     def __init__(
-        self, clone_flags: int, operations: list[ops.Op], offsets: tuple[int, int], warnings: list[str]
+        self,
+        clone_flags: int,
+        operations: list[ops.Op],
+        offsets: tuple[int, int],
+        *,
+        ignored: list[str],
+        warnings: list[str],
     ) -> None:
         monotonic, boottime = offsets
         super().__init__(clone_flags, tuple(operations), monotonic_offset_ns=monotonic, boottime_offset_ns=boottime)
+        self.ignored = ignored
         self.warnings = warnings
 
 
 def compile(bundle: Bundle, facts: Facts) -> CompiledPlan:  # noqa: A001 - what a compiler does
     """Compile; ConfigError names the field that is refused or makes no sense."""
     spec = bundle.spec
-    warnings = support.check(spec)
+    ignored = support.check(spec)
+    warnings: list[str] = []
     linux: dict[str, Any] = spec.get("linux", {})
     clone_flags = _namespaces(linux)
     offsets = _time_offsets(linux, clone_flags)
@@ -120,8 +149,8 @@ def compile(bundle: Bundle, facts: Facts) -> CompiledPlan:  # noqa: A001 - what 
         *facts.rootfs_ops,
         *_device_filter(linux, facts.container),  # mounting the lower needed devices that the container may not use
         ops.root(facts.root),
-        *plan_mounts.compile_mounts(mounts, facts.volumes, facts.shm, warnings),
-        *devices.compile_devices(linux.get("devices", []), mounts),
+        *plan_mounts.compile_mounts(mounts, facts.volumes, facts.shm, facts.cgroups, ignored),
+        *devices.compile_devices(linux.get("devices", []), mounts, facts.devices),
         *_names(spec, facts),
         ops.pivot(PROPAGATIONS.get(linux.get("rootfsPropagation", ""), 0)),
         *([ops.machine_id("/etc/machine-id", facts.machine_id)] if facts.machine_id else []),
@@ -131,10 +160,10 @@ def compile(bundle: Bundle, facts: Facts) -> CompiledPlan:  # noqa: A001 - what 
         *([ops.remount("/", MS_RDONLY)] if spec.get("root", {}).get("readonly") else []),
         *_hidden_paths(linux),
         *([ops.keyring(facts.keyring)] if facts.keyring else []),
-        *plan_process.compile_process(process, _seccomp(linux, facts), warnings, facts.rlimits),
+        *plan_process.compile_process(process, _seccomp(linux, facts), ignored, warnings, facts.rlimits),
     ]
-    _check_strings(operations)
-    return CompiledPlan(clone_flags, operations, offsets, warnings)
+    _check(operations)
+    return CompiledPlan(clone_flags, operations, offsets, ignored=ignored, warnings=warnings)
 
 
 def _namespaces(linux: dict[str, Any]) -> int:
@@ -215,11 +244,11 @@ def _sysctl_path(key: str) -> str:
 
 
 def _hidden_paths(linux: dict[str, Any]) -> list[ops.Op]:
-    for kind in ("maskedPaths", "readonlyPaths"):
-        for index, path in enumerate(linux.get(kind, ())):
-            if not path.startswith("/"):
-                raise support.invalid(f"linux.{kind}[{index}]", f"expected an absolute path, got {path!r}")
-    return [*map(ops.readonly, linux.get("readonlyPaths", ())), *map(ops.mask, linux.get("maskedPaths", ()))]
+    """Relative ones count from /, as in runc."""
+    readonly, masked = (
+        ["/" + path.lstrip("/") for path in linux.get(kind, ())] for kind in ("readonlyPaths", "maskedPaths")
+    )
+    return [*map(ops.readonly, readonly), *map(ops.mask, masked)]
 
 
 def _seccomp(linux: dict[str, Any], facts: Facts) -> plan_process.Seccomp | None:
@@ -236,16 +265,29 @@ def _seccomp(linux: dict[str, Any], facts: Facts) -> plan_process.Seccomp | None
     return plan_process.Seccomp(flags, facts.seccomp_bpf)
 
 
-def _check_strings(operations: list[ops.Op]) -> None:
-    """JSON can spell what no system call takes: NUL characters and lone surrogates."""
+def _check(operations: list[ops.Op]) -> None:
+    """No string holds what no system call takes, and all of them have room in a message: ConfigError names the fields."""
+    sizes: dict[str, int] = {}
     for op in operations:
-        for argument in op.arguments:
-            if isinstance(argument, str) and not _is_plain(argument):
-                raise ConfigError(f"config.json: {op.describe()!a}: a string holds a NUL or no character")
+        field = _FIELDS.get(op.opcode, "mounts")
+        sizes[field] = sizes.get(field, 0) + ops.OP_SIZE + sum(_size(op, argument) for argument in op.arguments)
+    total = sum(sizes.values())
+    if total > ops.PLAN_ROOM:
+        most = sorted(sizes, key=lambda field: -sizes[field])[:2]
+        fields = " and ".join(field for field in most if sizes[field] > total // 10)
+        took = sum(size for field, size in sizes.items() if field in most)
+        raise ConfigError(f"config.json: {fields}: {took} bytes, and the whole plan of a container has {ops.PLAN_ROOM}")
 
 
-def _is_plain(text: str) -> bool:
+def _size(op: ops.Op, argument: str | int | bytes) -> int:
+    if isinstance(argument, int):
+        return ops.ARGUMENT_SIZE + 8
+    if isinstance(argument, bytes):
+        return ops.ARGUMENT_SIZE + len(argument)
     try:
-        return b"\0" not in text.encode("utf-8", "surrogateescape")
+        data = argument.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        return False
+        data = b"\0"
+    if b"\0" in data:
+        raise ConfigError(f"config.json: {op.describe()!a}: a string holds a NUL or no character")
+    return ops.ARGUMENT_SIZE + len(data)

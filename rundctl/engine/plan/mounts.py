@@ -160,10 +160,6 @@ def _check_source(mount: Mount, where: str) -> None:
     if mount.is_bind:
         if not mount.source:
             raise invalid(f"{where}.source", "expected the path to bind, but it is missing")
-        if "\0" in mount.source:
-            raise invalid(f"{where}.source", "a path cannot hold a NUL")
-        if any(flags & MS_SHARED for flags in mount.options.propagation):
-            raise refused(f"{where}.options", "mounts of the VM cannot propagate to the host: use private")
     elif not mount.fstype or mount.fstype == "none":
         raise invalid(f"{where}.type", "expected a file system, or the option bind")
     elif mount.fstype == "overlay":
@@ -173,18 +169,32 @@ def _check_source(mount: Mount, where: str) -> None:
 
 
 def compile_mounts(
-    mounts: list[Mount], volumes: Mapping[int, Volume], shm: Mapping[int, int], warnings: list[str]
+    mounts: list[Mount],
+    volumes: Mapping[int, Volume],
+    shm: Mapping[int, int],
+    cgroups: frozenset[int],
+    ignored: list[str],
 ) -> list[ops.Op]:
-    """Operations between ROOT and PIVOT. ``shm``: host tmpfs that one of the guest replaces, with their size in bytes."""
+    """Operations between ROOT and PIVOT.
+
+    By index of ``mounts``: what the guest sees of the host; ``shm``, host tmpfs that one of the guest replaces, with their size in bytes; the
+    binds of the host's ``cgroups``, which the container's own replace.
+    """
     result: list[ops.Op] = []
     for mount in mounts:
         if mount.index in shm:
-            result += _shm(mount, shm[mount.index])
+            made = _shm(mount, shm[mount.index])
+        elif mount.index in cgroups:
+            ignored.append(
+                f"mounts[{mount.index}].source: the host's cgroups are not the VM's: the container sees its own"
+            )
+            made = _own_cgroups(mount, mounts)
         elif mount.is_bind:
-            result += _bind(mount, volumes, warnings)
+            made = _bind(mount, volumes, ignored)
         else:
-            result += _file_system(mount)
-        result += [ops.propagation(mount.destination, flags) for flags in mount.options.propagation]
+            made = _file_system(mount, is_writable=_shows_cgroups(mount, mounts, cgroups))
+        if made:
+            result += [*made, *(ops.propagation(mount.destination, flags) for flags in mount.options.propagation)]
     return result
 
 
@@ -201,16 +211,39 @@ def _is_late(mount: Mount) -> bool:
     )
 
 
-def _file_system(mount: Mount) -> list[ops.Op]:
+def _is_cgroup(mount: Mount) -> bool:
+    return mount.fstype in ("cgroup", "cgroup2")
+
+
+def _own_cgroups(mount: Mount, mounts: list[Mount]) -> list[ops.Op]:
+    """The container's own in place of the host's, unless the bind is into a mount of them: of version 1's hierarchies the guest has none."""
+    earlier = [
+        other for other in mounts[: mount.index] if _is_cgroup(other) and is_below(mount.destination, other.destination)
+    ]
+    if earlier:
+        return []
+    return [ops.mount("cgroup2", mount.destination, "cgroup2", mount.options.flags & ~(MS_BIND | MS_REC))]
+
+
+def _shows_cgroups(mount: Mount, mounts: list[Mount], cgroups: frozenset[int]) -> bool:
+    """Whether a bind of the host's cgroups into it wants to write: what ``podman --systemd`` does on hosts with version 1."""
+    return _is_cgroup(mount) and any(
+        not mounts[index].is_read_only and is_below(mounts[index].destination, mount.destination) for index in cgroups
+    )
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Whether a clean path is a directory, or in it."""
+    return path == directory or path.startswith(f"{directory.rstrip('/')}/")
+
+
+def _file_system(mount: Mount, *, is_writable: bool = False) -> list[ops.Op]:
     """mount(2), and what can only be set afterwards."""
     options = mount.options
-    is_cgroup = mount.fstype in (
-        "cgroup",
-        "cgroup2",
-    )  # the guest has version 2 alone; version 1's options mean nothing to it
+    is_cgroup = _is_cgroup(mount)  # the guest has version 2 alone; version 1's options mean nothing to it
     fstype = "cgroup2" if is_cgroup else mount.fstype
     data = "" if is_cgroup else ",".join(options.data)
-    flags = options.flags & ~MS_RDONLY if _is_late(mount) else options.flags
+    flags = options.flags & ~MS_RDONLY if is_writable or _is_late(mount) else options.flags
     source = mount.source or fstype
     # As runc: these are trusted by their paths, so an image's link must not lead them elsewhere (CVE-2023-27561).
     no_link = fstype in ("proc", "sysfs")
@@ -224,15 +257,19 @@ def _shm(mount: Mount, size: int) -> list[ops.Op]:
     return [ops.mount("shm", mount.destination, "tmpfs", flags, f"mode=1777,size={size}" if size else "mode=1777")]
 
 
-def _bind(mount: Mount, volumes: Mapping[int, Volume], warnings: list[str]) -> list[ops.Op]:
+def _bind(mount: Mount, volumes: Mapping[int, Volume], ignored: list[str]) -> list[ops.Op]:
     where = f"mounts[{mount.index}]"
     if mount.index not in volumes:
         raise refused(f"{where}.source", f"{mount.source} is not shared with the VM")
     options = mount.options
     if options.data:
-        warnings.append(f"{where}.options: ignored: {','.join(options.data)}: no data for a bind mount")
-    if any(flags & MS_SLAVE for flags in options.propagation):
-        warnings.append(f"{where}.options: slave: later mounts of the host do not appear in the VM")
+        ignored.append(f"{where}.options: ignored: {','.join(options.data)}: no data for a bind mount")
+    for flag, name, what in (
+        (MS_SLAVE, "slave", "the host do not appear in the VM"),
+        (MS_SHARED, "shared", "the VM do not appear on the host"),
+    ):
+        if any(flags & flag for flags in options.propagation):
+            ignored.append(f"{where}.options: {name}: later mounts of {what}")
     volume = volumes[mount.index]
     made = ops.bind(volume.path, mount.destination, recursive=bool(options.flags & MS_REC), is_file=volume.is_file)
     flags = options.flags & ~(MS_BIND | MS_REC)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_UMASK = 0o022  # runc's
 _UMASK_BITS = 0o777
+_ID_MAX = (1 << 31) - 1
+_GROUPS_MAX = 1 << 16  # NGROUPS_MAX of limits.h
 _OOM_SCORE = range(-1000, 1001)
 _RLIMIT_NUMBERS = frozenset(RLIMITS.values())
 _NOFILE = RLIMITS["RLIMIT_NOFILE"]
@@ -34,16 +36,18 @@ class Seccomp:
 def compile_process(
     process: dict[str, Any],
     seccomp: Seccomp | None,
+    ignored: list[str],
     warnings: list[str],
     inherited: Mapping[int, tuple[int, int]] | None = None,
 ) -> list[ops.Op]:
     """Operations after the root is in place, WAIT and EXEC included; the order is that of docs/adr/0002.
 
+    What means nothing goes to ``ignored``, what is a mistake to ``warnings``.
     ``inherited``: resource limits of the caller, which hold where config.json names none, as in runc; a small guest's own would be tiny.
     """
     user = process.get("user", {})
-    uid, gid = user.get("uid", 0), user.get("gid", 0)
-    masks = _capabilities(process.get("capabilities", {}), warnings)
+    uid, gid, groups = _ids(user)
+    masks = _capabilities(process.get("capabilities", {}), ignored, warnings)
     cwd = working_directory(process)
     confined = bool(process.get("noNewPrivileges", False))
     # Loading a filter takes this capability or no_new_privs. It is permitted, not effective, and the exec takes it away.
@@ -56,7 +60,7 @@ def compile_process(
         ops.stdio_owner(uid, gid),
         ops.bounding(masks["bounding"]),
         ops.chdir(cwd, last=False),
-        ops.ids(uid, gid, tuple(user.get("additionalGids", ()))),
+        ops.ids(uid, gid, groups),
         ops.caps(masks["effective"], masks["permitted"] | loader, masks["inheritable"], masks["ambient"]),
         ops.chdir(cwd, last=True),
         ops.env(_environment(process.get("env", ()))),
@@ -66,6 +70,18 @@ def compile_process(
         ops.wait(),
         ops.exec_(argv),
     ]
+
+
+def _ids(user: dict[str, Any]) -> tuple[int, int, tuple[int, ...]]:
+    """User, group and additional groups, as far as runc takes them: what is more could be -1, by which system calls mean "as it is"."""
+    groups = tuple(user.get("additionalGids", ()))
+    if len(groups) > _GROUPS_MAX:
+        raise invalid("process.user.additionalGids", f"expected at most {_GROUPS_MAX}, got {len(groups)}")
+    named = [("uid", user.get("uid", 0)), ("gid", user.get("gid", 0))]
+    for name, number in (*named, *((f"additionalGids[{index}]", number) for index, number in enumerate(groups))):
+        if number > _ID_MAX:
+            raise invalid(f"process.user.{name}", f"expected a number from 0 to {_ID_MAX}, got {number}")
+    return named[0][1], named[1][1], groups
 
 
 def working_directory(process: dict[str, Any]) -> str:
@@ -124,22 +140,29 @@ def _rlimits(entries: list[dict[str, Any]], inherited: Mapping[int, tuple[int, i
     return [ops.rlimit(number, soft, hard) for number, (soft, hard) in limits.items()]
 
 
-def _capabilities(sets: dict[str, list[str]], warnings: list[str]) -> dict[str, int]:
-    """The five sets as masks. Unknown names and ambient ones that cannot be raised are warnings, as in runc."""
+def _capabilities(sets: dict[str, list[str]], ignored: list[str], warnings: list[str]) -> dict[str, int]:
+    """The five sets as masks. Unknown names are left out with a warning, as in runc, ambient ones that cannot be raised in silence."""
     masks = {}
+    unknown = set()
     for kind in ("bounding", "permitted", "effective", "inheritable", "ambient"):
         mask = 0
         for name in sets.get(kind, ()):
             if name in CAPABILITIES:
                 mask |= 1 << CAPABILITIES[name]
             else:
-                warnings.append(f"process.capabilities.{kind}: ignored: unknown capability {name!r}")
+                unknown.add(name)
         masks[kind] = mask
+    warnings += [
+        f"process.capabilities: ignored: unknown capability {name!r}{_meant(name)}" for name in sorted(unknown)
+    ]
     possible = masks["permitted"] & masks["inheritable"]
     if masks["ambient"] & ~possible:
         names = [name for name, number in CAPABILITIES.items() if masks["ambient"] & ~possible & 1 << number]
-        warnings.append(
-            f"process.capabilities.ambient: ignored: {', '.join(names)}: not both permitted and inheritable"
-        )
+        ignored.append(f"process.capabilities.ambient: ignored: {', '.join(names)}: not both permitted and inheritable")
     masks["ambient"] &= possible
     return masks
+
+
+def _meant(name: str) -> str:
+    full = f"CAP_{name.upper().removeprefix('CAP_')}"
+    return f" (did you mean {full}?)" if full in CAPABILITIES else ""

@@ -23,22 +23,24 @@ _GUEST_DIRECTORY = "/volumes"
 _MORE_FILES = (
     "each bind mount takes a descriptor: a higher hard limit of open files for the caller, ulimit -H -n, LimitNOFILE="
 )
+_CGROUPS = "/sys/fs/cgroup"
 _OTHERS = 200  # descriptors of a start that are not sources of binds, more than it needs
 
 
 class Volumes:
-    """The sources of all binds: ``arguments`` for the shim, ``guest`` paths and ``shm`` sizes (bytes) for the compiler, by index of ``mounts``.
+    """The sources of all binds: ``arguments`` for the shim, ``guest`` paths, ``shm`` sizes (bytes) and ``cgroups`` for the compiler, by index of ``mounts``.
 
     ``live``: where the guest finds a directory of the rootfs that comes the same way, "" without.
     """
 
-    __slots__ = ("_devices", "_trees", "arguments", "descriptors", "guest", "live", "shm")
+    __slots__ = ("_devices", "_trees", "arguments", "cgroups", "descriptors", "guest", "live", "shm")
 
     def __init__(self) -> None:
         self.arguments: list[str] = []
         self.descriptors: list[int] = []
         self.guest: dict[int, Volume] = {}
         self.shm: dict[int, int] = {}
+        self.cgroups: set[int] = set()
         self.live = ""
         self._devices: set[int] = set()
         self._trees: list[str] = []
@@ -103,9 +105,12 @@ def _take(undo: ExitStack, volumes: Volumes, mount: Mount, table: list[bytes]) -
         space = os.statvfs(mount.source)
         volumes.shm[mount.index] = space.f_blocks * space.f_frsize
         return
+    is_file = not stat.S_ISDIR(os.fstat(fd).st_mode)
+    if not is_file and _shows_cgroups(fd, under):
+        volumes.cgroups.add(mount.index)
+        return
     if under is not None:
         _check_source(f"config.json: mounts[{mount.index}].source: {mount.source}", fd, under)
-    is_file = not stat.S_ISDIR(os.fstat(fd).st_mode)
     path = volumes.add(fd, read_only=mount.is_read_only, is_file=is_file, recursive=mount.is_recursive)
     volumes.guest[mount.index] = Volume(path, is_file=is_file)
 
@@ -131,6 +136,12 @@ def _open(mount: Mount) -> int:
 def _is_tmpfs(fd: int, under: mountinfo.Mount | None) -> bool:
     """Whether a tmpfs is mounted exactly there."""
     return under is not None and under.type == "tmpfs" and under.target == _path(fd)
+
+
+def _shows_cgroups(fd: int, under: mountinfo.Mount | None) -> bool:
+    """Whether it is a directory of this host's cgroups, or the one that holds their hierarchies."""
+    is_cgroup = under is not None and under.type in ("cgroup", "cgroup2")
+    return is_cgroup or plan_mounts.is_below(_path(fd), _CGROUPS)
 
 
 def _path(fd: int) -> str:
