@@ -85,21 +85,34 @@ static int open_directory(const char *path)
 	return directory < 0 ? -errno : directory;
 }
 
-/* Lays one source's copy under its number below the tmpfs. */
-static int lay_volume(int directory, size_t number, const struct volume *volume, struct copy *copy)
+/* A directory named by a number below the tmpfs, as a descriptor. */
+static int numbered(int tmpfs, size_t number)
 {
-	cleanup_close int file = -1;
 	char name[24];
 
 	(void)snprintf(name, sizeof(name), "%zu", number);
+	if (mkdirat(tmpfs, name, 0700) < 0)
+		return -errno;
+	int directory = openat(tmpfs, name, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	return directory < 0 ? -errno : directory;
+}
+
+/* Lays one source's copy as NUMBER/NAME below the tmpfs: of a bind, mountinfo tells the source's name, which some programs look at. */
+static int lay_volume(int tmpfs, size_t number, const struct volume *volume, struct copy *copy)
+{
+	cleanup_close int file = -1;
+	cleanup_close int directory = numbered(tmpfs, number);
+
+	if (directory < 0)
+		return directory;
 	if (volume->is_file) {
-		file = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		file = openat(directory, volume->name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 		if (file < 0)
 			return -errno;
-	} else if (mkdirat(directory, name, 0700) < 0) {
+	} else if (mkdirat(directory, volume->name, 0700) < 0) {
 		return -errno;
 	}
-	return copy_lay(copy, directory, name);
+	return copy_lay(copy, directory, volume->name);
 }
 
 static int lay_volumes(const struct assembly *assembly, const struct options *options, struct copy *copies)

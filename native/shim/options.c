@@ -85,12 +85,25 @@ static bool append(int **list, size_t *count, const char *text)
 	return true;
 }
 
-/* FD,ro|rw,dir|tree|file */
+/* "KIND,NAME": the name, if it is that kind. */
+static const char *name_after(const char *text, const char *kind)
+{
+	size_t length = strlen(kind);
+
+	return strncmp(text, kind, length) == 0 && text[length] == ',' ? text + length + 1 : NULL;
+}
+
+static bool is_name(const char *text)
+{
+	return *text && !strchr(text, '/') && strcmp(text, ".") != 0 && strcmp(text, "..") != 0;
+}
+
+/* FD,ro|rw,dir|tree|file,NAME */
 static bool append_volume(struct options *options, const char *text)
 {
 	struct volume *grown = realloc(options->volumes, (options->volume_count + 1) * sizeof(*grown));
 	struct volume *volume;
-	const char *words;
+	const char *words, *file, *tree;
 
 	if (!grown)
 		return false;
@@ -101,9 +114,12 @@ static bool append_volume(struct options *options, const char *text)
 	volume->read_only = strncmp(words, "ro,", 3) == 0;
 	if (!volume->read_only && strncmp(words, "rw,", 3) != 0)
 		return false;
-	volume->is_file = strcmp(words + 3, "file") == 0;
-	volume->recursive = strcmp(words + 3, "tree") == 0;
-	if (!volume->is_file && !volume->recursive && strcmp(words + 3, "dir") != 0)
+	file = name_after(words + 3, "file");
+	tree = name_after(words + 3, "tree");
+	volume->is_file = file != NULL;
+	volume->recursive = tree != NULL;
+	volume->name = file ? file : tree ? tree : name_after(words + 3, "dir");
+	if (!volume->name || !is_name(volume->name))
 		return false;
 	options->volume_count++;
 	return true;

@@ -11,7 +11,8 @@ struct volume {
 	int fd; /* O_PATH */
 	bool read_only;
 	bool is_file;
-	bool recursive; /* with what is mounted below */
+	bool recursive;	  /* with what is mounted below */
+	const char *name; /* its own, for what the container sees of it in mountinfo */
 };
 
 /* A program that serves files beside QEMU, and without which the VM cannot live. It finds what it serves in the place of the container's own

@@ -22,20 +22,23 @@ def volumes(number):
     found = {}
     for name in sorted(os.listdir(root)):
         path = Path(root, name)
+        numbered = name.isdigit()  # volumes are, and have their own names below
+        if numbered:
+            (path,) = path.iterdir()
         entry = {"is_file": path.is_file(), "read_only": bool(os.statvfs(path).f_flag & os.ST_RDONLY)}
         if path.is_file():
             entry["text"] = path.read_text()
         else:
             entry["tree"] = sorted(str(found_path.relative_to(path)) for found_path in path.rglob("*"))
             entry["inner_read_only"] = [bool(os.statvfs(p).f_flag & os.ST_RDONLY) for p in path.iterdir() if p.is_dir()]
-        found[name] = entry
+        found[name] = {"name": path.name, **entry} if numbered else entry
     return found
 
 
 def without_devices(number):
     """Whether no device node can be opened there, in any of them."""
     root = Path(number if "/" in number else f"/proc/self/fd/{number}")
-    return all(os.statvfs(path).f_flag & os.ST_NODEV for path in [*root.iterdir(), *root.glob("*/*")])
+    return all(os.statvfs(path).f_flag & os.ST_NODEV for path in [*root.glob("*/*"), *root.glob("*/*/*")])
 
 
 def main():

@@ -106,10 +106,10 @@ def test_volumes_may_be_a_helpers(launch, tmp_path):
     (tmp_path / "file").write_text("content")
     fd = os.open(tmp_path / "file", os.O_PATH)
     try:
-        _, facts = facts_of_helper(launch, tmp_path, "volumes", ("--volume", f"{fd},ro,file"), (fd,))
+        _, facts = facts_of_helper(launch, tmp_path, "volumes", ("--volume", f"{fd},ro,file,file"), (fd,))
     finally:
         os.close(fd)
-    assert facts["volumes"] == {"0": {"is_file": True, "read_only": True, "text": "content"}}
+    assert facts["volumes"] == {"0": {"name": "file", "is_file": True, "read_only": True, "text": "content"}}
 
 
 def test_a_killed_helper_ends_the_vm_at_once(launch):

@@ -146,6 +146,17 @@ def guest(
         nothing_is_left(directory)
 
 
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("/rw", "rw"), ("/of-link", "target"), ("/etc/single", "single"), ("/file-of-link", "of-a-link")],
+)
+def test_mountinfo_tells_the_name_of_the_source(guest: Guest, place: str, name: str) -> None:
+    (line,) = guest(f"grep ' {place} ' /proc/self/mountinfo").splitlines()
+    # Where virtiofsd tells file systems apart, a directory is a mount of its own, seen from its root.
+    names = {name, ""} if guest.container == "virtiofs" else {name}
+    assert Path(line.split()[3]).name in names
+
+
 def test_read_only_and_not(guest: Guest) -> None:
     assert guest("cat /ro/file") == "read me\n"
     for command in (

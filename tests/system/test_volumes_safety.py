@@ -87,11 +87,12 @@ def test_a_hostile_guest_reaches_what_it_was_given(cli: Cli, bundle, tmp_path: P
     assert (tmp_path / "out").read_text() == "0\ndone\n"
     (exported,) = _exported(cli.state("v")["pid"], lower)
     assert sorted(path.name for path in exported.iterdir()) == ["0", "1"]
-    assert (exported / "0").samefile(tmp_path / "given")
-    assert (exported / "1").samefile(tmp_path / "read-only")
-    (exported / "0/new").write_text("allowed\n")
+    assert [os.listdir(exported / number) for number in "01"] == [["given"], ["read-only"]]
+    assert (exported / "0/given").samefile(tmp_path / "given")
+    assert (exported / "1/read-only").samefile(tmp_path / "read-only")
+    (exported / "0/given/new").write_text("allowed\n")
     with pytest.raises(OSError, match="Read-only file system"):
-        (exported / "1/new").write_text("refused\n")
+        (exported / "1/read-only/new").write_text("refused\n")
     cli("delete", "--force", "v")
 
 
@@ -130,11 +131,20 @@ def test_what_serves_volumes_has_no_more_than_was_bound(cli: Cli, bundle, tmp_pa
         assert exported
         for root in exported:
             assert sorted(os.listdir(root)) == ["0", "1", "2", "3", "4"]
-            assert [os.listdir(root / name / "inside") for name in "012"] == [[], ["mounted"], ["mounted"]]
-            assert (root / "3").is_file()
-            assert (root / "3").samefile(root / "4")
-            assert all(os.access(root / path, os.W_OK) for path in ("0", "0/inside", "1", "1/inside", "3"))
-            assert not any(os.access(root / path, os.W_OK) for path in ("2", "2/inside", "4"))
+            assert [os.listdir(root / name) for name in "01234"] == [
+                ["plain"],
+                ["tree"],
+                ["tree-ro"],
+                ["single"],
+                ["single"],
+            ]
+            plain, tree, tree_ro, single, single_ro = (next((root / name).iterdir()) for name in "01234")
+            assert [os.listdir(path / "inside") for path in (plain, tree, tree_ro)] == [[], ["mounted"], ["mounted"]]
+            assert single.is_file()
+            assert single.samefile(single_ro)
+            writable = plain, plain / "inside", tree, tree / "inside", single
+            assert all(os.access(path, os.W_OK) for path in writable)
+            assert not any(os.access(path, os.W_OK) for path in (tree_ro, tree_ro / "inside", single_ro))
 
 
 def _qemu_of(pid: int) -> int:

@@ -58,13 +58,15 @@ class Volumes:
     def add(self, fd: int, *, read_only: bool, is_file: bool = False, recursive: bool = False) -> str:
         """Have a source assembled, and if ``recursive`` what is mounted below it; its path in the guest."""
         kind = "file" if is_file else "tree" if recursive else "dir"
-        path = f"{_GUEST_DIRECTORY}/{len(self.descriptors)}"
-        self.arguments += ["--volume", f"{fd},{'ro' if read_only else 'rw'},{kind}"]
+        source = os.readlink(f"/proc/self/fd/{fd}")
+        name = posixpath.basename(source) or "root"  # of a bind, mountinfo tells the name of its source
+        path = f"{_GUEST_DIRECTORY}/{len(self.descriptors)}/{name}"
+        self.arguments += ["--volume", f"{fd},{'ro' if read_only else 'rw'},{kind},{name}"]
         self.descriptors.append(fd)
         if not is_file:
             self._devices.add(os.fstat(fd).st_dev)
         if recursive and not is_file:
-            self._trees.append(os.readlink(f"/proc/self/fd/{fd}"))
+            self._trees.append(source)
         return path
 
     def add_live(self, undo: ExitStack, path: str) -> None:

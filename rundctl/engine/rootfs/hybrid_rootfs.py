@@ -107,7 +107,7 @@ def open_private(rootfs: Rootfs, template: Template) -> int:
 
 
 def join(rootfs: Rootfs, *, volumes: bool = False, live: str = "") -> list[ops.Op]:
-    """Make the container's root at `ROOT`, and its volumes at `VOLUMES`/0, /1 ... if it has any.
+    """Make the container's root at `ROOT`, and its volumes at `VOLUMES`/0/NAME, /1/NAME ... if it has any.
 
     ``live``: where the guest finds the directory that is stacked on an image.
     """
