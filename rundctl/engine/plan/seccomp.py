@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from rundctl.host.memo import Memo
 
 _VERSION = "2"  # of what this module makes out of a profile: raise it with every change of the output
-_COMPILER = "seccomp's compiler"  # its version, in the memo
+# Its version, in the memo; each installation of ours has a binding of its own.
+_COMPILER = f"seccomp's compiler for {os.path.dirname(__file__)}"
 _MOST_FILTERS = 64  # kept, by their last use; with each a podman default profile's 6 KiB, all are less than a MiB
 _USED_S = 3600  # how exact that last use is: a file that was touched within the hour is not touched again
 _INSTRUCTION = 8  # bytes of a struct sock_filter
