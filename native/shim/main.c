@@ -16,6 +16,7 @@
 #include "clock.h"
 #include "log.h"
 #include "memory.h"
+#include "namespaces.h"
 #include "options.h"
 #include "serve.h"
 #include "vm.h"
@@ -196,6 +197,9 @@ static void become_shim(const struct options *options)
 	signals = open_signals();
 	if (signals < 0)
 		_exit(fail(options->creator, errno, "signalfd"));
+	error = namespaces_enter(options);
+	if (error)
+		_exit(fail(options->creator, -error, "make the shim's namespaces"));
 	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	if (options->oom_score_adj)
 		set_oom_score(options->oom_score_adj);
@@ -214,7 +218,7 @@ static void become_shim(const struct options *options)
 
 int main(int argc, char **argv)
 {
-	struct options options;
+	static struct options options;
 	const char *problem;
 	struct wire_pid told = {0};
 	int64_t began, joined;

@@ -27,6 +27,8 @@ enum key {
 	KEY_VOLUMES_FD,
 	KEY_EXPORT,
 	KEY_OOM_SCORE_ADJ,
+	KEY_HOSTNAME,
+	KEY_DOMAINNAME,
 	KEY_SMALL_PAGES,
 	KEY_HELPER,
 	KEY_COPY,
@@ -50,6 +52,8 @@ static const struct option long_options[] = {
 	{"volumes-fd", required_argument, NULL, KEY_VOLUMES_FD},
 	{"export", required_argument, NULL, KEY_EXPORT},
 	{"oom-score-adj", required_argument, NULL, KEY_OOM_SCORE_ADJ},
+	{"hostname", required_argument, NULL, KEY_HOSTNAME},
+	{"domainname", required_argument, NULL, KEY_DOMAINNAME},
 	{"small-pages", no_argument, NULL, KEY_SMALL_PAGES},
 	{"helper", required_argument, NULL, KEY_HELPER},
 	{"copy", required_argument, NULL, KEY_COPY},
@@ -219,6 +223,10 @@ static bool take(struct options *options, int key, char *value)
 		return options->small_pages = true;
 	case KEY_OOM_SCORE_ADJ:
 		return (options->oom_score_adj = value) != NULL;
+	case KEY_HOSTNAME:
+		return (options->hostname = value) != NULL;
+	case KEY_DOMAINNAME:
+		return (options->domainname = value) != NULL;
 	case KEY_CGROUP:
 		return append(&options->cgroups, &options->cgroup_count, value);
 	case KEY_KEEP:
@@ -260,7 +268,8 @@ bool options_parse(struct options *options, int argc, char **argv, const char **
 	}
 	*problem = "a required option is missing";
 	return take_commands(options, argv + optind) && options->creator >= 0 && options->agent >= 0 && options->qmp >= 0 && options->control >= 0 &&
-	       options->state >= 0 && options->rootfs >= 0 && options->log >= 0 && (options->volume_count == 0 || has_server(options));
+	       options->state >= 0 && options->rootfs >= 0 && options->log >= 0 && options->hostname && options->domainname &&
+	       (options->volume_count == 0 || has_server(options));
 }
 
 static int compare(const void *a, const void *b)

@@ -46,8 +46,9 @@ struct options {
 	size_t helper_count;
 	int copy_from, copy_to; /* memory that the guest is to have a copy of, and the file of its own */
 	const char *oom_score_adj;
-	bool small_pages; /* no transparent huge pages for QEMU */
-	char **qemu;	  /* argv */
+	const char *hostname, *domainname; /* of the container */
+	bool small_pages;		   /* no transparent huge pages for QEMU */
+	char **qemu;			   /* argv */
 };
 
 /* True, or false with `*problem` telling why. */

@@ -119,7 +119,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "linux.namespaces[].path",
         "refused",
-        "an existing namespace belongs to the host's kernel, and the container runs on another",
+        "an existing namespace belongs to the host's kernel, and the container runs on another; one of type network is refused until there are networks",
     ),
     ("linux.uidMappings", "refused", "user namespaces are not supported yet"),
     ("linux.gidMappings", "refused", "user namespaces are not supported yet"),

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,8 @@ def test_shim_and_vm_are_born_inside(group, launch):
     assert slot.pids() == sorted((shim.pid, qemu))
     assert int(slot.read("pids.peak")) == 2, "the launcher never was in it"
     assert int(slot.read("memory.current")) > 0
+    joined = ["nsenter", f"--cgroup=/proc/{shim.pid}/ns/cgroup", "cat", f"/proc/{shim.pid}/cgroup"]
+    assert "0::/\n" in subprocess.run(joined, capture_output=True, text=True, check=True).stdout, "the slot is its root"
 
 
 @pytest.mark.parametrize("victim", ["shim", "qemu"])

@@ -48,8 +48,8 @@ def main():
         "descriptors": descriptors(),
         "blocked": status["SigBlk"],
         "ignored": status["SigIgn"],
-        "mount_namespace": os.readlink("/proc/self/ns/mnt"),
-        "pid_namespace": os.readlink("/proc/self/ns/pid"),
+        "namespaces": {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in os.listdir("/proc/self/ns")},
+        "names": [os.uname().nodename, Path("/proc/sys/kernel/domainname").read_text().strip()],
         "propagation": [
             line.split(" - ")[0].split()[6:] for line in Path("/proc/self/mountinfo").read_text().splitlines()
         ],

@@ -149,7 +149,7 @@ class Shim:
             "rootfs": self.fd(self.rootfs, os.O_PATH | os.O_DIRECTORY),
             "log": self.fd(self.log, os.O_RDWR | os.O_CREAT | os.O_APPEND),
         }  # fmt: skip
-        argv = [str(program), "launch", "--name", "test"]
+        argv = [str(program), "launch", "--name", "test", "--hostname", "guest", "--domainname", "example.org"]
         for name, number in numbers.items():
             argv += [f"--{name}", str(number)]
         self.errors = self.directory / "stderr"

@@ -84,8 +84,9 @@ def test_a_helper_sees_its_directory_in_the_place_of_the_containers(launch, tmp_
     assert facts["volumes"]["file"] == {"is_file": True, "read_only": read_only, "text": "content"}
     assert facts["volumes"]["inner"]["read_only"] is read_only
     assert facts["volumes"]["inner"]["tree"] == ["b"]
-    assert facts["mount_namespace"] != os.readlink(f"/proc/{shim.qemu_pid()}/ns/mnt")
-    assert facts["pid_namespace"] == os.readlink(f"/proc/{shim.pid}/ns/pid")
+    for kind in ("pid", "net", "ipc", "uts", "cgroup"):
+        assert facts["namespaces"][kind] == os.readlink(f"/proc/{shim.pid}/ns/{kind}")
+    assert facts["namespaces"]["mnt"] != os.readlink(f"/proc/{shim.qemu_pid()}/ns/mnt")
 
 
 def test_a_helper_inherits_only_what_it_was_promised(launch, tmp_path):

@@ -46,13 +46,21 @@ def probe(launch, *, volumes=(), **arguments):
             return shim, json.loads(report.readline())
 
 
-def test_own_pid_and_mount_namespace(launch):
+def test_own_namespaces(launch):
     shim, facts = probe(launch)
+    shim.planned()
     status = Path(f"/proc/{shim.pid}/status").read_text()
     assert "NSpid:\t" + f"{shim.pid}\t1\n" in status
-    assert link(shim.pid, "ns/mnt") not in (link("self", "ns/mnt"), facts["mount_namespace"])
-    assert facts["mount_namespace"] != link("self", "ns/mnt")
-    assert facts["pid_namespace"] == link(shim.pid, "ns/pid") != link("self", "ns/pid")
+    for kind, qemus in facts["namespaces"].items():
+        ours, shims = link("self", f"ns/{kind}"), link(shim.pid, f"ns/{kind}")
+        if kind == "mnt":
+            assert len({ours, shims, qemus}) == 3
+        elif kind == "pid_for_children":
+            assert qemus == link(shim.pid, "ns/pid")
+        else:
+            assert qemus == shims
+            assert (shims == ours) == (kind in ("user", "time", "time_for_children")), kind
+    assert facts["names"] == ["guest", "example.org"]
 
 
 def test_shim_is_the_callers_child_in_its_own_session(launch):

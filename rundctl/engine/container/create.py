@@ -43,7 +43,15 @@ if TYPE_CHECKING:
     from rundctl.engine.template.store import Template
     from rundctl.oci.bundle import Bundle
 
+<<<<<<< ours
 _HOST_NAME_MAX = 64
+=======
+    Saved = tuple[
+        str, list[dict[str, str]]
+    ]  # where a template's device state is, and the devices to be plugged in beside it
+
+_NO_DOMAIN = "(none)"  # as the guest's kernel has it, and every other that was told none
+>>>>>>> theirs
 _CLOCK_LATE_S = 0.04  # how much later than it was read a clock may be set; an idle host's guest answers in half of that
 _CLOCK_TRIES = 10
 
@@ -201,7 +209,9 @@ class Launch:
         """Start launcher, shim and QEMU, with every descriptor they will need; and what is to be restored, None for a VM that boots."""
         sockets = vm.Sockets(opened, self.container)
         shim = ShimCommand(opened)
+        hostname, domainname = compiler.uts_names(self.bundle.spec, _hostname(self.container.id))
         shim.add(["--name", self.container.id, *([] if self._cold else ["--small-pages"])])
+        shim.add(["--hostname", hostname, "--domainname", domainname or _NO_DOMAIN])
         self._give_files(shim, sockets)
         _give_cgroups(shim, lease)
         source = -1 if self.rootfs.is_disk else self.rootfs.open(opened)
@@ -420,4 +430,15 @@ def _find_words(argv0: str, error: int) -> str:
 
 
 def _hostname(container_id: str) -> str:
+<<<<<<< ours
     return container_id[:_HOST_NAME_MAX]
+=======
+    return container_id[: compiler.UTS_NAME_MAX]
+
+
+def _write_pid_file(path: str, pid: int) -> None:
+    try:
+        replace(path, str(pid).encode(), durable=False)
+    except OSError as error:
+        raise HostError(f"write pid file {path}: {words(error)}") from error
+>>>>>>> theirs

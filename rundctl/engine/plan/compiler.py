@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _NANOSECONDS = 1_000_000_000
 _INT64 = range(-(1 << 63), 1 << 63)
+UTS_NAME_MAX = 64  # bytes, __NEW_UTS_LEN of the kernel
 
 # Sysctls that belong to an IPC or network namespace, in the kernel's path form (runc's list).
 _IPC_SYSCTLS = frozenset(
@@ -216,9 +217,19 @@ def cgroup_of(container: int) -> str:
     return f"/sys/fs/cgroup/c{container}"
 
 
+def uts_names(spec: dict[str, Any], default: str) -> tuple[str, str]:
+    """Host name (``default`` if config.json gives none) and domain name (empty: none). ConfigError for what no system call takes (sethostname(2))."""
+    names = (spec.get("hostname") or default, spec.get("domainname") or "")
+    for field, name in zip(("hostname", "domainname"), names, strict=True):
+        if not _is_plain(name):
+            raise support.invalid(field, "a NUL or no character")
+        if len(name.encode("utf-8", "surrogateescape")) > UTS_NAME_MAX:
+            raise support.invalid(field, f"longer than {UTS_NAME_MAX} bytes")
+    return names
+
+
 def _names(spec: dict[str, Any], facts: Facts) -> list[ops.Op]:
-    hostname = spec.get("hostname") or facts.hostname
-    domainname = spec.get("domainname")
+    hostname, domainname = uts_names(spec, facts.hostname)
     return [*([ops.hostname(hostname)] if hostname else []), *([ops.domainname(domainname)] if domainname else [])]
 
 

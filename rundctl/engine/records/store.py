@@ -96,10 +96,10 @@ class Container:
         return self.seen()[0]
 
     def seen(self) -> tuple[Status, int]:
-        """Status, and the shim's pid if it lives, else 0: both of one moment."""
+        """Status, and the shim's pid if it lives, else 0: both of one moment. While it is created 0, too: a shim that begins shows the host's root."""
         if not self.record.get("committed"):
             if self._creator_lives():
-                return Status.CREATING, self.pid()
+                return Status.CREATING, 0
             fresh = read(self.directory)  # it may have committed, and ended, since the record was read
             if fresh is None or not fresh.record.get("committed"):
                 return Status.STOPPED, 0
