@@ -257,22 +257,12 @@ def test_names_and_paths() -> None:
     config = config_of(
         hostname="", linux={"maskedPaths": ["/m"], "readonlyPaths": ["/r"], "rootfsPropagation": "rshared"}
     )
-<<<<<<< ours
     assert ops_of(config, Opcode.HOSTNAME, hostname="other")[0].arguments == ("other",)
     assert ops_of(config_of(), Opcode.HOSTNAME, hostname="other")[0].arguments == ("rundctl",)
     assert ops_of(config, Opcode.MASK)[0].arguments == ("/m",)
     assert ops_of(config, Opcode.READONLY)[0].arguments == ("/r",)
     assert ops_of(config, Opcode.PIVOT)[0].arguments == (linux.MS_SHARED | linux.MS_REC,)
     assert ("/", linux.MS_RDONLY, 0, 0) in {op.arguments for op in ops_of(config, Opcode.REMOUNT)}
-=======
-    assert _ops(config, Opcode.HOSTNAME, hostname="other")[0].arguments == ("other",)
-    assert _ops(_config(), Opcode.HOSTNAME, hostname="other")[0].arguments == ("rundctl",)
-
-    assert _ops(config, Opcode.MASK)[0].arguments == ("/m",)
-    assert _ops(config, Opcode.READONLY)[0].arguments == ("/r",)
-    assert _ops(config, Opcode.PIVOT)[0].arguments == (linux.MS_SHARED | linux.MS_REC,)
-    assert ("/", linux.MS_RDONLY, 0, 0) in {op.arguments for op in _ops(config, Opcode.REMOUNT)}
->>>>>>> theirs
     assert ("/", linux.MS_RDONLY, 0, 0) not in {
         op.arguments for op in ops_of(config_of(root={"readonly": False}), Opcode.REMOUNT)
     }
@@ -282,10 +272,10 @@ def test_names_and_paths() -> None:
 
 @pytest.mark.parametrize("field", ["hostname", "domainname"])
 def test_names_are_bounded_as_the_kernel_has_them(field: str) -> None:
-    assert _ops(_config(**{field: "ü" * 32}), Opcode[field.upper()])[0].arguments == ("ü" * 32,)
-    assert f"{field}: longer than 64 bytes" in _refusal(_config(**{field: "ü" * 32 + "x"}))
+    assert ops_of(config_of(**{field: "ü" * 32}), Opcode[field.upper()])[0].arguments == ("ü" * 32,)
+    assert f"{field}: longer than 64 bytes" in refusal_of(config_of(**{field: "ü" * 32 + "x"}))
     for name in ("a\0", "\udead"):
-        assert f"{field}: a NUL or no character" in _refusal(_config(**{field: name}))
+        assert f"{field}: a NUL or no character" in refusal_of(config_of(**{field: name}))
 
 
 def test_pids_limit() -> None:

@@ -43,15 +43,7 @@ if TYPE_CHECKING:
     from rundctl.engine.template.store import Template
     from rundctl.oci.bundle import Bundle
 
-<<<<<<< ours
-_HOST_NAME_MAX = 64
-=======
-    Saved = tuple[
-        str, list[dict[str, str]]
-    ]  # where a template's device state is, and the devices to be plugged in beside it
-
 _NO_DOMAIN = "(none)"  # as the guest's kernel has it, and every other that was told none
->>>>>>> theirs
 _CLOCK_LATE_S = 0.04  # how much later than it was read a clock may be set; an idle host's guest answers in half of that
 _CLOCK_TRIES = 10
 
@@ -430,15 +422,4 @@ def _find_words(argv0: str, error: int) -> str:
 
 
 def _hostname(container_id: str) -> str:
-<<<<<<< ours
-    return container_id[:_HOST_NAME_MAX]
-=======
     return container_id[: compiler.UTS_NAME_MAX]
-
-
-def _write_pid_file(path: str, pid: int) -> None:
-    try:
-        replace(path, str(pid).encode(), durable=False)
-    except OSError as error:
-        raise HostError(f"write pid file {path}: {words(error)}") from error
->>>>>>> theirs
