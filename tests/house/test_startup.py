@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
-# Each costs time, and none is needed where nothing goes wrong; nor, of ours, where nobody asks for that transport.
-HEAVY = frozenset(
-    [
-        "typer",
-        "rich",
-        "jsonschema",
-        "pyroute2",
-        "psutil",
-        "dataclasses",
-        "typing",
-        "subprocess",
-        "asyncio",
-        "logging",
-        "inspect",
-        "pathlib",
-        "tempfile",
-        "shutil",
-        "hashlib",
-        "ctypes",
-        "argparse",
-        "importlib.metadata",
-        "tomllib",
-        "threading",
-        "rundctl.engine.rootfs.disk",
-        "rundctl.engine.rootfs.shares",
-        "rundctl.vmm.virtiofsd",
-    ]
-)
+from .imports import HEAVY, OF_SETTINGS, PROBE, loaded
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 HOT = ("create", "start", "state", "kill", "delete")
-PROBE = """
-import json, sys
-from rundctl import cli
-code = cli.main(sys.argv[1:])
-print(json.dumps([code, sorted(sys.modules)]))
-"""
 CREATE = """
 import json, sys
 import rundctl.cli, rundctl.commands.create, rundctl.engine.container.lifecycle, rundctl.engine.container.create, rundctl.engine.cgroups.cgroup_pool
@@ -55,25 +24,18 @@ print(json.dumps([0, sorted(sys.modules)]))
 """
 
 
-def loaded(program: str, *words: str) -> tuple[int, set[str]]:
-    """Exit code and modules of an interpreter without `site`, as the installed command runs."""
-    source = f"import sys; sys.path[:0] = {sys.path!r}\n{program}"
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", source, *words], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    code, modules = json.loads(done.stdout.splitlines()[-1])
-    return code, set(modules)
-
-
+@pytest.mark.parametrize("settings", ["", "memory_mib = 256"], ids=["no settings", "a settings file"])
 @pytest.mark.parametrize("verb", HOT)
-def test_hot_verbs_load_nothing_heavy(verb: str, tmp_path: object) -> None:
-    """The container does not exist: that is late enough for every module of the verb to be loaded."""
-    code, modules = loaded(PROBE, "--root", f"{tmp_path}/none", verb, "no-such-container")
+def test_hot_verbs_load_nothing_heavy(verb: str, settings: str, tmp_path: Path) -> None:
+    """The container does not exist: most modules of the verb are loaded by then. tests/system/test_imports.py sees one that does."""
+    file = tmp_path / "config.toml"
+    file.write_text(settings)
+    words = ("--root", f"{tmp_path}/none", verb, "no-such-container")
+    code, modules = loaded(PROBE, *words, RUNDCTL_CONFIG=str(file) if settings else "")
     assert code == 1
     assert f"rundctl.commands.{verb}" in modules
     assert "rundctl.engine.container.lifecycle" in modules
-    assert not modules & HEAVY
+    assert not modules & (HEAVY - OF_SETTINGS if verb == "create" else HEAVY)
     if verb != "create":  # who makes cgroups, or has found some to give back, needs their modules
         assert not [name for name in modules if "cgroup" in name]
 

@@ -11,6 +11,8 @@ from rundctl.host import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rundctl.engine.cgroups.lease import Facts
 
 _PROGRAM = """
@@ -19,17 +21,18 @@ upkeep.run_in_background(job)
 """
 
 
-def after(facts: Facts, state: str = STATE) -> str:
+def after(facts: Facts, state: str = STATE, *, wanted: Callable[[], bool]) -> str:
     """Refill the pool that a container's cgroups came from, or could have, if it has fewer free slots than it shall have. What was done, for ``--debug``.
 
-    Raises nothing: the container is deleted all the same.
+    ``wanted``: whether to; asked where there is something to fill, because a settings file takes longer to read than all else here. What it raises comes
+    through, and nothing else does: the container is deleted all the same.
     """
     if facts["kind"] not in ("plain", "pool") or not facts["places"]:
         return ""
     pool = Pool.of(os.path.dirname(facts["places"][0][2]), state)
     try:
         size, free = pool.size(), len(pool.free())
-        if free >= size:
+        if free >= size or not wanted():
             return ""
         lock = files.try_lock(f"{pool.directory}/filler")
         if lock is None:

@@ -268,12 +268,9 @@ def _delete_ended(ctx: Context, container: Container, *, force: bool, directory:
         store.remove(container)
     poststop.run(ctx, container, directory)
     try:
-        refills = ctx.settings.pool_refill == "delete"
+        _tell(ctx, refill.after(container.record["cgroups"], wanted=lambda: ctx.settings.pool_refill == "delete"))
     except ConfigError as error:
-        ctx.warn(f"{error}: no pool of cgroups is filled up")
-        return
-    if refills:
-        _tell(ctx, refill.after(container.record["cgroups"]))
+        ctx.warn(f"{error}: the pool of cgroups is not filled up")
 
 
 def _tell(ctx: Context, outcome: str) -> None:
