@@ -274,8 +274,7 @@ def test_names_and_paths() -> None:
 def test_names_are_bounded_as_the_kernel_has_them(field: str) -> None:
     assert ops_of(config_of(**{field: "ü" * 32}), Opcode[field.upper()])[0].arguments == ("ü" * 32,)
     assert f"{field}: longer than 64 bytes" in refusal_of(config_of(**{field: "ü" * 32 + "x"}))
-    for name in ("a\0", "\udead"):
-        assert f"{field}: a NUL or no character" in refusal_of(config_of(**{field: name}))
+    assert f"{field}: not text" in refusal_of(config_of(**{field: "\udead"}))
 
 
 def test_pids_limit() -> None:

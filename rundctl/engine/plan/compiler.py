@@ -221,9 +221,11 @@ def uts_names(spec: dict[str, Any], default: str) -> tuple[str, str]:
     """Host name (``default`` if config.json gives none) and domain name (empty: none). ConfigError for what no system call takes (sethostname(2))."""
     names = (spec.get("hostname") or default, spec.get("domainname") or "")
     for field, name in zip(("hostname", "domainname"), names, strict=True):
-        if not _is_plain(name):
-            raise support.invalid(field, "a NUL or no character")
-        if len(name.encode("utf-8", "surrogateescape")) > UTS_NAME_MAX:
+        try:
+            size = len(name.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError:  # JSON can spell half a character
+            raise support.invalid(field, "not text") from None
+        if size > UTS_NAME_MAX:
             raise support.invalid(field, f"longer than {UTS_NAME_MAX} bytes")
     return names
 
