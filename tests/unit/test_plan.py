@@ -261,7 +261,8 @@ def test_names_and_paths() -> None:
     assert ops_of(config_of(), Opcode.HOSTNAME, hostname="other")[0].arguments == ("rundctl",)
     assert ops_of(config, Opcode.MASK)[0].arguments == ("/m",)
     assert ops_of(config, Opcode.READONLY)[0].arguments == ("/r",)
-    assert ops_of(config, Opcode.PIVOT)[0].arguments == (linux.MS_SHARED | linux.MS_REC,)
+    propagations = [op.arguments for op in ops_of(config, Opcode.PROPAGATION)]
+    assert propagations[-1] == ("/", linux.MS_SHARED | linux.MS_REC)
     assert ("/", linux.MS_RDONLY, 0, 0) in {op.arguments for op in ops_of(config, Opcode.REMOUNT)}
     assert ("/", linux.MS_RDONLY, 0, 0) not in {
         op.arguments for op in ops_of(config_of(root={"readonly": False}), Opcode.REMOUNT)

@@ -83,13 +83,18 @@ def test_which_devices_the_host_has() -> None:
         ({"uid": 2**31}, "uid"),
         ({"uid": 2**32 - 1}, "uid"),
         ({"gid": 2**32 - 1}, "gid"),
-        ({"additionalGids": [1, 2**31]}, "additionalGids[1]"),
+        ({"additionalGids": [1, 2**31]}, "additionalGids"),
         ({"additionalGids": list(range(65537))}, "additionalGids"),
     ],
 )
 def test_ids_that_runc_refuses(user: dict[str, Any], field: str) -> None:
     """-1 would leave the process root's."""
     assert f"process.user.{field}: expected " in refusal_of(config_of(process={"user": {"uid": 0, "gid": 0, **user}}))
+
+
+def test_a_group_given_twice_is_one() -> None:
+    config = config_of(process={"user": {"uid": 0, "gid": 0, "additionalGids": [5, 7, 5]}})
+    assert ops_of(config, Opcode.IDS)[0].arguments == (0, 0, 5, 7)
 
 
 @pytest.mark.parametrize(

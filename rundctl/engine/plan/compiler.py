@@ -153,13 +153,14 @@ def compile(bundle: Bundle, facts: Facts) -> CompiledPlan:  # noqa: A001 - what 
         *plan_mounts.compile_mounts(mounts, facts.volumes, facts.shm, facts.cgroups, ignored),
         *devices.compile_devices(linux.get("devices", []), mounts, facts.devices),
         *_names(spec, facts),
-        ops.pivot(PROPAGATIONS.get(linux.get("rootfsPropagation", ""), 0)),
+        ops.pivot(),
         *([ops.machine_id("/etc/machine-id", facts.machine_id)] if facts.machine_id else []),
         ops.mkdir(plan_process.working_directory(process)),
         *_sysctls(linux.get("sysctl", {})),
         *plan_mounts.compile_late_readonly(mounts),
         *([ops.remount("/", MS_RDONLY)] if spec.get("root", {}).get("readonly") else []),
         *_hidden_paths(linux),
+        *_propagation(linux),
         *([ops.keyring(facts.keyring)] if facts.keyring else []),
         *plan_process.compile_process(process, _seccomp(linux, facts), ignored, warnings, facts.rlimits),
     ]
@@ -254,6 +255,12 @@ def _sysctl_path(key: str) -> str:
     if path in _IPC_SYSCTLS or path == "kernel/domainname" or path.startswith(_SYSCTL_TREES):
         return path
     raise support.refused(where, "it belongs to no namespace of the container")
+
+
+def _propagation(linux: dict[str, Any]) -> list[ops.Op]:
+    """Last of all mounts: paths on an unbindable one could be neither hidden nor protected."""
+    flags = PROPAGATIONS.get(linux.get("rootfsPropagation", ""), 0)
+    return [ops.propagation("/", flags)] if flags else []
 
 
 def _hidden_paths(linux: dict[str, Any]) -> list[ops.Op]:

@@ -74,11 +74,11 @@ def compile_process(
 
 def _ids(user: dict[str, Any]) -> tuple[int, int, tuple[int, ...]]:
     """User, group and additional groups, as far as runc takes them: what is more could be -1, by which system calls mean "as it is"."""
-    groups = tuple(user.get("additionalGids", ()))
+    groups = tuple(dict.fromkeys(user.get("additionalGids", ())))
     if len(groups) > _GROUPS_MAX:
         raise invalid("process.user.additionalGids", f"expected at most {_GROUPS_MAX}, got {len(groups)}")
     named = [("uid", user.get("uid", 0)), ("gid", user.get("gid", 0))]
-    for name, number in (*named, *((f"additionalGids[{index}]", number) for index, number in enumerate(groups))):
+    for name, number in (*named, *(("additionalGids", number) for number in groups)):
         if number > _ID_MAX:
             raise invalid(f"process.user.{name}", f"expected a number from 0 to {_ID_MAX}, got {number}")
     return named[0][1], named[1][1], groups
