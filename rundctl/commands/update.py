@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 from rundctl.commands import engine
@@ -33,6 +32,8 @@ _SIZES = {
     "memory-swap": ("memory", "swap"),
 }
 _UNITS = "bkmgtp"
+_END = 1 << 63
+_SHOWN = 60  # characters of what is wrong that fit a one-line message
 
 
 def run(options: Options) -> int:
@@ -57,8 +58,10 @@ def _from_flags(options: Options) -> dict[str, Any]:
 def _count(flag: str, text: str) -> int:
     digits = text.removeprefix("-") if flag in _SIGNED else text
     if not (digits.isascii() and digits.isdigit()):
-        raise UsageError(f"invalid value for {flag}: {text!r} is not a number")
-    return int(text)
+        raise UsageError(f"invalid value for {flag}: {text[:_SHOWN]!r} is not a number")
+    _check_size(flag, text, float(digits))
+    value = int(digits.lstrip("0") or "0")
+    return value if digits == text else -value
 
 
 def _size(flag: str, text: str) -> int:
@@ -72,40 +75,38 @@ def _size(flag: str, text: str) -> int:
     if unit not in ("", *_UNITS, *(f"{letter}{end}" for letter in _UNITS[1:] for end in ("b", "ib"))) or not (
         plain.isascii() and plain.isdigit()
     ):
-        raise UsageError(f"invalid value for {flag}: invalid size: {text!r}")
-    return int(float(number) * 1024 ** _UNITS.index(unit[0])) if unit else int(float(number))
+        raise UsageError(f"invalid value for {flag}: invalid size: {text[:_SHOWN]!r}")
+    value = float(number) * 1024 ** _UNITS.index(unit[0] if unit else "b")
+    _check_size(flag, text, value)
+    return int(value)
+
+
+def _check_size(flag: str, text: str, value: float) -> None:
+    """UsageError for what no kernel has room for."""
+    if value >= _END:
+        raise UsageError(f"invalid value for {flag}: expected a number up to {_END - 1}, got {text[:_SHOWN]}")
 
 
 def _read(place: str) -> dict[str, Any]:
     """``linux.resources`` of a file, or of standard input (containerd's way)."""
-    from rundctl.oci import validate
+    from rundctl.oci import bundle, validate
 
     name = "standard input" if place == "-" else place
     try:
         if place == "-":
-            found = json.load(sys.stdin)
+            text = sys.stdin.buffer.read()
         else:
             with open(place, "rb") as file:
-                found = json.load(file)
+                text = file.read()
     except OSError as error:
         raise ConfigError(f"read resources from {place}: {words(error)}") from error
-    except ValueError as error:
-        raise ConfigError(f"resources in {name}: not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"resources in {name}: expected an object of JSON")
-    asked: dict[str, Any] = _without_null(found)
     try:
+        asked: Any = bundle.parse(text)
         validate.validate({"ociVersion": "1.0.0", "linux": {"resources": asked}})
     except ConfigError as error:
-        raise ConfigError(error.message.replace("config.json", f"resources in {name}", 1)) from error
-    return asked
-
-
-def _without_null(value: Any) -> Any:
-    """Go's encoder writes null for what is not there, which the schema does not take."""
-    if isinstance(value, dict):
-        return {key: _without_null(item) for key, item in value.items() if item is not None}
-    return value
+        where = f"resources in {name}"
+        raise ConfigError(error.message.replace("config.json", where, 1), hint=error.hint) from error
+    return dict(asked)
 
 
 VERB = Verb(

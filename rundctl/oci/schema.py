@@ -40,6 +40,13 @@ _RELAXATIONS: tuple[tuple[str, tuple[str, ...], str, object], ...] = (
     # Any key will do, the empty one too: that spares a regular expression for every annotation.
     ("defs.json", ("definitions", "mapStringString"), "patternProperties", None),
     ("defs.json", ("definitions", "mapStringString"), "additionalProperties", {"type": "string"}),
+    # runc takes a `pids` without a limit as one that asks for nothing.
+    (
+        "config-linux.json",
+        ("linux", "properties", "resources", "properties", "pids"),
+        "required",
+        None,
+    ),
     # The plan compiler knows the very names; and spares two more regular expressions.
     (
         "config-schema.json",

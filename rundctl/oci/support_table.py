@@ -158,7 +158,11 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("linux.resources.devices[].minor", "honoured", ""),
     ("linux.resources.devices[].access", "honoured", ""),
     ("linux.resources.pids", "honoured", ""),
-    ("linux.resources.pids.limit", "honoured", "inside the guest; on the host it would count QEMU's threads"),
+    (
+        "linux.resources.pids.limit",
+        "honoured",
+        "inside the guest; on the host it would count QEMU's threads. Missing, 0 or less is no limit, as in runc",
+    ),
     ("linux.resources.memory", "honoured", "as far as its fields are"),
     ("linux.resources.memory.kernel", "meaningless", "obsolete: the guest's cgroup v2 counts kernel memory in `limit`"),
     (
@@ -169,7 +173,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "linux.resources.memory.limit",
         "honoured",
-        "the VM is made large enough for it, the guest's cgroup enforces it; on the host the VM is held to its memory and the VMM's allowance",
+        "VM and guest's cgroup enforce it; on the host the VM is held to its memory and an allowance. 0, -1: no limit; below 2 MiB: refused",
     ),
     (
         "linux.resources.memory.reservation",

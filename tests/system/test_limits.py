@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from rundctl.engine.cgroups.lease import places
+from rundctl.engine.cgroups.limits import MEMORY_MIN
 
 from .conftest import Cli, JsonDict, eventually
 from .runtimes import RUNC, bundled, runtime_of
@@ -87,6 +88,19 @@ def cpu_s(file: Path) -> float:
 
 def test_memory_can_be_used_to_its_limit(sh: Callable[..., Any]) -> None:
     sh("exec " + FILL.format(100 - MARGIN_MIB), change=limited(memory={"limit": 100 * MIB}))
+
+
+def test_the_smallest_limit_runs_a_program_and_less_is_refused(cli: Cli, bundle: Any, sh: Callable[..., Any]) -> None:
+    """Below it a program's own pages do not fit, and it reads them again and again for ever."""
+    for limit in (1, 524_288, MEMORY_MIN - 1):
+        refused = cli(
+            "create", "--bundle", str(bundle("/bin/true", change=limited(memory={"limit": limit}))), "small", code=1
+        )
+        words = (
+            f"memory.limit: expected at least {MEMORY_MIN} bytes (2 MiB), which a small program needs, got {limit}\n"
+        )
+        assert refused.stderr.decode() == f"rundctl: config.json: linux.resources.{words}"
+    assert sh("ls -d /; cat /proc/self/comm", change=limited(memory={"limit": MEMORY_MIN})).stdout == b"/\ncat\n"
 
 
 def test_out_of_memory_is_137_and_told(cli: Cli, logged: Any, ending: Any) -> None:
@@ -238,7 +252,7 @@ def test_throttles_and_weights_of_block_devices(cli: Cli, logged: Any, host: Any
 
 
 REPORT = (
-    "trap 'cd /sys/fs/cgroup; echo $(cat memory.max pids.max cpu.max cpu.weight memory.low)' USR1; echo on; "
+    "dd if=/dev/zero of=/dev/shm/some bs=1M count=3 2>/dev/null; trap 'cd /sys/fs/cgroup; echo $(cat memory.max pids.max cpu.max cpu.weight memory.low)' USR1; echo on; "
     "while sleep 0.1; do :; done"
 )
 
@@ -282,14 +296,19 @@ def test_update_both_ways(cli: Cli, told: Any, host: Any, record: Any) -> None:
         (["--cpu-rt-runtime", "1000"], "cpu.realtimeRuntime: not supported"),
         (["--cpu-share", "1"], "cpu.shares: expected a number from 2 to 262144, got 1"),
         (["--memory", "lots"], "invalid value for memory: invalid size: 'lots'"),
+        (["--memory", "9" * 400], "invalid value for memory: expected a number up to 9223372036854775807, got 999"),
+        (
+            ["--memory", "1m"],
+            "memory.limit: expected at least 2097152 bytes (2 MiB), which a small program needs, got 1048576",
+        ),
         (["--resources", "/nonesuch"], "/nonesuch is missing"),
-        (["--resources", "-"], "memory limit 4096: the container uses"),
+        (["--resources", "-"], f"memory limit {MEMORY_MIN}: the container uses"),
     ],
 )
 def test_update_all_or_nothing(cli: Cli, told: Any, host: Any, flags: list[str], words: str) -> None:
     before = told()
     shares = host("u", "cpu.shares", "cpu.weight").read_text()
-    careful = b'{"memory": {"limit": 4096, "checkBeforeUpdate": true}}'
+    careful = json.dumps({"memory": {"limit": MEMORY_MIN, "checkBeforeUpdate": True}}).encode()
     failed = cli("update", "--cpu-share", "2048", *flags, "u", code=1, stdin=careful).stderr.decode()
     assert words in failed.replace(": is missing", " is missing")
     assert failed.count("\n") == 1

@@ -47,7 +47,7 @@ def test_without_limits_the_settings_decide() -> None:
         assert (request.memory_mib, request.vcpus) == (Settings().memory_mib, None)
 
 
-@given(st.integers(1, (shapes.MEMORY_MAX_MIB - 64) * MIB))
+@given(st.integers(limits.MEMORY_MIN, (shapes.MEMORY_MAX_MIB - 64) * MIB))
 def test_memory_is_enough_and_not_much_more(limit: int) -> None:
     settings = Settings()
     given_mib = shapes.memory_mib(limits.parse({"memory": {"limit": limit}}), settings)

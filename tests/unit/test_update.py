@@ -125,6 +125,16 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--memory", "--memory-swap", "--pids-limit", "--cpu-share", "--blkio-weight"])
+@pytest.mark.parametrize("text", ["9223372036854775808", "9" * 400, "9" * 5000])
+def test_values_that_are_too_large(flag: str, text: str) -> None:
+    with pytest.raises(
+        UsageError, match=f"invalid value for {flag[2:]}: expected a number up to 9223372036854775807, got 9"
+    ) as caught:
+        update._from_flags(options(flag, text))
+    assert len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize("flag", ["--memory", "--memory-swap", "--pids-limit", "--cpu-share", "--blkio-weight"])
 @pytest.mark.parametrize("text", ["x", "-2x", "1..2", "m", "٣", "1q", "--", "1e3", "k5"])
 def test_values_that_are_none(flag: str, text: str) -> None:
     with pytest.raises(UsageError, match=f"invalid value for {flag[2:]}: "):
@@ -134,22 +144,31 @@ def test_values_that_are_none(flag: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "not JSON"),
-        ("[]", "expected an object"),
+        ("", "resources in standard input: line 1 column 1: malformed JSON"),
+        ("[]", "resources in standard input: linux.resources: expected object, got array"),
         ('{"memory": {"limit": "5"}}', "linux.resources.memory.limit: expected integer, got string"),
-        ('{"pids": {}}', "linux.resources.pids: expected a field 'limit'"),
+        ('{"blockIO": {"weightDevice": [null]}}', "linux.resources.blockIO.weightDevice[0]: expected object, got null"),
+        (
+            '{"memory": {"limit": ' + "9" * 5000 + "}}",
+            "linux.resources.memory.limit: expected a number not above 9223372036854775807",
+        ),
     ],
 )
 def test_resources_that_make_no_sense(monkeypatch: pytest.MonkeyPatch, text: str, words: str) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     with pytest.raises(ConfigError) as caught:
         update._read("-")
     assert words in caught.value.message
 
 
 def test_what_go_writes_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO('{"memory": {"limit": null, "swap": 5}, "cpu": null}'))
-    assert update._read("-") == {"memory": {"swap": 5}}
+    text = '{"memory": {"limit": null, "swap": 5}, "cpu": null, "pids": {}, "blockIO": {"weightDevice": [{"major": 8, "minor": 0, "weight": null}]}, "x": XX}'
+    text = text.replace("XX", "[" * 5000 + "]" * 5000)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    asked = update._read("-")
+    del asked["x"]
+    assert asked == {"memory": {"swap": 5}, "pids": {}, "blockIO": {"weightDevice": [{"major": 8, "minor": 0}]}}
+    limits.parse({**asked, "memory": {}})
 
 
 def test_what_update_does_not_change_is_listed() -> None:

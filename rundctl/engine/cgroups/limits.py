@@ -26,11 +26,23 @@ _QUOTA_MIN_US = 1_000
 _WEIGHT = (10, 1_000)
 _WEIGHT_V2 = (1, 10_000)
 _MAX = (1 << 63) - 1
+_DIGITS = len(str(_MAX))
+_CPU_LAST = 8191  # x86's NR_CPUS_RANGE_END
+MEMORY_MIN = 2 * MIB  # docs/cgroups.md, "Small limits"
 _RATES = {
     "throttleReadBpsDevice": "rbps",
     "throttleWriteBpsDevice": "wbps",
     "throttleReadIOPSDevice": "riops",
     "throttleWriteIOPSDevice": "wiops",
+}
+_SHOWN = 60  # characters of what is wrong that fit a one-line message
+_FIELDS = {
+    "memory": "memory.limit",
+    "reservation": "memory.reservation",
+    "memory_swap": "memory.swap",
+    "burst": "cpu.burst",
+    "quota": "cpu.quota",
+    "pids": "pids.limit",
 }
 _IN_GUEST = ("memory", "cpu", "pids", "hugetlb")
 _ON_HOST = ("io", "cpuset")
@@ -73,8 +85,7 @@ def parse(resources: Mapping[str, Any]) -> Limits:
     _parse_memory(resources.get("memory") or {}, limits)
     _parse_cpu(resources.get("cpu") or {}, limits)
     _parse_block_io(resources.get("blockIO") or {}, limits)
-    pids = (resources.get("pids") or {}).get("limit") or 0
-    limits.pids = pids if pids > 0 else None
+    limits.pids = _asked((resources.get("pids") or {}).get("limit"))
     for entry in resources.get("hugepageLimits") or ():
         limits.hugepages[entry["pageSize"]] = entry["limit"]
     # memory.swap.max after memory.max, wherever they stand.
@@ -90,6 +101,9 @@ def _asked(value: int | None) -> int | None:
 
 
 def _parse_memory(memory: Mapping[str, Any], limits: Limits) -> None:
+    for field in ("limit", "reservation", "swap"):
+        if (memory.get(field) or 0) < UNLIMITED:  # with runc the kernel refuses it
+            raise invalid(f"{_WHERE}.memory.{field}", f"expected a number of bytes, or -1, got {memory[field]}")
     limits.memory = _asked(memory.get("limit"))
     limits.reservation = _asked(memory.get("reservation"))
     limits.memory_swap = _asked(memory.get("swap"))
@@ -123,7 +137,7 @@ def _parse_unified(file: str, text: str, limits: Limits) -> None:
     if "/" in file or not dot or not parameter:
         raise invalid(where, "expected the name of a file, CONTROLLER.PARAMETER")
     if not text.isprintable():
-        raise invalid(where, f"expected one line, got {text!r}")
+        raise invalid(where, f"expected one line, got {_shown(text)!r}")
     field = {
         "memory.max": "memory", "memory.low": "reservation", "pids.max": "pids", "cpu.max.burst": "burst", "cpu.idle": "idle",
     }.get(file)  # fmt: skip
@@ -150,8 +164,15 @@ def _unified_number(text: str, where: str) -> int | None:
     if text == "max":
         return None
     if not (text.isascii() and text.isdigit()):
-        raise invalid(where, f"expected a number or max, got {text!r}")
-    return int(text)
+        raise invalid(where, f"expected a number or max, got {_shown(text)!r}")
+    digits = text.lstrip("0") or "0"
+    if len(digits) > _DIGITS or int(digits) > _MAX:
+        raise invalid(where, f"expected a number up to {_MAX}, got {_shown(text)}")
+    return int(digits)
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _parse_cpu_max(text: str, where: str, limits: Limits) -> None:
@@ -169,8 +190,13 @@ def _between(value: int | None, bounds: tuple[int, int], where: str) -> None:
 
 def _check(limits: Limits) -> None:
     """Bounds that both versions' kernels have, told before anything is made."""
-    for name in ("memory", "reservation", "memory_swap", "burst", "pids"):
-        _between(getattr(limits, name), (0, _MAX), f"{_WHERE}: {name}")
+    for name, field in _FIELDS.items():
+        _between(getattr(limits, name), (0, _MAX), f"{_WHERE}.{field}")
+    if limits.memory is not None and limits.memory < MEMORY_MIN:
+        raise invalid(
+            f"{_WHERE}.memory.limit",
+            f"expected at least {MEMORY_MIN} bytes ({MEMORY_MIN // MIB} MiB), which a small program needs, got {limits.memory}",
+        )
     _between(limits.shares, _SHARES, f"{_WHERE}.cpu.shares")
     _between(limits.period, _PERIOD_US, f"{_WHERE}.cpu.period")
     _between(limits.idle, (0, 1), f"{_WHERE}.cpu.idle")
@@ -199,8 +225,12 @@ def _check_list(text: str | None, where: str) -> None:
     for part in (text or "0").split(","):
         low, dash, high = part.strip().partition("-")
         bounds = [low, high] if dash else [low]
-        if not all(bound.isascii() and bound.isdigit() for bound in bounds) or int(bounds[0]) > int(bounds[-1]):
-            raise invalid(where, f"expected a list like 0-2,7, got {text!r}")
+        if not all(bound.isascii() and bound.isdigit() and len(bound) <= _DIGITS for bound in bounds) or not (
+            int(bounds[0]) <= int(bounds[-1]) <= _CPU_LAST
+        ):
+            raise invalid(
+                where, f"expected a list like 0-2,7, of numbers up to {_CPU_LAST}, got {_shown(text or '')!r}"
+            )
 
 
 def _is_limit(value: int | None) -> bool:
