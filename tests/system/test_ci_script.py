@@ -24,6 +24,7 @@ class Job:
         wrapper = directory / "rundctl"
         wrapper.write_text(f'#!/bin/sh\nexec {" ".join(command)} "$@"\n')
         wrapper.chmod(0o755)
+        self.errors = ""
         self._environment = {**os.environ, "RUNDCTL": str(wrapper)}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -33,7 +34,7 @@ class Job:
 
     def run(self, *arguments: str) -> tuple[int, str]:
         process = self.start(*arguments)
-        output, _errors = process.communicate(timeout=DEADLINE_S)
+        output, self.errors = process.communicate(timeout=DEADLINE_S)
         return process.returncode, output
 
 
@@ -61,12 +62,38 @@ def test_job_reads_nothing(job: Job, bundle: Callable[..., Path]) -> None:
     assert job.run(str(bundle("/bin/cat"))) == (0, "")
 
 
+@pytest.mark.parametrize(
+    "ending", ["trap 'exit 9' TERM; echo began", "echo began"], ids=["it takes TERM", "it ignores TERM"]
+)
 def test_time_limit(
-    job: Job, cli: Callable[..., subprocess.CompletedProcess[bytes]], bundle: Callable[..., Path]
+    job: Job, cli: Callable[..., subprocess.CompletedProcess[bytes]], bundle: Callable[..., Path], ending: str
 ) -> None:
-    forever = bundle("/bin/sh", "-c", "trap 'exit 9' TERM; echo began; while :; do sleep 0.1; done")
-    assert job.run(str(forever), "5") == (124, "began\n")
+    """124, and not the code of how it was ended. A shell that is PID 1 ignores a TERM that it has no trap for."""
+    forever = bundle("/bin/sh", "-c", f"{ending}; while :; do sleep 0.1; done")
+    assert job.run(str(forever), "4")[0] == 124  # also on a host where it does not begin in that time
+    assert "ci-job: the job took longer than 4 s" in job.errors
     assert ids(cli) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "told"),
+    [
+        ("exec tail /dev/zero", 137, True),
+        ("tail /dev/zero; exit 2", 137, True),
+        ("tail /dev/zero; exit 0", 0, False),
+        ("exit 137", 137, False),
+    ],
+    ids=["the job itself", "a process of it", "a process that it can do without", "another 137"],
+)
+def test_out_of_memory_is_told_from_failure(
+    job: Job, bundle: Callable[..., Path], script: str, code: int, told: bool
+) -> None:
+    def limited(config: dict[str, dict[str, object]]) -> None:
+        config["linux"]["resources"] = {"memory": {"limit": 64 << 20}}
+
+    assert job.run(str(bundle("/bin/sh", "-c", script, change=limited))) == (code, "")
+    assert ("ci-job: the job ran out of memory" in job.errors) == told
+    assert ("ran out of memory" in job.errors) == (script != "exit 137")
 
 
 def test_signal_ends_the_job(

@@ -307,6 +307,8 @@ def run(ctx: Context, options: CreateOptions) -> int:
     stages = Stages()
     with interruption.Held() as held:
         pid = launch.create(ctx, options, stages)
+        if not options.detach:  # before anything can end: a SIGCHLD that nobody keeps is lost
+            signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED, signal.SIGCHLD})
         try:
             _start(store.load(ctx.root, options.id))
             stages.mark("start")
@@ -316,7 +318,6 @@ def run(ctx: Context, options: CreateOptions) -> int:
                 pid_file.remove(options.pid_file, pid)
             raise
         if not options.detach:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED, signal.SIGCHLD})
             held.hand_over()
     _report(ctx, options, stages)
     if options.detach:
@@ -324,7 +325,11 @@ def run(ctx: Context, options: CreateOptions) -> int:
     code = _wait_forwarding(pid)
     sudden = ""
     with _only_told(ctx, f"delete {options.id}"):
-        sudden = store.load(ctx.root, options.id).sudden_end()
+        container = store.load(ctx.root, options.id)
+        sudden = container.sudden_end()
+        ending = container.exit_record()
+        if not sudden and ending.get("oom") == "1":  # which no exit code tells
+            ctx.warn(f"container {options.id}: {ending['detail']}")
         if not options.keep:
             delete(ctx, options.id, directory=options.bundle)
     if sudden:
