@@ -24,7 +24,7 @@ def unchanged(directory: Path) -> Iterator[None]:
 
     before = found()
     yield
-    eventually(lambda: found() == before, f"all mounts are again {before}", 60)
+    eventually(lambda: found() == before, f"all mounts are again {before}")
 
 
 def _is_the_hosts(mount: str) -> bool:

@@ -137,10 +137,10 @@ def test_what_is_deleted_is_given_back_to_the_host(cli: Cli, on: str, bundle, tm
     script = f"dd if=/dev/urandom of=/big bs=1M count=40; sync; touch /steps/written; {wait}; rm /big; sync; touch /steps/removed; exec sleep 1000"
     cli.create("d", bundle("/bin/sh", "-c", script, change=change))
     cli("start", "d")
-    eventually((tmp_path / "steps/written").exists, "written", 60)
+    eventually((tmp_path / "steps/written").exists, "written")
     full = _disk_of(cli, "d").st_blocks * 512
     (tmp_path / "steps/go").touch()
-    eventually((tmp_path / "steps/removed").exists, "removed", 60)
+    eventually((tmp_path / "steps/removed").exists, "removed")
     eventually(lambda: _disk_of(cli, "d").st_blocks * 512 < full - 35 * _MIB, "its blocks are the host's again")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import Cli, JsonDict
+from .conftest import DEADLINE_S, Cli, JsonDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,7 +131,7 @@ def _talk(made: list[Clone]) -> None:
     for clone in made:
         for _ in range(ANSWERS):
             clone.told["after"] = str(clone.read())
-    assert [start.wait(60) for start in starting] == [0] * CLONES
+    assert [start.wait(DEADLINE_S) for start in starting] == [0] * CLONES
     _nothing_is_drawn_twice(made)
     _the_clock_is_right(made)
     for clone in made:

@@ -6,7 +6,7 @@ import stat
 import time
 from pathlib import Path
 
-from .conftest import Cli, JsonDict
+from .conftest import DEADLINE_S, Cli, JsonDict
 
 
 def _status(sh, field: str, **options) -> str:
@@ -245,7 +245,7 @@ def test_binds_are_coherent_with_the_host(cli: Cli, bundle, tmp_path: Path) -> N
     with cli.popen("run", "--bundle", str(bundle("/bin/sh", "-c", script, change=change)), "v") as run:
         (shared / "part").write_text("hello\n")
         (shared / "part").rename(shared / "from-host")
-        assert run.wait(60) == 0
+        assert run.wait(DEADLINE_S) == 0
     assert (shared / "from-guest").read_text() == "hi\n"
 
 

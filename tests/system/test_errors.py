@@ -16,7 +16,7 @@ from rundctl.engine.template import store
 from rundctl.host import manifest as manifests
 from rundctl.vmm import binary
 
-from .conftest import RUNDCTL, Cli, JsonDict
+from .conftest import DEADLINE_S, RUNDCTL, Cli, JsonDict
 
 
 def _refused(
@@ -161,7 +161,7 @@ def test_run_keeps_the_code_whatever_its_delete_meets(cli: Cli, bundle, tmp_path
         run.stdin.write(b"\n")
         run.stdin.flush()
         said = run.stderr.read()
-        assert run.wait(30) == 42
+        assert run.wait(DEADLINE_S) == 42
     assert b"warning: delete e: " in said
     shutil.copy(aside, record)
     cli("delete", "e")

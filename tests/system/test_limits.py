@@ -19,7 +19,7 @@ import pytest
 from rundctl.engine.cgroups.lease import places
 from rundctl.engine.cgroups.limits import MEMORY_MIN
 
-from .conftest import Cli, JsonDict, eventually
+from .conftest import DEADLINE_S, Cli, JsonDict, eventually
 from .runtimes import RUNC, bundled, runtime_of
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def record(cli: Cli) -> Callable[[str], JsonDict]:
 @pytest.fixture
 def ending(cli: Cli) -> Callable[[str], dict[str, str]]:
     def read(name: str) -> dict[str, str]:
-        eventually(lambda: cli.status(name) == "stopped", f"{name} stopped", 60)
+        eventually(lambda: cli.status(name) == "stopped", f"{name} stopped")
         lines = (cli.root / name / "exit").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)
 
@@ -130,7 +130,7 @@ def test_the_vm_s_own_end_is_told(cli: Cli, bundle: Any, tmp_path: Path, host: A
     _squeeze(host("squeezed", "memory.limit_in_bytes", "memory.max"))
     run.stdin.write(b"go\n")
     run.stdin.close()
-    assert run.wait(60) == 137
+    assert run.wait(DEADLINE_S) == 137
     said = (tmp_path / "err").read_text()
     assert said == "rundctl: container squeezed ended: the host killed the VM: its cgroup ran out of memory\n"
 
@@ -155,7 +155,7 @@ def test_a_vm_s_limit_has_room_for_all_of_it(logged: Any, host: Any, cli: Cli) -
         f"{FILL.format(88)}; dd if=/dev/zero of=/root/f bs=1M count=150; cat /root/f >/dev/null; echo done; sleep 1000"
     )
     lines = logged("full", script, limited(memory={"limit": 100 * MIB}))
-    eventually(lambda: "done" in lines(), "it has written all", 60)
+    eventually(lambda: "done" in lines(), "it has written all")
     limit = host("full", "memory.limit_in_bytes", "memory.max")
     assert int(limit.read_text()) == (192 + 32 + 32 + 2) * MIB or int(limit.read_text()) == (192 + 32 + 2) * MIB
     qemu = max(members(limit), key=lambda process: process.memory_info().rss)
@@ -201,7 +201,7 @@ def test_shares_decide_between_two(cli: Cli, logged: Any) -> None:
         time.sleep(2 * said)  # the measurement, and before it what comes with a start
         for name in names:
             cli("kill", name, "USR1")
-        eventually(lambda: all(len(found()) == said for found in lines.values()), "both have told", 60)  # noqa: B023
+        eventually(lambda: all(len(found()) == said for found in lines.values()), "both have told")  # noqa: B023
     for name in names:
         cli("delete", "--force", name)
     work = {name: int(found()[2]) - int(found()[1]) for name, found in lines.items()}
@@ -215,7 +215,7 @@ def test_quota(cli: Cli, logged: Any, host: Any) -> None:
     quota = host("slow", "cpu.cfs_quota_us", "cpu.max")
     assert quota.read_text().split()[0] == "45000"
     began, used = time.monotonic(), cpu_s(quota)  # the clock first: its time has room for what is used
-    eventually(lambda: any("nr_throttled" in line for line in lines()), "four seconds in the guest", 60)
+    eventually(lambda: any("nr_throttled" in line for line in lines()), "four seconds in the guest")
     share = (cpu_s(quota) - used) / (time.monotonic() - began)
     throttled = next(int(line.split()[1]) for line in lines() if line.startswith("nr_throttled"))
     assert throttled > 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from .conftest import Cli, JsonDict, eventually
+from .conftest import DEADLINE_S, Cli, JsonDict, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ def _shared_with(ours: dict[str, str], found: dict[str, str]) -> set[str]:
 
 
 def _run(*argv: str) -> str:
-    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=DEADLINE_S).stdout
 
 
 def test_nothing_that_the_pid_shows_is_the_hosts(cli: Cli, bundle, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_network_plugin_does_not_touch_the_callers_network(cli: Cli, bundle) -
         assert before["eth0"] == ["192.0.2.7"]
         argv = ["nsenter", host, *cli.argv("run", "--detach", "--bundle", str(where), "n")]
         silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        subprocess.run(argv, check=True, timeout=60, **silent)
+        subprocess.run(argv, check=True, timeout=DEADLINE_S, **silent)
         assert _network(host) == before
         pid = cli.state("n")["pid"]
         inside = f"--net=/proc/{pid}/ns/net"

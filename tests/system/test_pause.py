@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .conftest import RUNDCTL, Cli, JsonDict, eventually
+from .conftest import DEADLINE_S, RUNDCTL, Cli, JsonDict, eventually
 
 SLEEP = ("/bin/sleep", "1000")
 WORK = ("/bin/sh", "-c", "while :; do :; done")
@@ -59,7 +59,7 @@ class Runc:
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         argv = ["runc", "--root", str(self.root), *words]
-        return subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False)
+        return subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, timeout=DEADLINE_S, check=False)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def _idle(process: psutil.Process) -> None:
         time.sleep(1)
         return cpu_s(process) - before < 0.02
 
-    eventually(probe, "it has nothing to do", 60)
+    eventually(probe, "it has nothing to do")
 
 
 def test_the_time_of_day_is_right_after_it(cli: Cli, running) -> None:
@@ -254,7 +254,7 @@ def test_run_ends_with_137_when_it_is_killed_paused(cli: Cli, bundle) -> None:
         eventually(lambda: b"running" in cli("state", "p", code=None).stdout, "running")
         cli("pause", "p")
         cli("kill", "p", "KILL")
-        assert run.wait(20) == 137
+        assert run.wait(DEADLINE_S) == 137
 
 
 # What else may happen
@@ -325,7 +325,7 @@ def test_many_at_once(cli: Cli, running) -> None:
         running(name, *SLEEP)
     for verb, status in (("pause", "paused"), ("resume", "running")):
         calls = [cli.popen(verb, name) for name in names for _ in range(3)]
-        codes = [call.wait(60) for call in calls]
+        codes = [call.wait(DEADLINE_S) for call in calls]
         assert [sorted(codes[at : at + 3]) for at in range(0, len(codes), 3)] == [[0, 1, 1]] * len(names), verb
         assert {cli.status(name) for name in names} == {status}
 
@@ -334,8 +334,8 @@ def test_pause_and_delete_at_once(cli: Cli, running) -> None:
     for _ in range(3):
         running("p", *SLEEP)
         with cli.popen("pause", "p") as pause, cli.popen("delete", "--force", "p") as delete:
-            assert delete.wait(30) == 0
-            assert pause.wait(30) in (0, 1)
+            assert delete.wait(DEADLINE_S) == 0
+            assert pause.wait(DEADLINE_S) in (0, 1)
         assert cli("list", "-q").stdout == b""
     with suppress(FileNotFoundError):
         (cli.root / "p").rmdir()

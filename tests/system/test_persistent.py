@@ -14,7 +14,7 @@ import pytest
 from rundctl.engine import settings
 from rundctl.vmm import binary, virtiofsd
 
-from .conftest import Cli, JsonDict, digest, eventually
+from .conftest import DEADLINE_S, Cli, JsonDict, digest, eventually
 from .runtimes import VOLUME_TRANSPORTS
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def test_the_hosts_changes_are_seen_while_it_runs(cli: Cli, bundle: Callable[...
     run.stdin.close()
     assert run.stdout.readline() == b"AFTER, LONGER\n"
     run.stdout.close()
-    assert run.wait(60) == 0
+    assert run.wait(DEADLINE_S) == 0
     cli("delete", "p", code=None)
 
 

@@ -16,7 +16,7 @@ import pytest
 from rundctl.host import cgroupfs
 
 from . import cgroup_tree
-from .conftest import RUNDCTL, Cli, JsonDict, eventually
+from .conftest import DEADLINE_S, RUNDCTL, Cli, JsonDict, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -143,7 +143,7 @@ def test_a_container_lives_in_a_slot_and_gives_it_back(cli: Cli, bundle, pool: P
     )
     log = tmp_path / "log"
     for _ in range(2):
-        assert cli.popen("--debug", "--log", str(log), "create", "--bundle", str(where), "c").wait(60) == 0
+        assert cli.popen("--debug", "--log", str(log), "create", "--bundle", str(where), "c").wait(DEADLINE_S) == 0
         pid = cli.state("c")["pid"]
         (qemu,) = [child.pid for child in psutil.Process(pid).children() if "qemu" in child.name()]
         slots = {f"{pool.parent}/c", *(f"{pool.parent}/rundctl.pool.{number}" for number in range(2))}

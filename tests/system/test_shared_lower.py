@@ -68,7 +68,7 @@ def test_many_containers_have_one_page_cache(cli: Cli, bundle: Callable[..., Pat
             with output.open("wb") as stdout:
                 cli.create(f"c{number}", where, stdin=pipes[number][0], stdout=stdout)
             cli("start", f"c{number}")
-        eventually(lambda: all(output.read_bytes() == b"ready\n" for output in outputs), "all ready", 60)
+        eventually(lambda: all(output.read_bytes() == b"ready\n" for output in outputs), "all ready")
         machines = [_machine(cli, f"c{number}") for number in range(_CONTAINERS)]
         before = _dirtied_mib(machines)
         for _, order in pipes:

@@ -7,7 +7,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from .conftest import Cli, digest
+from .conftest import DEADLINE_S, Cli, digest
 from .runtimes import bind
 
 MIB = 1 << 20
@@ -53,7 +53,7 @@ def test_a_reader_that_goes_away_ends_the_writer(cli: Cli, bundle) -> None:
         assert run.stdout is not None
         assert run.stdout.read(4) == b"y\ny\n"
         run.stdout.close()
-        assert run.wait(30) in (1, 141)  # busybox reports the error; SIGPIPE is PID 1's to ignore
+        assert run.wait(DEADLINE_S) in (1, 141)  # busybox reports the error; SIGPIPE is PID 1's to ignore
 
 
 def test_a_slow_reader_loses_nothing_and_delays_nobody(cli: Cli, bundle) -> None:
@@ -64,7 +64,7 @@ def test_a_slow_reader_loses_nothing_and_delays_nobody(cli: Cli, bundle) -> None
         assert run.stderr.readline() == b"alive\n"  # although nobody reads stdout
         assert cli.status("slow") == "running"
         assert len(run.stdout.read()) == 3000000
-        assert run.wait(20) == 0
+        assert run.wait(DEADLINE_S) == 0
 
 
 def test_kill_works_while_nobody_reads(cli: Cli, bundle) -> None:
@@ -72,7 +72,7 @@ def test_kill_works_while_nobody_reads(cli: Cli, bundle) -> None:
         assert run.stdout is not None
         assert run.stdout.read(2) == b"y\n"
         cli("kill", "stuck", "KILL")
-        assert run.wait(10) == 137
+        assert run.wait(DEADLINE_S) == 137
 
 
 def test_files_as_stdio(cli: Cli, bundle, tmp_path) -> None:
@@ -81,7 +81,7 @@ def test_files_as_stdio(cli: Cli, bundle, tmp_path) -> None:
         stdout.write(b"before\n")
         stdout.flush()
         with cli.popen("run", "--bundle", str(bundle("/bin/cat")), "files", stdin=stdin, stdout=stdout) as run:
-            assert run.wait(60) == 0
+            assert run.wait(DEADLINE_S) == 0
     assert (tmp_path / "out").read_bytes() == b"before\nhello\n"
 
 
@@ -90,7 +90,7 @@ def test_the_callers_descriptions_stay_blocking(cli: Cli, bundle) -> None:
     sink = threading.Thread(target=lambda: os.read(read_end, 100))
     sink.start()
     with cli.popen("run", "--bundle", str(bundle("/bin/echo", "x")), "block", stdout=write_end) as run:
-        assert run.wait(60) == 0
+        assert run.wait(DEADLINE_S) == 0
     sink.join()
     assert os.get_blocking(write_end)
     os.close(read_end)

@@ -18,7 +18,7 @@ from rundctl.engine.template import store as template_store
 from rundctl.host import files, loop
 from rundctl.host import manifest as manifests
 
-from .conftest import RUNDCTL, Cli
+from .conftest import DEADLINE_S, RUNDCTL, Cli
 from .disks import disk, fill
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def test_two_at_once(home: Path) -> None:
         )
         for _ in range(2)
     ]
-    errors = [process.communicate(timeout=60)[1] for process in both]
+    errors = [process.communicate(timeout=DEADLINE_S)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1]
     assert sum("is mounted already" in error for error in errors) == 1
     assert _intact(home) == [_KEY]
@@ -243,7 +243,7 @@ def test_a_builder_that_waited_builds_in_the_store(home: Path) -> None:
         with loop.Loop(image) as device:
             subprocess.run(["mount", device.path, home / "templates"], check=True)
         inside = os.stat(home / "templates").st_dev
-    process.communicate(timeout=20)
+    process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0
     assert os.stat(path).st_dev == inside
     _call("storage", "remove")

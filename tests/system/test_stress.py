@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from . import cgroup_tree
-from .conftest import RUNDCTL, Cli, eventually
+from .conftest import DEADLINE_S, RUNDCTL, Cli, eventually
 
 CYCLES = int(os.environ.get("RUNDCTL_STRESS_CYCLES", "200"))
 AT_ONCE = 20
@@ -44,7 +44,7 @@ class Stress:
             create = self.cli.popen("create", "--bundle", str(directory), name, stderr=stderr)
         if self.random.random() < 0.6:
             self.kill_after(create, LIVES_MS)
-            self.done["creates killed"] += create.wait(60) == -signal.SIGKILL
+            self.done["creates killed"] += create.wait(DEADLINE_S) == -signal.SIGKILL
         elif create.wait(300) == 0:
             self.done["created"] += 1
             self.use(name)
@@ -66,7 +66,7 @@ class Stress:
         while self.random.random() < 0.4:
             delete = self.cli.popen("delete", "--force", name)
             self.kill_after(delete, (0, 300))
-            self.done["deletes killed"] += delete.wait(60) == -signal.SIGKILL
+            self.done["deletes killed"] += delete.wait(DEADLINE_S) == -signal.SIGKILL
         self.cli("delete", "--force", name)
         assert not (self.cli.root / name).exists()
         self.done["deleted"] += 1
@@ -154,7 +154,7 @@ def test_the_tree_is_as_it_was(cli: Cli, bundle, parent: str, tmp_path: Path) ->
 
 def check(found: dict[str, dict[str, str]], name: str, parent: str, seed: str) -> None:
     """Every slot is free again, once; and once the pool is drained the tree is as it was found."""
-    filled = eventually(lambda: full(parent), f"seed {seed}: the pool is full again", 60)
+    filled = eventually(lambda: full(parent), f"seed {seed}: the pool is full again")
     assert (filled["leased"], filled["orphaned"]) == (0, 0), f"seed {seed}"
     slots = {path.rpartition("/")[2] for path in cgroup_tree.names(name)} - {name, "theirs"}
     assert len(slots) == filled["free"], f"seed {seed}: {slots}"

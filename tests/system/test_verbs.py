@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .conftest import RUNDCTL, Cli, JsonDict, eventually
+from .conftest import DEADLINE_S, RUNDCTL, Cli, JsonDict, eventually
 
 SLEEP = ("/bin/sh", "-c", "trap 'exit 7' TERM; while :; do sleep 1 & wait $!; done")
 
@@ -58,7 +58,7 @@ def test_kill_by_name_and_number(cli: Cli, bundle, name: str) -> None:
     with cli.popen("run", "--bundle", str(bundle(*SLEEP)), "k") as run:
         eventually(lambda: cli("state", "k", code=None).stdout.count(b"running"), "running")
         cli("kill", "k", name)
-        assert run.wait(20) == 137
+        assert run.wait(DEADLINE_S) == 137
 
 
 def test_kill_all(cli: Cli, bundle) -> None:
@@ -102,7 +102,7 @@ def test_run_forwards_signals(cli: Cli, bundle) -> None:
         assert run.stdout.readline() == b"ready\n"
         run.send_signal(signal.SIGHUP)
         assert run.stdout.read() == b"got\n"
-        assert run.wait(20) == 5
+        assert run.wait(DEADLINE_S) == 5
 
 
 def test_a_signal_to_the_pid_reaches_the_container(cli: Cli, bundle) -> None:
@@ -112,7 +112,7 @@ def test_a_signal_to_the_pid_reaches_the_container(cli: Cli, bundle) -> None:
         assert run.stdout.readline() == b"ready\n"
         os.kill(cli.state("f")["pid"], signal.SIGTERM)
         assert run.stdout.read() == b"got\n"
-        assert run.wait(20) == 5
+        assert run.wait(DEADLINE_S) == 5
 
 
 def test_term_ends_a_created_container(cli: Cli, bundle) -> None:
@@ -122,7 +122,7 @@ def test_term_ends_a_created_container(cli: Cli, bundle) -> None:
 
 
 def test_detached_and_kept(cli: Cli, bundle) -> None:
-    assert cli.popen("run", "--detach", "--bundle", str(bundle(*SLEEP)), "d").wait(60) == 0
+    assert cli.popen("run", "--detach", "--bundle", str(bundle(*SLEEP)), "d").wait(DEADLINE_S) == 0
     assert cli.status("d") == "running"
     cli("delete", "--force", "d")
     cli("run", "--keep", "--bundle", str(bundle("/bin/true")), "kept")

@@ -20,7 +20,7 @@ from rundctl.engine.template import store
 from rundctl.host import memo
 from rundctl.oci import options
 
-from .conftest import Cli, JsonDict, eventually
+from .conftest import DEADLINE_S, Cli, JsonDict, eventually
 from .runtimes import Change, bind, mountinfo
 
 pytestmark = pytest.mark.vm
@@ -68,7 +68,7 @@ def test_a_program_that_is_replaced_runs_as_what_it_is_now(cli: Cli, bundle: Cal
         run.stdin.write(b"go\n")
         run.stdin.flush()
         said.append(run.stdout.readline().strip())
-    run.communicate(timeout=60)
+    run.communicate(timeout=DEADLINE_S)
     assert said == [b"one", b"two"] * (REPLACED // 2)
 
 

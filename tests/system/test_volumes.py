@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from . import host_mounts
-from .conftest import JsonDict, eventually
+from .conftest import DEADLINE_S, JsonDict, eventually
 from .runtimes import RUNC, VOLUME_TRANSPORTS, Runtime, bind, nothing_is_left, running, runtime_of
 
 pytestmark = pytest.mark.vm
@@ -124,7 +124,7 @@ def _guest(runtime: Runtime, container: str, name: str, host: Path, mounts: list
         yield Guest(container, run, host)
         assert run.stdin is not None
         run.stdin.close()
-        assert run.wait(60) == 0
+        assert run.wait(DEADLINE_S) == 0
 
 
 @pytest.fixture(scope="module", params=(*VOLUME_TRANSPORTS, RUNC))
