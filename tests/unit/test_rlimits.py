@@ -22,7 +22,7 @@ def test_as_getrlimit_says() -> None:
 def test_named_ones_win_and_nofile_fits_the_guest() -> None:
     process = {"args": ["x"], "cwd": "/", "rlimits": [{"type": "RLIMIT_CORE", "soft": 1, "hard": 2}]}
     inherited = {4: (7, 7), 6: (96365, 96365), 7: (1024, rlimits.INFINITY), 99: (1, 1)}
-    compiled = plan_process.compile_process(process, None, [], inherited)
+    compiled = plan_process.compile_process(process, None, [], [], inherited)
     found = [op.arguments for op in compiled if op.opcode is ops.Opcode.RLIMIT]
     assert sorted(found) == [(4, 1, 2), (6, 96365, 96365), (7, 1024, 1 << 20)]
 
