@@ -259,7 +259,11 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
         "what a field above says, as that field, on v1 too; other files of memory, cpu, pids and hugetlb in the guest, of io and cpuset on hosts with v2",
     ),
     ("linux.rootfsPropagation", "honoured", "inside the guest; sharing mounts with the host is impossible"),
-    ("linux.seccomp", "honoured", "compiled on the host, loaded in the guest"),
+    (
+        "linux.seccomp",
+        "honoured",
+        "compiled on the host, loaded in the guest as the last step: unlike runc's, a profile need allow nothing of set-up but execve",
+    ),
     (
         "linux.seccomp.defaultAction",
         "honoured",

@@ -186,6 +186,13 @@ def test_files_that_few_ask_for(sh: Callable[..., Any]) -> None:
     ]  # fmt: skip
 
 
+def test_huge_pages_of_a_size_that_there_is_not(cli: Cli, bundle) -> None:
+    where = bundle("/bin/true", change=limited(hugepageLimits=[{"pageSize": "64KB", "limit": 4 * MIB}]))
+    (line,) = cli("create", "--bundle", str(where), "h", code=1).stderr.decode().splitlines()
+    assert "hugetlb.64KB.max: no such file or directory" in line
+    assert "linux.resources.hugepageLimits: the VM has pages of 2MB" in line
+
+
 def test_a_file_that_the_guest_has_not_is_named(sh: Callable[..., Any]) -> None:
     done = sh("true", code=1, change=limited(unified={"memory.nonesuch": "1"}))
     assert b"write '1' to /sys/fs/cgroup/c1/memory.nonesuch: no such file or directory" in done.stderr

@@ -17,7 +17,7 @@ from rundctl.engine.rootfs.transport import LOWER
 from rundctl.engine.template import inputs, kernel_template
 from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError
 from rundctl.guest import wire
-from rundctl.guest.ops import Opcode, Plan
+from rundctl.guest.ops import Op, Opcode, Plan
 from rundctl.host import cgroup_settings, cgroupfs, interruption, rlimits
 from rundctl.host import devices as host_devices
 from rundctl.oci import bundle as bundles
@@ -409,9 +409,15 @@ def _check(result: wire.Result, sent: Plan, what: str) -> None:
             f"unable to start container process: {op.describe()}: {_find_words(str(op.arguments[0]), result.error)}"
         )
     detail = f" ({result.detail})" if result.detail else ""
-    is_image = op.opcode is Opcode.MOUNT and op.arguments[1:3] == (LOWER, "erofs")
-    hint = "rundctl image verify removes damaged images" if is_image else ""
-    raise ConfigError(f"{what}: {op.describe()}: {words}{detail}", hint=hint)
+    raise ConfigError(f"{what}: {op.describe()}: {words}{detail}", hint=_hint(op, result.error))
+
+
+def _hint(op: Op, error: int) -> str:
+    if op.opcode is Opcode.MOUNT and op.arguments[1:3] == (LOWER, "erofs"):
+        return "rundctl image verify removes damaged images"
+    if op.opcode is Opcode.WRITE and error == errno.ENOENT and "/hugetlb." in str(op.arguments[0]):
+        return "linux.resources.hugepageLimits: the VM has pages of 2MB, and of 1GB if its processor has them"
+    return ""
 
 
 def _find_words(argv0: str, error: int) -> str:
