@@ -56,8 +56,8 @@ test-cgroup2: setup-system ## Control groups of version 2, in a VM over the host
 test-systemd: setup-system ## Scopes made by a real systemd, the init of such a VM
 	$(PYTEST) tests/systemd
 
-test-stress: setup-system ## 1000 containers, 20 at once, everything killed at random (200 of them in test-system)
-	RUNDCTL_STRESS_CYCLES=1000 $(PYTEST) -s tests/system/test_stress.py
+test-stress: setup-system ## 1000 containers, 20 at once, everything killed at random, and each verb at each step (a part of it in test-system)
+	RUNDCTL_STRESS_CYCLES=1000 RUNDCTL_STEPS=all $(PYTEST) -s tests/system/test_stress.py tests/system/test_steps.py
 
 test-rebuild: setup-system ## Build lean kernel and QEMU once more: the same bytes? (some 15 minutes)
 	$(PYTEST) tests/rebuild

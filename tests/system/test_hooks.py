@@ -114,6 +114,14 @@ def test_a_create_whose_hook_hangs_can_be_ended(cli: Cli, bundle, tmp_path: Path
     assert b"does not exist" in cli("state", "h", code=1).stderr
 
 
+def test_run_knows_of_an_end_before_it_waits_for_one(cli: Cli, bundle) -> None:
+    """The container is over before its poststart hook is."""
+    script = r"""pid=$(sed 's/.*"pid": \([0-9]*\).*/\1/'); until read -r _ _ state _ < /proc/$pid/stat && [ "$state" = Z ]; do :; done"""
+    ended = {"path": "/bin/bash", "args": ["bash", "-c", script], "env": ["PATH=/bin"], "timeout": 60}
+    where = bundle("/bin/sh", "-c", "exit 7", change=lambda config: config.update(hooks={"poststart": [ended]}))
+    cli("run", "--bundle", str(where), "h", code=7)
+
+
 def test_hooks_have_three_descriptors(cli: Cli, bundle, tmp_path: Path) -> None:
     """Whatever the caller lets rundctl inherit: a lock would be held, and a pipe not end, for as long as a hook's daemon lives."""
     kinds = ("prestart", "createRuntime", "poststart", "poststop")

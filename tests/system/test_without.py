@@ -13,7 +13,7 @@ import pytest
 from rundctl.engine import settings
 from rundctl.vmm import binary
 
-from .conftest import DEADLINE_S, Cli
+from .conftest import DEADLINE_S, RUNDCTL, Cli
 
 SLEEP = ("/bin/sleep", "1000")
 _TAKEN = """
@@ -91,19 +91,33 @@ def test_each_is_missing_and_the_container_is_looked_at(
 def test_all_are_missing_and_the_container_is_ended(
     cli: Cli, bundle, places: dict[str, list[str]], malformed: dict[str, str], force: bool
 ) -> None:
-    """That a pool of cgroups cannot be filled up, since the settings would say whether, is a warning."""
     cli.create("k", bundle(*SLEEP))
     cli("start", "k")
     taken = [place for found in places.values() for place in found]
-    if not force:
-        killed = _without(taken, cli, "kill", "k", "KILL", env=malformed)
-        assert (killed.returncode, killed.stderr) == (0, b"")
-        cli.wait_status("k", "stopped")
-    done = _without(taken, cli, "delete", *(["--force"] if force else []), "k", env=malformed)
-    assert done.returncode == 0
-    (line,) = done.stderr.decode().splitlines()
-    assert line.startswith(f"rundctl: warning: {malformed['RUNDCTL_CONFIG']}: ")
+    for words in (("delete", "--force", "k"),) if force else (("kill", "k", "KILL"), ("delete", "k")):
+        if words == ("delete", "k"):
+            cli.wait_status("k", "stopped")
+        done = _without(taken, cli, *words, env=malformed)
+        assert (done.returncode, done.stderr) == (0, b""), words
     assert cli("list", "-q").stdout == b""
+
+
+def test_a_pool_that_is_not_filled_up_is_a_warning(cli: Cli, bundle, malformed: dict[str, str]) -> None:
+    """The only setting that a delete needs says whether it shall be: the container is deleted all the same."""
+    parent = f"/rundctl-without-{os.getpid()}"
+    subprocess.run([RUNDCTL, "pool", "fill", "--size", "1", "--parent", parent], check=True)
+    try:
+        for name in ("one", "k"):  # the second finds the pool empty
+            path = f"{parent}/{name}"
+            cli.create(name, bundle(*SLEEP, change=lambda config, path=path: config["linux"].update(cgroupsPath=path)))
+        done = _without([], cli, "delete", "--force", "k", env=malformed)
+        assert done.returncode == 0
+        (line,) = done.stderr.decode().splitlines()
+        assert line.startswith(f"rundctl: warning: {malformed['RUNDCTL_CONFIG']}: ")
+        assert cli("list", "-q").stdout == b"one\n"
+        cli("delete", "--force", "one")
+    finally:
+        subprocess.run([RUNDCTL, "pool", "drain", "--parent", parent], check=True)
 
 
 def test_what_makes_a_container_needs_them(
