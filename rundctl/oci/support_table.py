@@ -173,7 +173,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "linux.resources.memory.limit",
         "honoured",
-        "VM and guest's cgroup enforce it; on the host the VM is held to its memory and an allowance. 0, -1: no limit; below 2 MiB: refused",
+        "the VM is large enough for it, the guest's cgroup enforces it; the host holds the VM to its memory and an allowance. Below 2 MiB: refused",
     ),
     (
         "linux.resources.memory.reservation",

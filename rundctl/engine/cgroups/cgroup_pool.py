@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import os
 
-from rundctl.engine.cgroups import ownership, retire
+from rundctl.engine.cgroups import ownership
 from rundctl.engine.cgroups.lease import Lease, places
 from rundctl.engine.cgroups.ownership import Pool
 from rundctl.engine.cgroups.plain import PlainLease
@@ -72,6 +72,8 @@ def give_back(pool: Pool, slot: Slot) -> str:
                 return ""
         except OSError as error:  # a full /run
             spoilt = f"{pool.directory}: {words(error)}"
+    from rundctl.engine.cgroups import retire  # `create` does not need it
+
     retire.slot(pool, slot)
     return spoilt
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from rundctl.engine.cgroups import paths, scrub
+from rundctl.engine.cgroups import paths
 from rundctl.errors import HostError, words
 from rundctl.host import cgroupfs
 from rundctl.host.cgroupfs import Place
@@ -194,6 +194,8 @@ class Slot:
 
     def scrub(self, counters: dict[str, str]) -> str:
         """Make it as good as new; why it is not, or nothing. ``counters`` gets what cannot be reset."""
+        from rundctl.engine.cgroups import scrub  # `create` does not need it
+
         for part, path in self._now():
             spoilt = scrub.scrub(part.hierarchy, path, counters)
             if spoilt:
@@ -202,6 +204,8 @@ class Slot:
 
     def remove(self) -> None:
         """Remove it, whatever name it has. HostError if something stays in it."""
+        from rundctl.engine.cgroups import scrub
+
         for part, path in self._now():
             scrub.remove_children(part.hierarchy, path)
             cgroupfs.remove(part.hierarchy, path)
