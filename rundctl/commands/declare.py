@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_DIGITS = 18  # fit 64 bits, whatever is made of them later
+
+
 class Flag:
     """A flag: ``--name``, perhaps ``-s``; ``value`` names what it takes and is empty for a switch."""
 
@@ -95,6 +98,8 @@ class Options:
         text = self.text(key)
         if not (text.isascii() and text.isdigit()):
             raise UsageError(f"--{key} takes a number, not {text!r}")
+        if len(text) > _DIGITS:
+            raise UsageError(f"--{key} takes a number of at most {_DIGITS} digits")
         return int(text)
 
 

@@ -6,6 +6,7 @@ from rundctl.commands import engine
 from rundctl.commands.declare import ID, Argument, Flag, Options, Verb
 from rundctl.errors import UsageError
 
+_DIGITS = 9
 _LAST = 64  # SIGRTMAX of the guest: the same ABI as the host's
 
 
@@ -20,18 +21,23 @@ def run(options: Options) -> int:
 
 def signal_number(text: str) -> int:
     """``15``, ``TERM``, ``SIGTERM``, ``sigterm``, ``RTMIN+3``, 0; UsageError for anything else."""
-    is_number = text.isascii() and text.isdigit()
+    is_number = _is_short_number(text)
     number = int(text) if is_number else _by_name(text.upper().removeprefix("SIG"))
     if not (0 if is_number else 1) <= number <= _LAST:
         raise UsageError(f"unknown signal {text!r}")
     return number
 
 
+def _is_short_number(text: str) -> bool:
+    """Whether it is one that a signal could have; Python reads no number of thousands of digits."""
+    return len(text) <= _DIGITS and text.isascii() and text.isdigit()
+
+
 def _by_name(name: str) -> int:
     import signal
 
     base, plus, offset = name.partition("+")
-    if plus and base == "RTMIN" and offset.isascii() and offset.isdigit():
+    if plus and base == "RTMIN" and _is_short_number(offset):
         return int(signal.SIGRTMIN) + int(offset)
     number = getattr(signal, f"SIG{name}", 0)
     return int(number) if isinstance(number, signal.Signals) else 0
