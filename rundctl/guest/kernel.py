@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CURRENT = "current"  # symlink to the default: the last one fetched or built, or chosen with `kernel use`
 MANIFEST = "manifest.json"
 _CUSTOM_PREFIX = "custom-"
+_MOST_ADOPTED = 4  # kernels of files that users name; each is 10 to 60 MiB
 _ALWAYS = ("cpu", "memory", "pids")
 _ABILITIES = {
     "erofs": ("CONFIG_EROFS_FS=y", "CONFIG_EROFS_FS_XATTR=y", "CONFIG_EROFS_FS_POSIX_ACL=y", "CONFIG_VIRTIO_BLK=y"),
@@ -143,6 +144,7 @@ def adopt(choice: Choice, cache: memo.Memo) -> Kernel:
     found = modules.resolve(choice.modules) if choice.modules else []
     parts = Parts(image, found, _sibling_config(path), version="", origin=path)
     kernel = install(choice.home, f"{_CUSTOM_PREFIX}{parts.digest()[:16]}", parts)
+    _forget_adopted(choice.home, kernel.name)
     sources = [[source, manifests.identity_here(source)] for source in (path, *(module.path for module in found))]
     name, *hangs_on = _adoption(choice)
     cache.remember(name, {"name": kernel.name, "sources": sources}, *hangs_on)
@@ -204,6 +206,22 @@ def install(home: str, name: str, parts: Parts) -> Kernel:
             for left in (temporary, f"{temporary[:-4]}.old"):
                 shutil.rmtree(left, ignore_errors=True)
     return Kernel(target)
+
+
+def _forget_adopted(home: str, last: str) -> None:
+    """Remove the kernels that were adopted first, but for some: each change of the files that a user names makes another.
+
+    One that is asked for again is adopted again.
+    """
+    import shutil
+
+    root = f"{home}/kernels"
+    with files.Lock(f"{root}/.lock"):
+        adopted = [name for name in names(home) if name.startswith(_CUSTOM_PREFIX) and name != last]
+        adopted.sort(key=lambda name: os.stat(f"{root}/{name}/{MANIFEST}").st_mtime)
+        for name in adopted[: -(_MOST_ADOPTED - 1)]:
+            os.rename(f"{root}/{name}", f"{root}/.{name}.old")
+            shutil.rmtree(f"{root}/.{name}.old", ignore_errors=True)
 
 
 def make_current(home: str, name: str) -> None:

@@ -198,12 +198,19 @@ def test_what_failed_is_not_tried_again_soon(home: str, directory: Path) -> None
     assert "an image takes paths of at most 4095 bytes" in said
     failure = images.failure_path(home, content.key)
     late, clock_set_back = -images.RETRY_S - 1, images.RETRY_S + 3600
+    others = [Path(images.failure_path(home, key)) for key in ("lately", "long ago")]
+    for other in others:
+        other.write_text("no longer there")
+    os.utime(others[1], (1, 1))
     for failures, seconds in enumerate((late, clock_set_back), 2):
         then = time.time() + seconds
         os.utime(failure, (then, then))
         assert start(home, directory).stdout == f"image {content.key} is being built\n"
         builder_has_failed(home, failures)
         assert start(home, directory).stdout.startswith("no image is built: the last")
+    assert [other.exists() for other in others] == [True, False], (
+        "what keeps nobody from trying goes with the next failure"
+    )
 
 
 def builder_has_failed(home: str, times: int) -> None:

@@ -165,6 +165,23 @@ def test_a_kernel_of_ones_own(tmp_path: Path) -> None:
     assert sorted(name for name in os.listdir(tmp_path / "home/kernels") if name.endswith(".tmp")) == []
 
 
+def test_of_adopted_kernels_the_last_stay(tmp_path: Path) -> None:
+    """Who builds a kernel again and again, and names its vmlinux in the settings, fills no disk."""
+    home = str(tmp_path / "home")
+    memo = Memo(str(tmp_path / "digests.json"))
+    kernel.install(home, "6.1.0-custom", kernel.Parts(_elf(), [], "", version="6.1.0", origin="fetched"))
+    image = tmp_path / "vmlinux"
+    made = []
+    for number in range(6):
+        image.write_bytes(_elf() + bytes([number]))
+        made.append(kernel.adopt(kernel.Choice(home, str(image)), memo).name)
+        os.utime(tmp_path / "home/kernels" / made[-1] / kernel.MANIFEST, (number, number))
+    assert sorted(kernel.names(home)) == sorted(["6.1.0-custom", *made[2:]])
+    assert not [name for name in os.listdir(tmp_path / "home/kernels") if name.endswith(".old")]
+    image.write_bytes(_elf() + bytes([0]))
+    assert kernel.adopt(kernel.Choice(home, str(image)), memo).name == made[0]
+
+
 def test_what_a_killed_installation_left_is_no_kernel(tmp_path: Path) -> None:
     image = tmp_path / "vmlinux"
     image.write_bytes(_elf())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from rundctl.engine.template import store
+from rundctl.errors import HostError, words
 from rundctl.host import files, workspace
 from rundctl.host.workspace import Workspace
 
@@ -43,13 +44,21 @@ class Builders:
 
 
 def remove(home: str, key: str) -> bool:
-    """Remove a template, at once for all who look for it; False if somebody builds it just now. Within a `Builders` block."""
+    """Remove a template, at once for all who look for it; False if somebody builds it just now, or has removed it. Within a `Builders` block.
+
+    HostError if the host refuses.
+    """
     root = store.root(home)
-    lock = files.lock_directory(f"{root}/.{key}{workspace.SUFFIX}", wait=False)
-    if lock is None:
+    try:
+        lock = files.lock_directory(f"{root}/.{key}{workspace.SUFFIX}", wait=False)
+        if lock is None:
+            return False
+        with Workspace(f"{root}/.{key}{workspace.SUFFIX}", "", _silent, lock=lock) as directory:
+            os.rename(f"{root}/{key}", f"{directory}/removed")
+    except FileNotFoundError:
         return False
-    with Workspace(f"{root}/.{key}{workspace.SUFFIX}", "", _silent, lock=lock) as directory:
-        os.rename(f"{root}/{key}", f"{directory}/removed")
+    except OSError as error:
+        raise HostError(f"remove template {key}: {words(error)}") from error
     return True
 
 

@@ -136,7 +136,7 @@ def _find_or_build(ingredients: Ingredients, verdict: accelerator.Verdict, memo:
 def _build_and_publish(
     ingredients: Ingredients, verdict: accelerator.Verdict, memo: Memo, progress: Progress, directory: str
 ) -> None:
-    from rundctl.engine.template import boot, clock, publish
+    from rundctl.engine.template import boot, clock, prune, publish
 
     started_s = time.monotonic()
     shape = ingredients.shape(verdict.accelerator)
@@ -154,3 +154,4 @@ def _build_and_publish(
         raise HostError(f"build the template in {directory}: {words(error)}") from error
     clock.remember(memo, figures)
     memo.save()
+    prune.forget(ingredients.settings)

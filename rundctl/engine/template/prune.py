@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 
 from rundctl.engine.template import builders, inputs, store
+from rundctl.errors import HostError
 from rundctl.host import memo
 from rundctl.vmm import qemu
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from rundctl.engine.template.store import Entry
 
 _DAY_S = 86400
+_FORGOTTEN_DAYS = 7
 # What containers choose, by limits, volumes and where their root comes from: templates that differ in nothing else are all current.
 _BY_CONTAINER = ("memory_mib", "vcpus", "root_device", "root_mib", "volumes")
 
@@ -44,6 +47,21 @@ def prune(settings: Settings, limits: Limits) -> list[str]:
     with builders.Builders(settings.home, lambda _: None):
         doomed = _doomed(store.entries(settings.home), _current_family(settings), limits)
         return [key for key in doomed if builders.remove(settings.home, key)]
+
+
+def forget(settings: Settings) -> None:
+    """Remove what nothing can use and nothing has used for a week: what was before an upgrade goes by itself. Others' settings may still have use for it."""
+    oldest_s = time.time() - _FORGOTTEN_DAYS * _DAY_S
+    family = _current_family(settings)
+    if family is None:
+        return
+    with builders.Builders(settings.home, lambda _: None):
+        found = store.entries(settings.home)
+        useless = set(_doomed(found, family, Limits()))
+        for entry in found:
+            if entry.key in useless and entry.used_s < oldest_s:
+                with suppress(HostError):  # whoever built a template has it all the same
+                    builders.remove(settings.home, entry.key)
 
 
 def _doomed(entries: list[Entry], family: dict[str, Any] | None, limits: Limits) -> list[str]:

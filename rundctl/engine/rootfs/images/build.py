@@ -63,6 +63,7 @@ def run_in_background(job: dict[str, Any]) -> None:
         said = f"built in {time.monotonic() - started:.1f} s"
     except RundctlError as error:
         said = str(error)
+        images.forget_failures(job["home"])
         files.replace(images.failure_path(job["home"], job["key"]), os.fsencode(said), 0o600, durable=False)
     sys.stderr.write(f"{time.strftime('%FT%T%z')} {job['key']} {said}\n")
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FORMAT = 2  # of image and manifest: raise it with every change of what `rootfs.images.build` makes out of a content
 IMAGE = "image"
 RETRY_S = 3600  # a content that could not be made an image is not tried again in the background so soon
+_FAILED = ".failed"  # how what is remembered of a failed build is called, after its key
 _KEY_BYTES = 16
 _DEVICE_MIN_MIB = 64
 
@@ -193,7 +194,15 @@ def start_background(settings: Settings, content: Content) -> str:
 
 def failure_path(home: str, key: str) -> str:
     """Where a failed build is remembered: its reason, and by the file's age when it was."""
-    return f"{root(home)}/.{key}.failed"
+    return f"{root(home)}/.{key}{_FAILED}"
+
+
+def forget_failures(home: str) -> None:
+    """Remove what is remembered of failures that keep nobody from trying again: their contents may never come back."""
+    for name in os.listdir(root(home)):
+        path = f"{root(home)}/{name}"
+        if name.endswith(_FAILED) and not _is_late(path):
+            files.unlink(path)
 
 
 def workspace(home: str, key: str) -> str:
@@ -202,12 +211,20 @@ def workspace(home: str, key: str) -> str:
 
 
 def _failed_lately(home: str, content: Content) -> str:
+    path = failure_path(home, content.key)
     try:
-        with open(failure_path(home, content.key), encoding="utf-8", errors="surrogateescape") as file:
-            is_late = abs(time.time() - os.fstat(file.fileno()).st_mtime) <= RETRY_S  # the clock may have been set back
-            return file.read().strip() if is_late else ""
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().strip() if _is_late(path) else ""
     except FileNotFoundError:
         return ""
+
+
+def _is_late(path: str) -> bool:
+    """Whether a failure was a short time ago. The clock may have been set back."""
+    try:
+        return abs(time.time() - os.stat(path).st_mtime) <= RETRY_S
+    except FileNotFoundError:
+        return False
 
 
 _PROGRAM = """
