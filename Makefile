@@ -56,8 +56,9 @@ test-cgroup2: setup-system ## Control groups of version 2, in a VM over the host
 test-systemd: setup-system ## Scopes made by a real systemd, the init of such a VM
 	$(PYTEST) tests/systemd
 
-test-stress: setup-system ## 1000 containers, 20 at once, everything killed at random, and each verb at each step (a part of it in test-system)
+test-stress: setup-system ## 1000 containers, 20 at once, everything killed at random, and each verb at each step; 100,000 odd config.json and command lines (a part of it in test-system and test-unit)
 	RUNDCTL_STRESS_CYCLES=1000 RUNDCTL_STEPS=all $(PYTEST) -s tests/system/test_stress.py tests/system/test_steps.py
+	RUNDCTL_FUZZ=100000 $(PYTEST) tests/unit/test_fuzz.py
 
 test-rebuild: setup-system ## Build lean kernel and QEMU once more: the same bytes? (some 15 minutes)
 	$(PYTEST) tests/rebuild
