@@ -23,6 +23,7 @@ def test_a_host_that_works(cli: Cli, template: str) -> None:
     assert all(finding["level"] in ("ok", "warn") for each in found.values() for finding in each)
     used = [finding["text"] for finding in found["template"] if "used by the next create" in finding["text"]]
     assert [text.split(" ")[0] for text in used] == [template.strip()]
+    assert ", its clock right within " in used[0]
     manifest = json.loads(cli("template", "show", template.strip()).stdout)
     assert found["accelerator"][0]["text"].startswith(manifest["accelerator"]["name"])
     assert manifest["accelerator"]["reason"] in found["accelerator"][0]["text"]
