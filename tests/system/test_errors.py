@@ -16,7 +16,7 @@ from rundctl.engine.template import store
 from rundctl.host import manifest as manifests
 from rundctl.vmm import binary
 
-from .conftest import DEADLINE_S, RUNDCTL, Cli, JsonDict
+from .conftest import DEADLINE_S, RUNDCTL, Cli
 
 
 def _refused(
@@ -88,18 +88,6 @@ def test_args0(cli: Cli, bundle, argv0: str, words: str) -> None:
     line = _refused(cli, "run", "--bundle", str(bundle(argv0)), "e")
     assert words in line
     assert argv0 in line
-
-
-def test_not_an_executable_format(cli: Cli, bundle, tmp_path: Path) -> None:
-    (tmp_path / "odd").write_text("no shebang")
-    (tmp_path / "odd").chmod(0o755)
-
-    def change(config: JsonDict) -> None:
-        config["mounts"].append(
-            {"destination": "/odd", "type": "bind", "source": str(tmp_path / "odd"), "options": ["bind"]}
-        )
-
-    assert "exec format error" in _refused(cli, "run", "--bundle", str(bundle("/odd", change=change)), "e")
 
 
 def test_unknown_ids(cli: Cli) -> None:
