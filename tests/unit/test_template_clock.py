@@ -66,6 +66,17 @@ def test_a_wrong_clock_and_what_its_rate_is_by_ours(monkeypatch: pytest.MonkeyPa
     assert found.describe().startswith(f"runs {rate:.3g}"[:6])
 
 
+def test_what_the_next_boot_is_given_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a clock is 75 times too fast is seen at once, its true rate is not: here a look takes 90 ms, all of it one way."""
+    guest = Guest(monkeypatch, rate=75, there_ms=0, back_ms=90)
+    guest.ways_ms = [(0, 90), (90, 0)]
+    found = clock.compare(guest.ask, 60)
+    assert found.is_wrong
+    assert found.tsc_khz == pytest.approx(KHZ, rel=clock.EXACT)
+    late = Guest(monkeypatch, rate=75, there_ms=90, back_ms=90)
+    assert clock.compare(late.ask, 2).is_wrong, "the next boot is better than none"
+
+
 def test_a_long_way_is_no_wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guest got no processor for 300 ms, here on the way there, now on the way back; then the host was less busy."""
     guest = Guest(monkeypatch)
