@@ -20,18 +20,6 @@ int op_no_new_privs(struct plan_context *context, struct plan_arguments *argumen
 	return check(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
 }
 
-int op_stdio_owner(struct plan_context *context, struct plan_arguments *arguments)
-{
-	uid_t uid = (uid_t)next_number(arguments);
-	gid_t gid = (gid_t)next_number(arguments);
-
-	(void)context;
-	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
-		if (fchown(fd, uid, gid) < 0)
-			return -errno;
-	return 0;
-}
-
 int op_bounding(struct plan_context *context, struct plan_arguments *arguments)
 {
 	uint64_t kept = next_number(arguments);

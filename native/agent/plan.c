@@ -53,6 +53,7 @@ static const struct operation operations[OP_LAST + 1] = {
 	[OP_EXEC] = {"s+", op_exec, IN_CONTAINER},
 	[OP_DEVICE_FILTER] = {"sb", op_device_filter, ANYWHERE},
 	[OP_DEVICE_FILTER_READY] = {"b", op_device_filter_ready, ANYWHERE},
+	[OP_STREAMS] = {"uu", op_streams, IN_CONTAINER},
 };
 
 /* New namespaces a container may be born into. User namespaces are not among them: ADR 2. */

@@ -52,6 +52,7 @@ struct status_record {
 	uint32_t kind;
 	int32_t error;
 	uint32_t index;
+	uint32_t joined; /* STREAMS has made stderr the same pipe as stdout */
 	char detail[PLAN_DETAIL_SIZE];
 };
 
@@ -73,13 +74,14 @@ static inline int check(long result)
 /* An operation: 0 or -errno, with words in context->detail where the errno alone would not do. */
 typedef int plan_operation(struct plan_context *context, struct plan_arguments *arguments);
 
-plan_operation op_mount, op_bind, op_remount, op_propagation, op_root, op_pivot;	  /* ops_mount.c */
-plan_operation op_mask, op_readonly;							  /* ops_hide.c */
-plan_operation op_mkdir, op_mknod, op_symlink, op_write, op_machine_id;			  /* ops_files.c */
-plan_operation op_hostname, op_domainname, op_link_up, op_rlimit, op_keyring, op_umask;	  /* ops_system.c */
-plan_operation op_no_new_privs, op_stdio_owner, op_bounding, op_ids, op_caps, op_seccomp; /* ops_user.c */
-plan_operation op_device_filter, op_device_filter_ready;				  /* ops_devices.c */
-plan_operation op_chdir, op_env, op_home, op_find, op_wait, op_exec;			  /* ops_exec.c */
+plan_operation op_mount, op_bind, op_remount, op_propagation, op_root, op_pivot;	/* ops_mount.c */
+plan_operation op_mask, op_readonly;							/* ops_hide.c */
+plan_operation op_mkdir, op_mknod, op_symlink, op_write, op_machine_id;			/* ops_files.c */
+plan_operation op_hostname, op_domainname, op_link_up, op_rlimit, op_keyring, op_umask; /* ops_system.c */
+plan_operation op_no_new_privs, op_bounding, op_ids, op_caps, op_seccomp;		/* ops_user.c */
+plan_operation op_streams, op_stdio_owner;						/* ops_stdio.c */
+plan_operation op_device_filter, op_device_filter_ready;				/* ops_devices.c */
+plan_operation op_chdir, op_env, op_home, op_find, op_wait, op_exec;			/* ops_exec.c */
 
 /* ops_user.c: loads what SECCOMP kept, if anything. Whoever returns from this may do nothing but exec, whatever the filter denies. */
 int load_filter(struct plan_context *context);

@@ -112,8 +112,8 @@ static void read_output(struct process *process, struct output *output, struct c
 
 void stream_complain(struct process *process, struct conn *conn, const char *line)
 {
-	struct output *output = &process->outputs[WIRE_STDERR - WIRE_STDOUT];
-	struct wire_header head = head_for(process, WIRE_DATA, WIRE_STDERR);
+	struct output *output = &process->outputs[process->words->joined ? 0 : WIRE_STDERR - WIRE_STDOUT];
+	struct wire_header head = head_for(process, WIRE_DATA, output->stream);
 	size_t length = strlen(line);
 
 	if (output->fd >= 0 && credit_spend(&output->credit, length))

@@ -183,7 +183,8 @@ enum wire_opcode {
 	OP_EXEC = 32,		     /* s argv... */
 	OP_DEVICE_FILTER = 33,	     /* s directory of a cgroup, b struct bpf_insn[] */
 	OP_DEVICE_FILTER_READY = 34, /* b struct bpf_insn[] that DEVICE_FILTER will probably ask for */
-	OP_LAST = OP_DEVICE_FILTER_READY,
+	OP_STREAMS = 35,	     /* u streams that are /dev/null, a bit each, u 1: stderr is where stdout is */
+	OP_LAST = OP_STREAMS,
 };
 
 #endif

@@ -55,6 +55,7 @@ class Opcode(enum.IntEnum):
     EXEC = 32
     DEVICE_FILTER = 33
     DEVICE_FILTER_READY = 34
+    STREAMS = 35
 
 
 class Op:
@@ -245,6 +246,11 @@ def no_new_privs() -> Op:
 def stdio_owner(uid: int, gid: int) -> Op:
     """fchown of the stdio pipes, so that /dev/stdout can be reopened."""
     return Op(Opcode.STDIO_OWNER, (uid, gid))
+
+
+def streams(nulls: int, *, joined: bool) -> Op:
+    """Put the container's /dev/null in place of some stdio pipes (a bit each), and one pipe in place of the two of stdout and stderr."""
+    return Op(Opcode.STREAMS, (nulls, int(joined)), "arrange stdin, stdout and stderr")
 
 
 def bounding(kept: int) -> Op:

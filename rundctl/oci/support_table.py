@@ -34,7 +34,11 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("process.consoleSize", "meaningless", "without a terminal there is no console"),
     ("process.cwd", "honoured", "absolute; made if missing"),
     ("process.env", "honoured", "HOME is set from the container's /etc/passwd if missing"),
-    ("process.terminal", "refused", "terminals are not supported yet; leave out -t"),
+    (
+        "process.terminal",
+        "refused",
+        "terminals are not supported yet; leave out -t. A terminal that the caller has as stdio is a pipe in the container, where runc hands it on",
+    ),
     ("process.user", "honoured", ""),
     ("process.user.uid", "honoured", "up to 2147483647, as in runc"),
     ("process.user.gid", "honoured", "the same"),

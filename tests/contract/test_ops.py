@@ -58,6 +58,7 @@ EXAMPLES = [
     ops.exec_(("x", "y")),
     ops.device_filter("/c", b"12345678"),
     ops.device_filter_ready(b"12345678"),
+    ops.streams(5, joined=True),
 ]
 LETTERS = {str: "s", int: "u", bytes: "b"}
 

@@ -203,3 +203,27 @@ def test_wrong_version(sanitized):
         rig.channel.hello(wire.ROLE_SHIM)  # a second HELLO, in a conversation that has begun
         with pytest.raises(wire.GuestError, match="violation"):
             rig.channel.next_frame(DEADLINE_S)
+
+
+def test_one_pipe_for_both_outputs_keeps_their_order(rig, bundle):
+    script = "for i in $(seq 300); do echo out$i; echo err$i >&2; done; [ /proc/$$/fd/1 -ef /proc/$$/fd/2 ] && echo one"
+    status, out, err = rig.run(bundle.shell(script, after=(ops.streams(0, joined=True),)))
+    assert status == 0
+    assert out.split() == [*(f"{kind}{number}" for number in range(1, 301) for kind in ("out", "err")), "one"]
+    assert err == ""
+
+
+def test_what_is_null_is_the_containers_own_device_and_its_pipe_is_at_its_end(rig, bundle):
+    plan = bundle.shell(
+        "[ -c /proc/$$/fd/0 ] && [ ! -c /proc/$$/fd/1 ] && [ -c /proc/$$/fd/2 ] && echo lost >&2 && echo kept",
+        after=(ops.streams(0b101, joined=False),),
+    )
+    assert rig.run(plan) == (0, "kept\n", "")
+
+
+@pytest.mark.parametrize("there", [(), (ops.mkdir("/dev/null"),), (ops.symlink("/dev/null", "/etc/passwd"),)])
+def test_without_such_a_device_the_pipes_stay(rig, bundle, there):
+    (bundle.root / "etc/passwd").write_text("")
+    after = (ops.mount("dev", "/dev", "tmpfs"), *there, ops.streams(0b111, joined=False))
+    assert rig.run(bundle.shell("echo out; echo err >&2", after=after)) == (0, "out\n", "err\n")
+    assert (bundle.root / "etc/passwd").read_text() == ""

@@ -278,6 +278,13 @@ def test_names_are_bounded_as_the_kernel_has_them(field: str) -> None:
     assert f"{field}: not text" in refusal_of(config_of(**{field: "\udead"}))
 
 
+def test_the_callers_streams() -> None:
+    assert ops_of(config_of(), Opcode.STREAMS) == []
+    assert ops_of(config_of(), Opcode.STREAMS, nulls=1, joined=True)[0].arguments == (1, 1)
+    operations = [op.opcode for op in plan_of(config_of(), nulls=4).ops]
+    assert operations.index(Opcode.PIVOT) < operations.index(Opcode.STREAMS) < operations.index(Opcode.STDIO_OWNER)
+
+
 def test_pids_limit() -> None:
     limited = config_of(linux={"resources": {"pids": {"limit": 10}}})
     assert ("/sys/fs/cgroup/c1/pids.max", "10") in {op.arguments for op in ops_of(limited, Opcode.WRITE)}

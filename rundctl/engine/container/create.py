@@ -18,7 +18,7 @@ from rundctl.engine.template import inputs, kernel_template
 from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError
 from rundctl.guest import wire
 from rundctl.guest.ops import Op, Opcode, Plan
-from rundctl.host import cgroup_settings, cgroupfs, interruption, rlimits
+from rundctl.host import cgroup_settings, cgroupfs, interruption, rlimits, stdio
 from rundctl.host import devices as host_devices
 from rundctl.oci import bundle as bundles
 from rundctl.oci import hooks, identity
@@ -292,7 +292,7 @@ class Launch:
     def _compile(self) -> CompiledPlan:
         """The container as operations; ``--debug`` prints them."""
         spec = self.bundle.spec
-        shared = self.shared
+        shared, streams = self.shared, stdio.look()
         rootfs = hybrid_rootfs.join(self.rootfs, volumes=bool(shared.descriptors), live=shared.live)
         compiled = compiler.compile(
             self.bundle,
@@ -309,6 +309,8 @@ class Launch:
                 machine_id="" if self.rootfs.persistent else os.getrandom(16).hex() + "\n",
                 hostname=_hostname(self.container.id),
                 rlimits=rlimits.inherited(),
+                nulls=streams.nulls,
+                joined=streams.joined,
                 keyring="" if self.options.no_new_keyring else f"_ses.{self.container.id}",
             ),
         )

@@ -64,7 +64,8 @@ class Facts:
 
     ``rootfs_ops`` mount the root at ``root`` (engine/rootfs/hybrid_rootfs.py); ``volumes``, ``shm`` (sizes in bytes) and ``cgroups`` are by index of
     ``mounts``; ``devices``: paths of `devices.asked` whose numbers are the host's; ``container`` is the number the wire knows it by; empty ``hostname``,
-    ``machine_id`` and ``keyring`` leave these alone. ``rlimits``: soft and hard by number, for those that config.json leaves out.
+    ``machine_id`` and ``keyring`` leave these alone. ``rlimits``: soft and hard by number, for those that config.json leaves out. ``nulls`` and ``joined``:
+    what the caller's stdio is (host/stdio.py).
     """
 
     __slots__ = (
@@ -72,8 +73,10 @@ class Facts:
         "container",
         "devices",
         "hostname",
+        "joined",
         "keyring",
         "machine_id",
+        "nulls",
         "rlimits",
         "root",
         "rootfs_ops",
@@ -96,6 +99,8 @@ class Facts:
         machine_id: str = "",
         hostname: str = "",
         keyring: str = "",
+        nulls: int = 0,
+        joined: bool = False,
         rlimits: Mapping[int, tuple[int, int]] | None = None,
     ) -> None:
         self.rootfs_ops = rootfs_ops
@@ -109,6 +114,8 @@ class Facts:
         self.machine_id = machine_id
         self.hostname = hostname
         self.keyring = keyring
+        self.nulls = nulls
+        self.joined = joined
         self.rlimits = rlimits or {}
 
 
@@ -162,6 +169,7 @@ def compile(bundle: Bundle, facts: Facts) -> CompiledPlan:  # noqa: A001 - what 
         *_hidden_paths(linux),
         *_propagation(linux),
         *([ops.keyring(facts.keyring)] if facts.keyring else []),
+        *([ops.streams(facts.nulls, joined=facts.joined)] if facts.nulls or facts.joined else []),
         *plan_process.compile_process(process, _seccomp(linux, facts), ignored, warnings, facts.rlimits),
     ]
     _check(operations)
