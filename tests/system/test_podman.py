@@ -403,3 +403,30 @@ def _is_removed(parent: str) -> bool:
     for path in found:
         subprocess.run(["find", path, "-depth", "-type", "d", "-delete"], check=False, capture_output=True)
     return not any(path.exists() for path in found)
+
+
+def test_what_is_no_program(podman: Podman, tmp_path: Path) -> None:
+    """As with runc: 1, and its words, not 126."""
+    (tmp_path / "text").write_text("no program\n")
+    (tmp_path / "text").chmod(0o755)
+    done = podman.run("--rm", "-v", f"{tmp_path}/text:/text", "localhost/bb", "/text", code=1)
+    assert done.stderr == b"exec /text: exec format error\n"
+
+
+def test_an_init_that_wants_cgroups(podman: Podman) -> None:
+    """Where the host has version 1 podman binds its hierarchy of systemd, of which the guest has none."""
+    script = "mkdir /sys/fs/cgroup/init && echo 0 > /sys/fs/cgroup/init/cgroup.procs && cat /proc/self/cgroup"
+    done = podman.run("--rm", "--systemd=always", "localhost/bb", "/bin/sh", "-c", script)
+    assert done.stdout == b"0::/init\n"
+
+
+def test_privileged_is_refused_with_its_cause(podman: Podman) -> None:
+    words = podman.run("--rm", "--privileged", "localhost/bb", "/bin/true", code=126).stderr
+    assert (
+        b"more are devices of the host, and do not exist in the VM (--privileged asks for all devices of the host"
+        in words
+    )
+    way_out = ("--cap-add", "all", "--security-opt", "seccomp=unconfined", "--security-opt", "unmask=all")
+    done = podman.run("--rm", *way_out, "localhost/bb", "/bin/grep", "CapEff", "/proc/self/status")
+    own = next(line for line in Path("/proc/self/status").read_bytes().splitlines() if line.startswith(b"CapBnd"))
+    assert done.stdout.split()[1] == own.split()[1]  # all that podman may give

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rundctl.engine.cgroups import kinds, limits
 from rundctl.engine.container import shapes
-from rundctl.engine.plan import compiler, devices
+from rundctl.engine.plan import compiler, devices, seccomp
 from rundctl.engine.plan import mounts as plan_mounts
 from rundctl.engine.plan.mounts import Volume
 from rundctl.engine.rootfs import transport
@@ -20,7 +20,7 @@ from rundctl.oci.state import state_json
 from rundctl.oci.support_table import NEWER, ROWS
 from rundctl.types import Status
 
-from .plan_rig import BPF, DATA
+from .plan_rig import DATA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,7 +119,13 @@ def bases() -> list[dict[str, Any]]:
     """Configurations to begin with; none is changed."""
     found = [json.loads(path.read_bytes()) for path in sorted(DATA.glob("podman-*.json"))]
     for config in found:
-        config.get("linux", {}).get("seccomp", {}).pop("syscalls", None)  # most of each, and hardly read here
+        filter_ = config.get("linux", {}).get("seccomp")
+        if filter_:  # most of each
+            filter_["syscalls"] = [
+                *filter_["syscalls"][:1],
+                *[rule for rule in filter_["syscalls"] if rule.get("args")][:2],
+            ]
+            filter_["syscalls"][0]["names"] = filter_["syscalls"][0]["names"][:5]
     return [*found, spec.example()]
 
 
@@ -209,7 +215,7 @@ def judge(directory: Path, text: bytes) -> None:
     facts = compiler.Facts(
         rootfs_ops=(ops.mount("over", "/root", "overlay"),),
         volumes=binds,
-        seccomp_bpf=BPF,
+        seccomp_bpf=seccomp.compile_profile(config["linux"]["seccomp"]) if "seccomp" in config["linux"] else None,
         devices=frozenset(path for *_, path in devices.asked(config)[1:]),
         hostname="c1",
     )
