@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from rundctl.engine.container import vm
 from rundctl.engine.records import store
 from rundctl.errors import GuestError
 from rundctl.guest import wire
+from rundctl.host import interruption
 from rundctl.host.pidfd import start_time
 
 if TYPE_CHECKING:
@@ -93,6 +96,24 @@ def test_a_shim_that_does_nothing_is_waited_for_so_long(
         with pytest.raises(GuestError, match=r"did not answer in time.*delete --force work all the same"):
             vm.ask(container, wire.PLAN, bytes(wire.MESSAGE_MAX if not full else 0), 0.3)
         assert 0.3 <= time.monotonic() - before < 10
+
+
+def test_who_waits_for_a_stopped_shim_can_be_ended(
+    stopped: tuple[store.Container, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while its signals are held: nothing is lost by it."""
+    container, _ = stopped
+    monkeypatch.setattr(vm, "LAST_WORDS_S", 0)
+    monkeypatch.setattr(signal, "raise_signal", lambda _: None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with ExitStack() as opened, pytest.raises(KeyboardInterrupt):
+            _fill(opened, container)
+            opened.enter_context(subprocess.Popen(["/bin/sh", "-c", "sleep 0.2; kill -INT $PPID"]))
+            with interruption.Held():
+                vm.ask(container, wire.START, b"", 60)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_place_in_the_backlog_is_taken_when_there_is_one(stopped: tuple[store.Container, socket.socket]) -> None:

@@ -282,7 +282,7 @@ def _wait_for_creator(container: Container) -> None:
     """Until a create in progress has run its poststop hooks."""
     creator = None if container.record.get("committed") else container.creator()
     if creator is not None:
-        with creator:
+        with creator, interruption.allowed():
             creator.wait(store.LOCK_TIMEOUT_S)
 
 

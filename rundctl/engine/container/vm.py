@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from rundctl.errors import GuestError, words
 from rundctl.guest import wire
-from rundctl.host import process
+from rundctl.host import interruption, process
 from rundctl.host.pidfd import Process, reap
 from rundctl.vmm.qmp import Qmp
 
@@ -129,7 +129,9 @@ def connect(undo: ExitStack, container: Container, timeout_s: float) -> wire.Cha
     # connect(2) to a socket whose backlog is full, since nobody accepts, waits for as long as a send may (socket(7); unix_stream_connect in the kernel).
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(*divmod(round(timeout_s * 1e6), 10**6)))
     try:
-        client.connect(_control_path(undo, container.directory))
+        path = _control_path(undo, container.directory)
+        with interruption.allowed():
+            client.connect(path)
     except BlockingIOError:
         raise GuestError(f"container {container.id}: its shim did not answer in time") from None
     except OSError as error:  # of the directory, too: a delete may have been faster
