@@ -423,3 +423,21 @@ def test_devices_are_denied_as_by_runc(rules: str, rootfs: Path, tmp_path: Path,
     theirs = _opened(RUNC, RULES[rules], rootfs, tmp_path / "theirs")
     assert ours == theirs
     assert (ours == b"") == (rules == "all allowed")
+
+
+@pytest.mark.parametrize("container", ["9p", RUNC])
+def test_numbers_that_ask_for_nothing_are_taken_as_by_runc(
+    container: str, rootfs: Path, tmp_path: Path, template: str
+) -> None:
+    del template
+    (tmp_path / "there").mkdir()
+    runtime = runtime_of(container, rootfs, tmp_path / "there")
+    nothing = {"pids": {}, "memory": {"limit": 0, "swap": -1}, "cpu": {"quota": -2, "shares": 0}}
+    odd = [nothing, {"pids": {"limit": -2}}, *({"memory": {name: -2}} for name in ("limit", "reservation", "swap"))]
+    codes = []
+    for number, asked in enumerate(odd):
+        with bundled(runtime, f"odd{number}", ["/bin/true"], limited(**asked)) as where:
+            done = subprocess.run(runtime.argv(f"odd{number}", where), capture_output=True, timeout=120, check=False)
+            runtime.delete(f"odd{number}")
+        codes.append(done.returncode)
+    assert codes == [0, 0, 1, 1, 1]
