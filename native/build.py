@@ -35,6 +35,8 @@ SANITIZE = (
     *("-O1", "-g", "-fno-omit-frame-pointer", "-Wl,-z,now"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
 )
+# clang's alone: it guides libFuzzer by what an input reaches.
+FUZZ = ("-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")
 HINT = "on Debian: apt-get install gcc libc6-dev linux-libc-dev"
 
 
@@ -63,6 +65,13 @@ def command(name: str, target: Path, *, compiler: str = "cc", sanitize: bool = F
     files = [*sorted((NATIVE / "common").glob("*.c")), *sources(name)]
     mode = SANITIZE if sanitize else (*RELEASE, *LAYOUT[name])
     return [compiler, *LANGUAGE, *WARNINGS, *mode, f"-I{NATIVE / name}", "-o", str(target), *map(str, files)]
+
+
+def fuzz_command(source: Path, target: Path, *, program: str) -> list[str]:
+    """Return clang's argv that makes a fuzzer of ``source`` and of what a program is made of, but for its main(); of what all share if that is ``common``."""
+    names = dict.fromkeys(("common", program))
+    files = [path for name in names for path in sources(name) if path.name != "main.c"]
+    return ["clang", *LANGUAGE, *FUZZ, f"-I{NATIVE / program}", "-o", str(target), str(source), *map(str, files)]
 
 
 def check_toolchain(compiler: str = "cc", *, static: bool = True) -> None:
