@@ -17,11 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from busybox import RUNDCTL, make_bundle
+
 from rundctl.engine import settings
 from rundctl.guest import kernel
 from rundctl.vmm.cmdline import cmdline
 
-RUNDCTL = os.environ.get("RUNDCTL", f"{sys.prefix}/bin/rundctl")
 MEMORY_MIB = 128
 HOME = settings.load().home
 
@@ -33,19 +35,6 @@ def chosen() -> list[str]:
     names = kernel.names(HOME)
     kinds = ([name for name in names if ending in name] for ending in ("-amd64", "-lean-"))
     return [found[-1] for found in kinds if found]
-
-
-def make_bundle(directory: Path, script: str) -> Path:
-    (directory / "rootfs/bin").mkdir(parents=True)
-    for name in ("proc", "sys", "dev", "etc"):
-        (directory / "rootfs" / name).mkdir()
-    (directory / "rootfs/bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
-    (directory / "rootfs/bin/busybox").chmod(0o755)
-    subprocess.run([RUNDCTL, "spec", "--bundle", directory], check=True)
-    config = json.loads((directory / "config.json").read_text())
-    config["process"].update(terminal=False, args=["/bin/busybox", "sh", "-c", script])
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
 
 
 def run(bundle: Path, name: str, template: str, environment: dict[str, str]) -> tuple[str, float, dict[str, float]]:
@@ -104,8 +93,8 @@ class Subject:
         self.name = name
         self.path = Path(HOME, "kernels", name)
         self.environment = {**os.environ, "RUNDCTL_CONFIG": str(config)}
-        self.report = make_bundle(directory / f"report-{name}", "cat /proc/meminfo")
-        self.quick = make_bundle(directory / f"quick-{name}", "exit 0")
+        self.report = make_bundle(directory / f"report-{name}", "/bin/sh", "-c", "cat /proc/meminfo")
+        self.quick = make_bundle(directory / f"quick-{name}", "/bin/sh", "-c", "exit 0")
         build = [RUNDCTL, "template", "build"]
         key = subprocess.run(build, env=self.environment, check=True, capture_output=True, text=True).stdout.strip()
         self.template = Path(HOME, "templates", key)

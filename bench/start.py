@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -17,21 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-RUNDCTL = os.environ.get("RUNDCTL", f"{sys.prefix}/bin/rundctl")
-
-
-def make_bundle(directory: Path) -> Path:
-    """A bundle that runs /bin/true from busybox."""
-    (directory / "rootfs/bin").mkdir(parents=True)
-    for name in ("proc", "sys", "dev", "etc"):
-        (directory / "rootfs" / name).mkdir()
-    shutil.copy2("/bin/busybox", directory / "rootfs/bin/busybox")
-    (directory / "rootfs/bin/true").symlink_to("busybox")
-    subprocess.run([RUNDCTL, "spec", "--bundle", directory], check=True)
-    config = json.loads((directory / "config.json").read_text())
-    config["process"].update(terminal=False, args=["/bin/true"])
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from busybox import RUNDCTL, make_bundle
 
 
 def run_once(bundle: Path, name: str, template: str) -> tuple[float, dict[str, float]]:
@@ -62,7 +48,7 @@ def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     cold_runs = int(sys.argv[2]) if len(sys.argv) > 2 else runs
     with tempfile.TemporaryDirectory() as directory:
-        bundle = make_bundle(Path(directory) / "bundle")
+        bundle = make_bundle(Path(directory) / "bundle", "/bin/true")
         run_once(bundle, "bench-warm-up", "on")
         result: dict[str, object] = {
             "date": time.strftime("%Y-%m-%d"),

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import socket
 import statistics
 import struct
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import smaps
+from busybox import RUNDCTL, make_bundle
 
 from rundctl.engine import settings
 from rundctl.engine.rootfs import hybrid_rootfs
@@ -39,7 +39,6 @@ from rundctl.vmm.qmp import Qmp
 if TYPE_CHECKING:
     from rundctl.engine.rootfs.transport import Rootfs
 
-RUNDCTL = os.environ.get("RUNDCTL", f"{sys.prefix}/bin/rundctl")
 QUIET_S = 20.0  # before anything of an idle clone is measured: its start has timers of its own
 IDLE_S = 20.0
 STAGED_RUNS = 7
@@ -50,26 +49,12 @@ DENSE_MIB = (
 _TIMEOUT_S = 60.0
 
 
-def make_bundle(directory: Path, lower: str) -> Path:
-    """A bundle that sleeps, its shared layer by this transport."""
-    for name in ("bin", "proc", "sys", "dev", "etc"):
-        (directory / "rootfs" / name).mkdir(parents=True)
-    shutil.copy2("/bin/busybox", directory / "rootfs/bin/busybox")
-    (directory / "rootfs/bin/sleep").symlink_to("busybox")
-    subprocess.run([RUNDCTL, "spec", "--bundle", directory], check=True)
-    config = json.loads((directory / "config.json").read_text())
-    config["annotations"] = {"io.rundctl.rootfs.lower": lower, "io.rundctl.rootfs.immutable": "bench"}
-    config["process"].update(terminal=False, args=["/bin/sleep", "100000"])
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
-
-
 class Fleet:
     """Running containers, deleted at the end of a ``with`` block."""
 
     def __init__(self, scratch: Path, lower: str) -> None:
         self._root = scratch / "root"
-        self.bundle = make_bundle(scratch / "bundle", lower)
+        self.bundle = make_bundle(scratch / "bundle", "/bin/sleep", "100000", lower=lower, immutable="bench")
         self._errors = scratch / "stderr"
         self._config = scratch / "config.toml"
         self._environment = dict(os.environ)

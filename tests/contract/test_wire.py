@@ -14,7 +14,7 @@ from rundctl.engine.container import vm
 from rundctl.errors import GuestError
 from rundctl.guest import ops, wire
 
-DEADLINE_S = 5.0
+DEADLINE_S = 60.0
 # Bounds of enumerations, not values that travel.
 NOT_IN_PYTHON = {"WIRE_STREAMS", "WIRE_HEADER_SIZE", "OP_LAST"}
 

@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "native"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import build
+from agent_rig import Bundle, Rig
 from shim_rig import Shim
 
 from rundctl.host.mounts import PrivateMounts
@@ -36,6 +37,19 @@ def faulty(tmp_path_factory):
     wrapped = [f"-Wl,--wrap={name}" for name in WRAPPED]
     subprocess.run([*build.command("agent", target, sanitize=True), source, *wrapped], check=True)
     return target
+
+
+@pytest.fixture
+def rig(sanitized):
+    """An agent to talk to."""
+    with Rig(sanitized["agent"]) as made:
+        yield made
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A container's files."""
+    return Bundle(tmp_path)
 
 
 @pytest.fixture

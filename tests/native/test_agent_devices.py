@@ -15,7 +15,7 @@ from rundctl.guest import ops
 from rundctl.host import cgroupfs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from agent_rig import Bundle, Rig, exit_code
+from agent_rig import Bundle, exit_code
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="cgroups need root")
 BLOCK_AND_FUSE = "for device in full fuse disk; do head -c 1 /dev/$device >/dev/null 2>/dev/null; echo $device $?; done"
@@ -28,12 +28,6 @@ def cgroup():
     cgroupfs.make(v2, name)
     yield v2.directory + name
     cgroupfs.remove(v2, name)
-
-
-@pytest.fixture
-def rig(sanitized):
-    with Rig(sanitized["agent"]) as rig:
-        yield rig
 
 
 def held_to(cgroup, devices):

@@ -12,22 +12,11 @@ import pytest
 from rundctl.guest import ops
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from agent_rig import MS_PRIVATE, MS_REC, Bundle, Rig, exit_code
+from agent_rig import MS_PRIVATE, MS_REC, exit_code
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME, MS_RELATIME = 1, 2, 4, 8, 1024, 1 << 21
 MS_SLAVE, MS_SHARED = 1 << 19, 1 << 20
-
-
-@pytest.fixture
-def bundle(tmp_path):
-    return Bundle(tmp_path)
-
-
-@pytest.fixture
-def rig(sanitized):
-    with Rig(sanitized["agent"]) as rig:
-        yield rig
 
 
 def run(rig, bundle, script, **parts):

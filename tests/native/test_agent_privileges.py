@@ -12,21 +12,10 @@ import pytest
 from rundctl.guest import ops
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from agent_rig import Bundle, Rig, exit_code
+from agent_rig import exit_code
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 CAP_CHOWN, CAP_NET_BIND_SERVICE, CAP_SYS_CHROOT = 1 << 0, 1 << 10, 1 << 18
-
-
-@pytest.fixture
-def bundle(tmp_path):
-    return Bundle(tmp_path)
-
-
-@pytest.fixture
-def rig(sanitized):
-    with Rig(sanitized["agent"]) as rig:
-        yield rig
 
 
 def status_of(rig, bundle, *operations):

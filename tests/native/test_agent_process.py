@@ -17,21 +17,10 @@ import pytest
 from rundctl.guest import ops, wire
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from agent_rig import ALONE, CLONE_NEWTIME, DEADLINE_S, NAMESPACES, Bundle, Rig, exit_code, exit_status
+from agent_rig import ALONE, CLONE_NEWTIME, DEADLINE_S, NAMESPACES, Rig, exit_code, exit_status
 from shim_rig import unread, wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
-
-
-@pytest.fixture
-def bundle(tmp_path):
-    return Bundle(tmp_path)
-
-
-@pytest.fixture
-def rig(sanitized):
-    with Rig(sanitized["agent"]) as rig:
-        yield rig
 
 
 @pytest.mark.parametrize("code", [0, 1, 7, 127, 255])
@@ -162,8 +151,10 @@ def test_a_hundred_thousand_arguments_and_variables(rig, bundle):
     words, many = ["x"] * 100_000, tuple(f"V{number}=" for number in range(70_000))
     status, out, err = rig.run(bundle.plan("sh", "-c", "echo $#", *words))
     assert (exit_code(status), out, err) == (0, "99999\n", "")
-    _, out, _ = rig.run(bundle.plan("sh", "-c", "env | grep -c ^V", env=("PATH=/bin", *many)))
-    assert out == "70000\n"
+    _, out, _ = rig.run(
+        bundle.plan("env", env=("PATH=/bin", *many))
+    )  # not by a shell, which takes seconds to sort them
+    assert out.count("\n") == 70_001
 
 
 def test_more_than_execve_takes(rig, bundle):

@@ -73,12 +73,6 @@ def bundle(tmp_path, answering):
 
 
 @pytest.fixture
-def rig(sanitized):
-    with Rig(sanitized["agent"]) as rig:
-        yield rig
-
-
-@pytest.fixture
 def bare_rig(released):
     """Without sanitizers, whose code makes system calls of its own when a program fails."""
     with Rig(released["agent"]) as rig:

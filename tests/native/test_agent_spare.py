@@ -14,17 +14,12 @@ import pytest
 from rundctl.guest import ops, wire
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from agent_rig import ALONE, DEADLINE_S, NAMESPACES, Bundle, Rig, exit_code
+from agent_rig import ALONE, DEADLINE_S, NAMESPACES, Rig, exit_code
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 
 CLONE_NEWCGROUP = 0x02000000
 FITTING = NAMESPACES | CLONE_NEWCGROUP
-
-
-@pytest.fixture
-def bundle(tmp_path):
-    return Bundle(tmp_path)
 
 
 @pytest.fixture

@@ -16,21 +16,10 @@ import pytest
 from rundctl.guest import ops, wire
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from agent_rig import DEADLINE_S, Bundle, Rig, exit_code, exit_status
+from agent_rig import DEADLINE_S, Rig, exit_code, exit_status
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 MEGABYTE = 1 << 20
-
-
-@pytest.fixture
-def bundle(tmp_path):
-    return Bundle(tmp_path)
-
-
-@pytest.fixture
-def rig(sanitized):
-    with Rig(sanitized["agent"]) as rig:
-        yield rig
 
 
 def pump(rig, data):

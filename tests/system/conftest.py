@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,12 +50,30 @@ class Cli:
         self, *arguments: str, code: int | None = 0, stdin: bytes = b"", env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a verb; the exit code must be ``code`` unless that is None."""
-        done = subprocess.run(
-            self.argv(*arguments), input=stdin, capture_output=True, timeout=DEADLINE_S, env=env, check=False
-        )
+        done = self._outliving(arguments, env) if "create" in arguments else self._run(arguments, stdin, env)
         if code is not None:
             assert done.returncode == code, (arguments, done.returncode, done.stdout[-2000:], done.stderr[-2000:])
         return done
+
+    def _run(
+        self, arguments: tuple[str, ...], stdin: bytes, env: dict[str, str] | None
+    ) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            self.argv(*arguments), input=stdin, capture_output=True, timeout=DEADLINE_S, env=env, check=False
+        )
+
+    def _outliving(self, arguments: tuple[str, ...], env: dict[str, str] | None) -> subprocess.CompletedProcess[bytes]:
+        """The container has its stdio as long as it lives: a pipe would not end with the call, if that makes one against all expectation."""
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            done = subprocess.run(
+                self.argv(*arguments),
+                stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=DEADLINE_S, env=env, check=False,
+            )  # fmt: skip
+            texts = []
+            for file in (out, err):
+                file.seek(0)
+                texts.append(file.read())
+        return subprocess.CompletedProcess(done.args, done.returncode, *texts)
 
     def popen(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start a verb and go on; stdio is given by ``options``, /dev/null otherwise."""
@@ -134,6 +153,12 @@ def spec(example: str, rootfs: Path) -> JsonDict:
     config: JsonDict = json.loads(example)
     config["process"]["terminal"] = False
     config["root"] = {"path": str(rootfs), "readonly": False}
+    return volatile(config)
+
+
+def volatile(config: JsonDict) -> JsonDict:
+    """Unless it says otherwise: a rootfs outside of the bundle would be taken for an engine's, and be written to."""
+    config.setdefault("annotations", {}).setdefault("io.rundctl.rootfs", "volatile")
     return config
 
 
@@ -149,6 +174,7 @@ def bundle(spec: JsonDict, tmp_path: Path) -> Callable[..., Path]:
         config["process"]["args"] = list(args)
         if change is not None:
             change(config)
+            volatile(config)
         directory = tmp_path / f"bundle{count}"
         directory.mkdir()
         (directory / "config.json").write_text(json.dumps(config))

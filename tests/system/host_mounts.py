@@ -14,17 +14,18 @@ from .runtimes import mountinfo
 _HOSTS = ("/dev", "/proc", "/sys", "/run/rundctl")
 
 
+def found(directory: Path) -> list[str]:
+    """The host's own, and those with something of this test's. Other suites' elsewhere come and go."""
+    ours = (str(directory), settings.load().home)
+    return [mount for mount in mountinfo() if _is_the_hosts(mount) or any(name in mount for name in ours)]
+
+
 @contextmanager
 def unchanged(directory: Path) -> Iterator[None]:
-    """Afterwards they are what they were: the host's own, and those with something of this test's. Other suites' elsewhere come and go."""
-    ours = (str(directory), settings.load().home)
-
-    def found() -> list[str]:
-        return [mount for mount in mountinfo() if _is_the_hosts(mount) or any(name in mount for name in ours)]
-
-    before = found()
+    """Afterwards they are what they were."""
+    before = found(directory)
     yield
-    eventually(lambda: found() == before, f"all mounts are again {before}")
+    eventually(lambda: found(directory) == before, f"all mounts are again {before}")
 
 
 def _is_the_hosts(mount: str) -> bool:

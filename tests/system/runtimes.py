@@ -52,7 +52,8 @@ class Rundctl:
     def prepare(self, name: str, config: JsonDict, stack: ExitStack) -> None:
         """Give a container its root; ``stack`` takes it away."""
         config["root"] = {"path": str(self.rootfs), "readonly": False}
-        config["annotations"] = {options.LOWER: self.transport.removesuffix(ON_PMEM).replace(LAYERS, "erofs")}
+        lower = self.transport.removesuffix(ON_PMEM).replace(LAYERS, "erofs")
+        config["annotations"] = {options.ROOTFS: "volatile", options.LOWER: lower}
         if self.transport.endswith(ON_PMEM):
             config["linux"]["resources"] = {"memory": {"limit": MEMORY_FOR_PMEM}}
         if self.transport.removesuffix(ON_PMEM) in OF_IMAGES:

@@ -64,7 +64,10 @@ class Beside:
         """Both, of whom status, output and the process' own words on stderr must be the same; ours."""
         self.write(text)
         theirs, ours = self.runc(), self.ours()
-        assert (ours.returncode, ours.stdout.decode()) == (theirs.returncode, theirs.stdout.decode()), (ours.stderr, theirs.stderr)
+        assert (ours.returncode, ours.stdout.decode()) == (theirs.returncode, theirs.stdout.decode()), (
+            ours.stderr,
+            theirs.stderr,
+        )
         return ours
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -168,8 +169,8 @@ def test_the_hook_of_a_forged_record_is_not_run(uid: int) -> None:
     common.chmod(0o1777)
     try:
         root = store.make_root(f"{common}/root")
-        container, lock = store.claim(root, "c", {})
-        os.close(lock)
+        with ExitStack() as held:
+            container = store.claim(held, root, "c", {})
         link = Path(store._elsewhere_link(root, "c"))
         os.rename(container.path("record.json"), common / "record.json")
         os.rmdir(container.directory)  # the root stays the directory that it was, so that only its owner tells

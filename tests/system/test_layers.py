@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Done = subprocess.CompletedProcess[bytes]
 
 pytestmark = pytest.mark.vm
-_DEADLINE_S = 60
+_DEADLINE_S = 120
 _LOOK = "cat /app/*; ls -d /app/* /app/sub/* /moved /moved/* /data/* 2>/dev/null; cat /moved/inside /data/file; true"
 _REMOVER = """
 import shutil, sys

@@ -11,100 +11,29 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 
+from . import podman_rig
 from .conftest import RUNDCTL, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .podman_rig import Podman
+
 pytestmark = pytest.mark.usefixtures("template")
-
-CONF = """
-[containers]
-default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
-log_driver = "k8s-file"
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-runtime = "rundctl"
-runtime_supports_json = ["rundctl", "crun", "runc"]
-[engine.runtimes]
-rundctl = ["{rundctl}"]
-"""
-
-
-class Podman:
-    """podman with a storage of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        conf = directory / "containers.conf"
-        conf.write_text(CONF.format(rundctl=RUNDCTL))
-        self.environment = {
-            "CONTAINERS_CONF": str(conf),
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": "/root",
-            "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",  # podman 5 would put it into the container's stderr
-        }
-        self.flags = ["--root", f"{directory}/storage", "--runroot", f"{directory}/run", "--storage-driver", "overlay"]
-
-    def __call__(
-        self, *arguments: str, code: int | None = 0, stdin: bytes | None = None
-    ) -> subprocess.CompletedProcess[bytes]:
-        done = subprocess.run(
-            ["/usr/bin/podman", *self.flags, *arguments],
-            env=self.environment, input=stdin, capture_output=True, timeout=120, check=False,
-        )  # fmt: skip
-        if code is not None:
-            assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
-        return done
-
-    def run(
-        self, *arguments: str, code: int | None = 0, stdin: bytes | None = None
-    ) -> subprocess.CompletedProcess[bytes]:
-        """``podman run --network none``."""
-        return self("run", "--network", "none", *arguments, code=code, stdin=stdin)
-
-    def inspect(self, name: str) -> dict[str, Any]:
-        """What podman knows of a container."""
-        return dict(json.loads(self("inspect", name).stdout)[0])
 
 
 @pytest.fixture(scope="module")
 def podman(tmp_path_factory: pytest.TempPathFactory, rootfs: Path) -> Iterator[Podman]:
-    directory = tmp_path_factory.mktemp("podman")
-    command = Podman(directory)
-    archive = directory / "image.tar"
-    with tarfile.open(archive, "w") as tar:
-        tar.add(rootfs, arcname=".")
-    command("import", str(archive), "localhost/bb")
-    yield command
-    command("rm", "--all", "--force", "--time", "0", code=None)
-    command("system", "reset", "--force", code=None)
-    subprocess.run(["umount", directory / "storage/overlay"], check=False, stderr=subprocess.DEVNULL)
-    for root in ("libpod_parent",):  # podman leaves its own parents
-        for controller in Path("/sys/fs/cgroup").iterdir():
-            if (controller / root).is_dir():
-                subprocess.run(
-                    ["find", controller / root, "-depth", "-type", "d", "-delete"], check=False, capture_output=True
-                )
-
-
-def _shims(ids: set[str]) -> list[int]:
-    lines = ((process.pid, process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
-    return [pid for pid, line in lines if ids & set(line)]
+    with podman_rig.with_busybox(tmp_path_factory.mktemp("podman"), rootfs) as command:
+        yield command
 
 
 @pytest.fixture(autouse=True)
 def nothing_left(podman: Podman) -> Iterator[None]:
-    """podman keeps mounts and cgroups of its own: only containers and their processes are looked for."""
     yield
-    ids = set(podman("ps", "--all", "--quiet", "--no-trunc").stdout.decode().split())
-    podman("rm", "--all", "--force", "--time", "0")
-    listed = subprocess.run([RUNDCTL, "list", "-q"], capture_output=True, text=True, check=True).stdout.split()
-    assert not ids & set(listed)
-    eventually(lambda: not _shims(ids), f"shims are gone: {_shims(ids)}")
+    podman_rig.check_nothing_left(podman)
 
 
 def test_run(podman: Podman) -> None:
@@ -227,26 +156,6 @@ def test_cp_of_a_link_into_proc_reads_nothing_of_the_host(podman: Podman, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_persistent_container_is_as_with_runc(podman: Podman, tmp_path: Path) -> None:
-    """cp both ways, diff and commit see what it wrote, and a second start finds it."""
-    (tmp_path / "in").write_text("from the host")
-    script = "echo w >>/written; while [ ! -e /etc/in ]; do sleep 0.1; done; cat /etc/in; sleep 1000"
-    annotation = ("--annotation", "io.rundctl.rootfs=persistent")
-    podman.run("-d", "--name", "p", *annotation, "localhost/bb", "/bin/sh", "-c", script)
-    podman("cp", str(tmp_path / "in"), "p:/etc/in")
-    eventually(lambda: podman("logs", "p").stdout == b"from the host", "the container sees it")
-    podman("cp", "p:/written", str(tmp_path / "out"))
-    assert (tmp_path / "out").read_text() == "w\n"
-    assert {"A /written", "A /etc/in"} <= set(podman("diff", "p").stdout.decode().splitlines())
-    podman("commit", "--quiet", "p", "localhost/committed")
-    assert podman.run("--rm", "localhost/committed", "/bin/cat", "/written").stdout == b"w\n"
-    podman("stop", "--time", "0", "p")
-    podman("start", "p")
-    eventually(lambda: podman("logs", "p").stdout == b"from the host" * 2, "the second start has what the first wrote")
-    podman("cp", "p:/written", str(tmp_path / "out"))
-    assert (tmp_path / "out").read_text() == "w\nw\n"
-
-
 def test_by_virtiofs(podman: Podman, tmp_path: Path) -> None:
     """The merged mount that podman made is served, and its volumes."""
     (tmp_path / "file").write_text("of the host\n")
@@ -255,13 +164,6 @@ def test_by_virtiofs(podman: Podman, tmp_path: Path) -> None:
     done = podman.run("--rm", *flags, "localhost/bb", "/bin/sh", "-c", script)
     assert done.stdout == b"of the host\n/bin/busybox\nx\n"
     assert (tmp_path / "new").read_text() == "mine\n"
-
-
-def test_cp_into_a_volatile_container_fails(podman: Podman, tmp_path: Path) -> None:
-    (tmp_path / "in").write_text("x")
-    podman.run("-d", "--name", "volatile", "localhost/bb", "/bin/sleep", "1000")
-    done = podman("cp", str(tmp_path / "in"), "volatile:/etc/in", code=125)
-    assert b"read-only file system" in done.stderr
 
 
 def test_user_workdir_env_readonly_tmpfs(podman: Podman) -> None:
@@ -275,7 +177,8 @@ def test_user_workdir_env_readonly_tmpfs(podman: Podman) -> None:
 
 def test_a_disk_of_its_own_holds_what_podman_wrote(podman: Podman) -> None:
     """podman's merged overlay, its own upper directory included."""
-    podman("create", "--network", "none", "--name", "disk", "--annotation", "io.rundctl.rootfs.lower=blk", "localhost/bb", "/bin/sh", "-c",
+    podman("create", "--network", "none", "--name", "disk", "--annotation", "io.rundctl.rootfs.lower=blk",
+        "--annotation", "io.rundctl.rootfs=volatile", "localhost/bb", "/bin/sh", "-c",
         "cat /mine; echo more >> /mine; ls -d /lost+found; grep -c ' / ext4 ' /proc/mounts")  # fmt: skip
     podman("cp", "-", "disk:/", stdin=_tar("mine", b"by podman\n"))
     done = podman("start", "--attach", "disk", code=None)

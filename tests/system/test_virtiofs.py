@@ -20,8 +20,9 @@ from rundctl.engine.template import store
 from rundctl.host import memo
 from rundctl.oci import options
 
+from . import host_mounts
 from .conftest import DEADLINE_S, Cli, JsonDict, eventually
-from .runtimes import Change, bind, mountinfo
+from .runtimes import Change, bind
 
 pytestmark = pytest.mark.vm
 SLEEP = ("/bin/sleep", "1000")
@@ -82,9 +83,11 @@ def _record(cli: Cli, name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("which", ["of the rootfs", "of the volumes"])
-def test_a_killed_daemon_ends_the_container(cli: Cli, bundle: Callable[..., Path], volume: Path, which: str) -> None:
+def test_a_killed_daemon_ends_the_container(
+    cli: Cli, bundle: Callable[..., Path], volume: Path, tmp_path: Path, which: str
+) -> None:
     """Also while the guest reads through it, who would otherwise wait for ever."""
-    before = mountinfo()
+    before = host_mounts.found(tmp_path)
     cli.create("v", bundle("/bin/sh", "-c", BUSY, change=_by_virtiofs(bind(volume, "/v", "bind"))))
     cli("start", "v")
     shim = cli.state("v")["pid"]
@@ -99,7 +102,7 @@ def test_a_killed_daemon_ends_the_container(cli: Cli, bundle: Callable[..., Path
     assert record["code"] == "255"
     eventually(lambda: not any(_lives(pid) for pid in family), "all of it is gone")
     cli("delete", "v")
-    assert set(mountinfo()) <= set(before)
+    assert host_mounts.found(tmp_path) == before
 
 
 def _lives(pid: int) -> bool:
@@ -164,7 +167,7 @@ def test_daemons_are_in_the_containers_cgroup_and_see_nothing_else(
         assert len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines()) <= 3
     root = Path(f"/proc/{rootfs}/root")
     assert sorted(os.listdir(root)) == sorted(os.listdir(cli.state("v")["rootfs"]))
-    for read_only in (root / "new", Path(f"/proc/{volumes}/root/0/new")):
+    for read_only in (root / "new", Path(f"/proc/{volumes}/root/0/{volume.name}/new")):
         with pytest.raises(OSError, match="Read-only file system"):
             read_only.write_text("x")
     cli("delete", "--force", "v")
