@@ -17,7 +17,7 @@
 enum {
 	LINKS_MAX = 40,	       /* as the kernel */
 	PARENT_MODE = 0755,    /* of directories made on the way, as runc */
-	FILE_MODE = 0644,      /* of an empty file made as mount point */
+	FILE_MODE = 0755,      /* of an empty file made as mount point: as runc makes it, for in a persistent root it stays */
 	WALK_AGAIN = -ERESTART /* a link was replaced by its text */
 };
 

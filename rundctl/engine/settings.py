@@ -47,7 +47,8 @@ class Settings:
     guest_overhead_mib  what a VM gets beside its container's memory limit: the guest kernel's own share
     vmm_overhead_mib    what a VM may take of the host beside its memory and translated code, where its container has a memory limit (docs/cgroups.md)
     template        on, off: whether VMs are cloned or booted
-    rootfs          volatile, persistent: whether what a container writes to its root file system dies with it or goes into the bundle's
+    rootfs          volatile, persistent: whether what a container writes to its root file system dies with it or goes into the bundle's;
+                    auto: persistent where somebody may read it afterwards (`rootfs.choice.reader_of`)
     lower           auto, virtiofs, erofs, 9p, blk: how the shared layer of a rootfs reaches the guest (docs/rootfs.md)
     virtiofsd       path of the server that virtio-fs needs; "": the host's
     translations_mib  what each emulated VM may keep of translated code: a start fills 14, and with less than a program uses again and again
@@ -91,7 +92,7 @@ class Settings:
         self.qemu = ""
         self.accelerator = "auto"
         self.template = "on"
-        self.rootfs = "volatile"
+        self.rootfs = "auto"
         self.lower = "auto"
         self.virtiofsd = ""
         self.translations_mib = 32

@@ -75,6 +75,18 @@ def at(path: str, lines: list[bytes]) -> Mount | None:
     return found if found is not None and found.target == real else None
 
 
+def is_mount_point(directory: str) -> bool:
+    """Whether something is mounted exactly there, by a path free of links; without the table. OSError if there is no such directory."""
+    ids = []
+    for path in (directory, os.path.dirname(directory)):
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            ids.append(_mount_id(fd))
+        finally:
+            os.close(fd)
+    return ids[0] != ids[1] or directory == "/"
+
+
 def below(directory: str, lines: list[bytes]) -> str | None:
     """Where something is mounted inside a directory and can be seen there, if it is; the path must be free of links and of a slash at its end."""
     prefix = "/" if directory == "/" else f"{directory}/"

@@ -13,7 +13,7 @@ TEMPLATE = "io.rundctl.template"
 ROOTFS = "io.rundctl.rootfs"
 LOWER = "io.rundctl.rootfs.lower"
 IMMUTABLE = "io.rundctl.rootfs.immutable"
-ROOTFS_MODES = ("volatile", "persistent")
+ROOTFS_MODES = ("auto", "volatile", "persistent")
 TRANSPORTS = ("auto", "virtiofs", "erofs", "9p", "blk")
 _ON_OFF = {"on": True, "off": False}
 # annotation: what it may say; nothing: any text
@@ -29,7 +29,7 @@ class Options:
     """What the annotations ask for.
 
     template   start as a clone of the template (True) or boot cold (False); None = what the settings say
-    rootfs     volatile or persistent: where writes to the root file system go; "" = what the settings say
+    rootfs     auto, volatile or persistent: where writes to the root file system go; "" = what the settings say
     lower      transport of the shared layer, "" = what the settings say
     immutable  the user's word that the rootfs does not change as long as this text does not; "" = it may
     """

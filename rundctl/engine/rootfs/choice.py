@@ -11,7 +11,7 @@ from rundctl.engine.rootfs import combinations, transport
 from rundctl.engine.rootfs.images import content as images
 from rundctl.engine.rootfs.images import overlay, overlay_marks
 from rundctl.engine.rootfs.images.content import Content
-from rundctl.errors import ConfigError, HostError
+from rundctl.errors import ConfigError, HostError, words
 from rundctl.host import mountinfo
 from rundctl.oci import options
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # By what an upper directory of the host may have been written that the guest's overlay (`hybrid_rootfs`) would read wrongly.
 _NOT_IN_THE_GUEST = ("metacopy", "userxattr")
+_AUTOREMOVE = "io.podman.annotations.autoremove"  # TRUE: podman run --rm
+_ENGINES_FILES = ("umoci.json",)  # in a bundle: by umoci-unpack(1), for umoci-repack(1)
 
 
 class Choice:
@@ -62,20 +64,43 @@ class Choice:
             return transport.virtiofs(self._bundle.rootfs, self._find_daemon())
         return self._erofs() if asked == "erofs" else self._blk()
 
-    def persistent(self, asked: str) -> Rootfs:
-        """The bundle's rootfs itself. ConfigError where something else says that nobody writes to it."""
-        annotation = f"config.json: annotations: {options.ROOTFS}: persistent"
-        where = annotation if self._bundle.options.rootfs else "rootfs = persistent"
+    def persistent(self, asked: str, reader: str = "") -> Rootfs:
+        """The bundle's rootfs itself; ``reader``: who will look at it, if nobody asked for that. ConfigError where something else says that nobody writes."""
+        where, out = self._asked_to_keep(reader)
         if self._bundle.options.immutable:
             why = f"{options.IMMUTABLE} says that the rootfs does not change"
             raise ConfigError(f"{where}: {why}", hint="drop one of them")
         if asked == "auto":
-            asked = "9p"
+            return transport.persistent(self._bundle.rootfs, self._daemon_in_c(), reader)
         refusal = combinations.of(asked).read_only
         if refusal:
-            hint = f"only {' or '.join(combinations.writable())}, or auto, can be written to"
+            hint = f"{out}only {' or '.join(combinations.writable())}, or auto, can be written to"
             raise ConfigError(f"{where}: a rootfs by {asked} {refusal}", hint=hint)
-        return transport.persistent(self._bundle.rootfs, self._find_daemon() if asked == "virtiofs" else None)
+        return transport.persistent(self._bundle.rootfs, self._find_daemon() if asked == "virtiofs" else None, reader)
+
+    def _asked_to_keep(self, reader: str) -> tuple[str, str]:
+        """What says that writes are kept, and how to say otherwise if nobody did."""
+        annotated = f"config.json: annotations: {options.ROOTFS}"
+        if reader:
+            lower = f"{annotated}.lower" if self._bundle.options.lower else "lower"
+            return (
+                f"{lower}: what the container writes is kept ({reader})",
+                f"annotation {options.ROOTFS}=volatile loses it; ",
+            )
+        return (f"{annotated}: persistent" if self._bundle.options.rootfs else "rootfs = persistent"), ""
+
+    def _daemon_in_c(self) -> Daemon | None:
+        """The virtiofsd that a persistent root comes by without having been asked for: it is of the same QEMU whose 9p server makes no FIFOs and sockets.
+
+        By its successor in Rust files cannot be mapped shared before Linux 6.6; and QEMU's 9p server is a newer one then.
+        """
+        if self.lacking("virtiofs"):
+            return None
+        try:
+            daemon = self._find_daemon()
+        except HostError:  # there is none, or none that works: nobody asked for it
+            return None
+        return None if daemon.is_rust else daemon
 
     def lacking(self, asked: str, live: str = "") -> str:
         """What the guest's kernel lacks for a transport, in words; "" if nothing."""
@@ -129,6 +154,33 @@ class Choice:
         annotation = f"config.json: annotations: {options.LOWER}: {asked}"
         where = annotation if self._bundle.options.lower else f"lower = {asked}"
         return ConfigError(f"{where}: rootfs {self._bundle.rootfs}: {reason}", hint=hint)
+
+
+def reader_of(bundle: Bundle) -> str:
+    """Who may look at what the container writes to its root, in words; "" if nobody will, or if nothing can be written there.
+
+    An engine's root is known by its place: engines keep roots outside of bundles, or mount them. What a caller made by hand is a directory in the bundle.
+    """
+    root, home = bundle.rootfs, bundle.path
+    if bundle.spec.get("root", {}).get("readonly") or bundle.options.immutable:
+        return ""
+    if bundle.spec.get("annotations", {}).get(_AUTOREMOVE) == "TRUE":
+        return ""
+    try:
+        if os.statvfs(root).f_flag & os.ST_RDONLY:
+            return ""
+        if not _is_in(root, home) and not _is_in(root, os.path.realpath(home)):
+            return f"the rootfs {root} is outside of the bundle, as engines have it"
+        if mountinfo.is_mount_point(root):
+            return f"the rootfs {root} is a mount, as engines have it"
+    except OSError as error:
+        raise HostError(f"rootfs {root}: {words(error)}") from error
+    made = next((name for name in _ENGINES_FILES if os.path.exists(f"{home}/{name}")), "")
+    return f"{home}/{made} is of an engine that reads the rootfs" if made else ""
+
+
+def _is_in(path: str, directory: str) -> bool:
+    return f"{path}/".startswith(f"{directory.rstrip('/')}/")
 
 
 def immutable_content(bundle: Bundle) -> tuple[Content | None, str, str]:

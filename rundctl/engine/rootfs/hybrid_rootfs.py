@@ -12,6 +12,8 @@ Mechanism
                     extents), in a file that never has a name. The template's guest has it mounted already: a clone's first write needs no mount.
     `join`          the operations by which the guest mounts one over the other.
     The template has the devices that its clones need, with something empty behind them. A clone puts its own there before the guest mounts it.
+    What an engine will read afterwards (an image's layer that is being built, a container that is started again) has none of this: the container writes
+    to the directory itself (`choice.reader_of`).
     Who asks for something else gets it by name (`rootfs.choice`): another transport for the lower; the directory itself, written to (persistent); or
     a disk of its own with all of the rootfs copied to it, which is how it was without this idea.
 Cost
@@ -30,7 +32,7 @@ from __future__ import annotations
 import os
 
 from rundctl.engine.rootfs import combinations, transport
-from rundctl.engine.rootfs.choice import Choice, immutable_content
+from rundctl.engine.rootfs.choice import Choice, immutable_content, reader_of
 from rundctl.engine.rootfs.images import content as images
 from rundctl.engine.rootfs.transport import LOWER, ROOT
 from rundctl.engine.template import upper
@@ -82,8 +84,10 @@ def choose(
     """
     choice = Choice(undo, bundle, settings, memo, memory_mib, able)
     asked = bundle.options.lower or settings.lower
-    if (bundle.options.rootfs or settings.rootfs) == "persistent":
-        return choice.persistent(asked)
+    kept = bundle.options.rootfs or settings.rootfs
+    reader = reader_of(bundle) if kept == "auto" else ""
+    if reader or kept == "persistent":
+        return choice.persistent(asked, reader)
     if asked != "auto":
         return choice.by_name(asked)
     content, live, reason = immutable_content(bundle)

@@ -131,16 +131,17 @@ def erofs(image: Image, memory_mib: int, live: str = "", layers: tuple[str, ...]
     )  # fmt: skip
 
 
-def persistent(directory: str, daemon: Daemon | None = None) -> Rootfs:
-    """The bundle's directory as the whole root file system, written to at once: by virtio-fs where there is a ``daemon``, else by 9p.
+def persistent(directory: str, daemon: Daemon | None = None, why: str = "") -> Rootfs:
+    """The bundle's directory as the whole root file system, written to at once: by virtio-fs where there is a ``daemon``, else by 9p. ``why``: in words.
 
     Nothing is cached but what is mapped, as with volumes.
     """
     transport, options = ("virtiofs", "") if daemon else ("9p", f"{NINE_P},cache=mmap")
     mount = ops.mount(qemu.ROOTFS_TAG, ROOT, transport, 0, options)
     return Rootfs(
-        transport, reason="persistent", device=transport, mount=mount, path=directory, persistent=True, daemon=daemon
-    )
+        transport, reason=f"persistent: {why or ASKED}", device=transport, mount=mount, path=directory, persistent=True,
+        daemon=daemon,
+    )  # fmt: skip
 
 
 def blk(path: str, mib: int, reason: str = ASKED, image: Image | None = None) -> Rootfs:
