@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,9 +32,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def _claim(root: str, container_id: str = "c") -> Container:
-    container, lock = store.claim(root, container_id, {})
-    os.close(lock)
-    return container
+    with ExitStack() as held:
+        return store.claim(held, root, container_id, {})
 
 
 def _links() -> list[str]:

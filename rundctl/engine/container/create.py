@@ -57,7 +57,7 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
     path = kinds.path_of(wanted, container_id, store.root_name(root), systemd=ctx.systemd_cgroup)
     store.check_free(root, container_id)
     stages.mark("bundle")
-    with ExitStack() as undo, ExitStack() as sources:
+    with ExitStack() as locked, ExitStack() as undo, ExitStack() as sources:
         with interruption.allowed():
             shared = volumes.open_all(sources, bundle)
             asked = limits.parse(bundle.spec["linux"].get("resources", {}))
@@ -72,8 +72,7 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
         machine = shapes.machine_of(template.shape, ctx.settings)
         lease = kinds.lease(_hierarchies(ctx), path, f"{root}/{container_id}", systemd=ctx.systemd_cgroup)
         undo.callback(_undo, ctx, lease.let_go)
-        container, lock = store.claim(root, container_id, _facts(bundle, lease, machine))
-        undo.callback(os.close, lock)
+        container = store.claim(locked, root, container_id, _facts(bundle, lease, machine))
         undo.callback(_undo, ctx, _forget, ctx, container)
         undo.callback(_undo, ctx, lambda: kinds.recorded(container.record["cgroups"]).give_back())
         undo.callback(lease.joined)
@@ -88,7 +87,6 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
         )
         pid = launch.run(undo, sources, lease)
         undo.pop_all()
-        os.close(lock)
     return pid
 
 

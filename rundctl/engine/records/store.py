@@ -161,19 +161,21 @@ class Container:
         return StateError("container not running", hint=self.sudden_end())
 
 
-def claim(root: str, container_id: str, facts: dict[str, Any]) -> tuple[Container, int]:
-    """Take an id: a directory with a first record, locked by the descriptor that is returned too.
+def claim(held: ExitStack, root: str, container_id: str, facts: dict[str, Any]) -> Container:
+    """Take an id: a directory with a first record, locked until ``held`` ends.
 
     The directory is filled under a temporary name and renamed: rename(2) fails if the id's directory exists and is not empty,
     so nobody ever sees one without a record. StateError if the id is in use, HostError if the host refuses.
     """
     final = f"{root}/{container_id}"
     try:
-        return _claim(root, container_id, final, facts)
+        container, lock = _claim(root, container_id, final, facts)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise _in_use(container_id) from error
         raise HostError(f"make container directory {final}: {words(error)}") from error
+    held.callback(os.close, lock)
+    return container
 
 
 def _claim(root: str, container_id: str, final: str, facts: dict[str, Any]) -> tuple[Container, int]:
