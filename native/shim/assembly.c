@@ -16,6 +16,8 @@
 #include "place.h"
 #include "procfs.h"
 
+#define VOLUMES_FLAGS (MS_NOSUID | MS_NODEV | MS_NOEXEC)
+
 /* The sources' copies, and the container's own directory: a place that is surely there, for what only this process is to see. */
 struct assembly {
 	char path[PATH_MAX];
@@ -120,13 +122,16 @@ static int lay_volumes(const struct assembly *assembly, const struct options *op
 	cleanup_close int directory = -1;
 	int error = 0;
 
-	if (mount("volumes", assembly->path, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755,size=64k") < 0)
+	if (mount("volumes", assembly->path, "tmpfs", VOLUMES_FLAGS, "mode=0755,size=64k") < 0)
 		return -errno;
 	directory = open_directory(assembly->path);
 	if (directory < 0)
 		return directory;
 	for (size_t i = 0; i < options->volume_count && !error; i++)
 		error = lay_volume(directory, i, &options->volumes[i], &copies[i]);
+	/* The names are ours: a guest makes none beside them. */
+	if (!error && mount(NULL, assembly->path, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | VOLUMES_FLAGS, NULL) < 0)
+		error = -errno;
 	return error ? error : take_fd(&directory);
 }
 
