@@ -167,12 +167,8 @@ def test_daemons_are_in_the_containers_cgroup_and_see_nothing_else(
         assert len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines()) <= 3
     root = Path(f"/proc/{rootfs}/root")
     assert sorted(os.listdir(root)) == sorted(os.listdir(cli.state("v")["rootfs"]))
-<<<<<<< Updated upstream
-    for read_only in (root / "new", Path(f"/proc/{volumes}/root/0/{volume.name}/new")):
-=======
     served = Path(f"/proc/{volumes}/root/0")
     for read_only in (root / "new", served / "new", served / volume.name / "new"):
->>>>>>> Stashed changes
         with pytest.raises(OSError, match="Read-only file system"):
             read_only.write_text("x")
     cli("delete", "--force", "v")
