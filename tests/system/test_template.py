@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from rundctl.types import Accelerator
 from rundctl.vmm import cmdline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rundctl.engine.settings import Settings
     from rundctl.engine.template.store import Template
@@ -75,10 +76,21 @@ def _ensure(home: Settings, progress: Callable[[str], None] = _quiet) -> Templat
     return kernel_template.ensure(home, memo.of_home(home.home), progress)
 
 
-def _builder(home: Settings, memory_mib: int = 0) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-u", "-c", _ENSURE, str(memory_mib or home.memory_mib)]
-    environment = {**os.environ, "RUNDCTL_HOME": home.home}
-    return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def build(home: Settings, template: Template) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts builders, which end with the test. Which accelerator works is known."""
+    del template
+    prune.prune(home, Limits(everything=True))
+    with ExitStack() as undo:
+
+        def start(memory_mib: int = home.memory_mib) -> subprocess.Popen[str]:
+            environment = {**os.environ, "RUNDCTL_HOME": home.home}
+            argv = [sys.executable, "-u", "-c", _ENSURE, str(memory_mib)]
+            builder = undo.enter_context(subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True))
+            undo.callback(builder.kill)
+            return builder
+
+        yield start
 
 
 def _stop_while_it_boots(builder: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -134,11 +146,12 @@ def test_damaged_is_rebuilt(home: Settings, template: Template) -> None:
     assert os.stat(rebuilt.memory).st_size == home.memory_mib << 20
 
 
-def test_concurrent_builders_build_once_and_who_waits_says_for_whom(home: Settings) -> None:
-    prune.prune(home, Limits(everything=True))
-    first = _builder(home)
+def test_concurrent_builders_build_once_and_who_waits_says_for_whom(
+    build: Callable[..., subprocess.Popen[str]],
+) -> None:
+    first = build()
     _stop_while_it_boots(first)
-    second = _builder(home)
+    second = build()
     assert second.stdout is not None
     assert second.stdout.readline() == f"waiting for pid {first.pid}, which builds this template\n"
     first.send_signal(signal.SIGCONT)
@@ -147,10 +160,11 @@ def test_concurrent_builders_build_once_and_who_waits_says_for_whom(home: Settin
     assert outputs[1] == [outputs[0][-1]]
 
 
-def test_different_templates_are_built_at_once_and_nobody_disturbs_a_builder(home: Settings) -> None:
+def test_different_templates_are_built_at_once_and_nobody_disturbs_a_builder(
+    home: Settings, build: Callable[..., subprocess.Popen[str]]
+) -> None:
     """Neither who builds another, nor who prunes: what a stopped builder has begun is there when it goes on."""
-    prune.prune(home, Limits(everything=True))
-    stopped = _builder(home, 96)
+    stopped = build(96)
     _stop_while_it_boots(stopped)
     other = _ensure(home)
     assert prune.prune(home, Limits(everything=True)) == [other.key]
@@ -159,9 +173,10 @@ def test_different_templates_are_built_at_once_and_nobody_disturbs_a_builder(hom
     assert sorted(os.listdir(store.root(home.home))) == [".lock", key]
 
 
-def test_killed_builder_leaves_no_qemu_and_is_swept_up_after(home: Settings) -> None:
-    prune.prune(home, Limits(everything=True))
-    builder = _builder(home)
+def test_killed_builder_leaves_no_qemu_and_is_swept_up_after(
+    home: Settings, build: Callable[..., subprocess.Popen[str]]
+) -> None:
+    builder = build()
     children = _stop_while_it_boots(builder)
     builder.send_signal(signal.SIGKILL)
     builder.communicate()
