@@ -58,6 +58,7 @@ test-systemd: setup-system ## Scopes made by a real systemd, the init of such a 
 
 test-stress: setup-system ## 1000 containers, 20 at once, everything killed at random, and each verb at each step; 100,000 odd config.json and command lines (a part of it in test-system and test-unit)
 	RUNDCTL_STRESS_CYCLES=1000 RUNDCTL_STEPS=all $(PYTEST) -s tests/system/test_stress.py tests/system/test_steps.py
+	RUNDCTL_TEST_LONG=1 $(PYTEST) tests/system/test_rootfs_contract.py
 	RUNDCTL_FUZZ=100000 $(PYTEST) tests/unit/test_fuzz.py
 
 test-rebuild: setup-system ## Build lean kernel and QEMU once more: the same bytes? (some 15 minutes)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from .conftest import DEADLINE_S, RUNDCTL, Cli, JsonDict, eventually
+from .steps import Stepper
 
 SLEEP = ("/bin/sleep", "1000")
 WORK = ("/bin/sh", "-c", "while :; do :; done")
@@ -296,14 +297,18 @@ def test_a_hung_qemu_hangs_nobody(cli: Cli, running) -> None:
     cli("delete", "--force", "p")
 
 
-def test_kill_9_of_the_verb_leaves_truth(cli: Cli, running) -> None:
+def test_kill_9_of_the_verb_leaves_truth(cli: Cli, running, tmp_path: Path) -> None:
     running("p", *WORK)
     qemu = qemu_of(cli, "p")
-    for delay_ms in (0, 40, 70, 110):
+    stepper = Stepper(cli, tmp_path)
+    steps = {}
+    for verb in ("pause", "resume"):
+        assert stepper(0, signal.SIGKILL, verb, "p") == 0
+        steps[verb] = stepper.told()
+    assert min(steps.values()) > 1, steps
+    for step in range(1, min(steps.values()) + 1):
         for verb in ("pause", "resume"):
-            with cli.popen(verb, "p") as process:
-                time.sleep(delay_ms / 1000)
-                process.kill()
+            stepper(step, signal.SIGKILL, verb, "p")  # or it is refused: the one before did or left something undone
         status = eventually(lambda: _settled(cli, "p"), "settled")
         before = cpu_s(qemu)
         if status == "running":

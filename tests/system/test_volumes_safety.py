@@ -19,6 +19,7 @@ from rundctl.oci.linux import CAPABILITIES
 from . import host_mounts
 from .conftest import Cli, JsonDict, eventually
 from .runtimes import VOLUME_TRANSPORTS, Change, bind
+from .steps import Stepper, some
 
 pytestmark = pytest.mark.vm
 
@@ -167,7 +168,7 @@ def test_kill_9_leaves_no_mount(cli: Cli, bundle, tmp_path: Path, lower: str, vi
         before = host_mounts.found(tmp_path)
         where = bundle("/bin/sleep", "1000", change=_with(lower, bind(source, "/v", "rbind")))
         if victim == "creator":
-            _kill_creators(cli, where)
+            _kill_creators(cli, where, tmp_path)
         else:
             cli.create("v", where)
             cli("start", "v")
@@ -183,16 +184,13 @@ def test_kill_9_leaves_no_mount(cli: Cli, bundle, tmp_path: Path, lower: str, vi
         subprocess.run(["umount", source / "inside"], check=True)  # not busy: nothing of ours holds it
 
 
-def _kill_creators(cli: Cli, where: Path) -> None:
-    """At moments all along a create."""
-    for delay_s in (0.03, 0.1, 0.2, 0.3):
-        with cli.popen("create", "--bundle", str(where), "v") as create:
-            try:
-                create.wait(delay_s)
-            except subprocess.TimeoutExpired:
-                create.kill()
-        if delay_s < 0.3:
-            cli("delete", "--force", "v")
+def _kill_creators(cli: Cli, where: Path, directory: Path) -> None:
+    """At steps all along a create."""
+    stepper, words = Stepper(cli, directory), ("create", "--bundle", str(where), "v")
+    assert stepper(0, signal.SIGKILL, *words) == 0
+    for step in some(stepper.told(), 6):
+        cli("delete", "--force", "v")
+        assert stepper(step, signal.SIGKILL, *words) == -signal.SIGKILL, step
     eventually(
         lambda: cli.status("v") in ("stopped", "created") if cli("list", "-q").stdout else True, "it has settled"
     )
