@@ -140,10 +140,8 @@ static size_t read_ids(int process, char ids[IDS_MAX])
 	while (status && fgets(part, sizeof(part), status)) {
 		size_t length = strlen(part);
 		bool wanted = begins && (strncmp(part, "Uid:\t", 5) == 0 || strncmp(part, "NSpid:\t", 7) == 0);
-		if (wanted && size + length <= IDS_MAX) {
-			memcpy(ids + size, part, length);
-			size += length;
-		}
+		if (wanted && size + length < IDS_MAX)
+			size = (size_t)(stpcpy(ids + size, part) - ids);
 		begins = length && part[length - 1] == '\n';
 	}
 	if (status)

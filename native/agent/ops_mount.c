@@ -80,13 +80,14 @@ static int mount_device_here(int target, const struct mount_request *request, co
 }
 
 /* As runc: a tmpfs over a directory that is there gets its mode, unless the options name another (the last one counts). */
-static int tmpfs_data(int target, const char *data, char **with_mode)
+static char *tmpfs_data(int target, const char *data)
 {
 	struct stat status;
+	char *with_mode;
 
-	if (fstat(target, &status) < 0)
-		return -errno;
-	return asprintf(with_mode, "mode=%04o%s%s", status.st_mode & 07777, *data ? "," : "", data) < 0 ? -ENOMEM : 0;
+	if (fstat(target, &status) < 0 || asprintf(&with_mode, "mode=%04o%s%s", status.st_mode & 07777, *data ? "," : "", data) < 0)
+		return NULL;
+	return with_mode;
 }
 
 /* Mounts on the directory `fd`, and fills the new file system from it. A read-only one becomes so when it is filled. */
@@ -134,10 +135,9 @@ static int mount_request(struct plan_context *context, const struct mount_reques
 	if (fd < 0)
 		return fd;
 	if (!made && context->root >= 0 && strcmp(request->type, "tmpfs") == 0) {
-		int error = tmpfs_data(fd, data, &with_mode);
-		if (error)
-			return error;
-		data = with_mode;
+		data = with_mode = tmpfs_data(fd, data);
+		if (!data)
+			return -errno;
 	}
 	if ((request->how & WIRE_MOUNT_COPY_UP) && !made)
 		return mount_copied_up(context, request, fd, data);

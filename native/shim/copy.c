@@ -237,8 +237,12 @@ static int collect_all(struct copy *copy, struct mounts *mounts, int source, boo
 	int error = !piece.path ? -ENOMEM : piece.place < 0 ? -errno : 0;
 
 	*copy = (struct copy){.recursive = recursive, .read_only = read_only};
-	if (!error)
-		error = collect(copy, mounts, piece);
+	if (error) {
+		free(piece.path);
+		close_fd(&piece.place);
+		return error;
+	}
+	error = collect(copy, mounts, piece);
 	if (!error && recursive)
 		error = collect_below(copy, mounts, source);
 	for (size_t i = 0; i < copy->count; i++)

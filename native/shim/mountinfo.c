@@ -54,7 +54,7 @@ static int read_text(char **text)
 		return -errno;
 	do {
 		if (room - size < CHUNK) {
-			char *grown = realloc(*text, room += 4 * CHUNK);
+			char *grown = realloc(*text, room += (size_t)4 * CHUNK);
 
 			if (!grown)
 				return -ENOMEM;
