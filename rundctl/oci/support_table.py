@@ -28,7 +28,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "process.args",
         "honoured",
-        "looked up in the container's PATH; a file that is no program is told on stderr and ends with 1, as in runc",
+        "looked up in the container's PATH; if the file is no program, stderr says so and the exit code is 1, as in runc",
     ),
     ("process.commandLine", "meaningless", "for Windows"),
     ("process.consoleSize", "meaningless", "without a terminal there is no console"),
@@ -37,7 +37,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "process.terminal",
         "refused",
-        "terminals are not supported yet; leave out -t. A terminal that the caller has as stdio is a pipe in the container, where runc hands it on",
+        "terminals are not supported yet; leave out -t. If the caller's stdio is a terminal, the container gets pipes; runc would hand the terminal on",
     ),
     ("process.user", "honoured", ""),
     ("process.user.uid", "honoured", "up to 2147483647, as in runc"),
@@ -57,7 +57,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "process.capabilities.ambient",
         "honoured",
-        "those not permitted and inheritable too are listed and left out, as in runc",
+        "a capability that is not permitted and inheritable too is listed and left out, as in runc",
     ),
     ("process.apparmorProfile", "meaningless", _LABEL),
     ("process.selinuxLabel", "meaningless", _LABEL),
@@ -81,9 +81,9 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
         "mounts[].source",
         "honoured",
         (
-            "of a bind mount: a path of the host, relative to the bundle, shared with the VM; "
-            "a procfs is shown without processes, a source below a process is refused (docs/security.md); "
-            "in place of the host's cgroups the container sees its own; sockets of the host refuse connections, inotify tells no change that the host makes"
+            "of a bind mount: a path of the host, relative to the bundle. "
+            "A procfs shows no processes; a source below a process is refused (docs/security.md). "
+            "Cgroups are the container's. Sockets refuse connections; inotify misses the host's changes"
         ),
     ),
     (
@@ -113,7 +113,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "linux.namespaces",
         "honoured",
-        "pid, mount, uts, ipc and network are required: sharing the host's is what a VM cannot do",
+        "pid, mount, uts, ipc and network are required: a VM cannot share the host's",
     ),
     (
         "linux.namespaces[].type",
@@ -123,7 +123,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "linux.namespaces[].path",
         "refused",
-        "an existing namespace belongs to the host's kernel, and the container runs on another; one of type network is refused until there are networks",
+        "an existing namespace belongs to the host's kernel, and the container has another; of type network it is refused until there are networks",
     ),
     ("linux.uidMappings", "refused", "user namespaces are not supported yet"),
     ("linux.gidMappings", "refused", "user namespaces are not supported yet"),
@@ -187,7 +187,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "linux.resources.memory.swap",
         "honoured",
-        "on the host, of the VM's pages; the guest has no swap. v2's `memory.swap.max` is what is more than `limit`",
+        "on the host, of the VM's pages; the guest has no swap. On v2 `memory.swap.max` is what exceeds `limit`",
     ),
     (
         "linux.resources.memory.swappiness",
@@ -205,7 +205,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "linux.resources.cpu.quota",
         "honoured",
-        "the VM gets as many vCPUs as it needs (emulated maybe on one thread), the guest's cgroup enforces it; on the host the VM may use a quarter CPU more",
+        "the VM gets enough vCPUs for it (emulated maybe on one thread), and the guest's cgroup enforces it; on the host the VM may use a quarter CPU more",
     ),
     ("linux.resources.cpu.period", "honoured", "in the guest and on the host"),
     ("linux.resources.cpu.burst", "honoured", "in the guest and on the host"),
@@ -260,13 +260,13 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "linux.resources.unified",
         "honoured",
-        "what a field above says, as that field, on v1 too; other files of memory, cpu, pids and hugetlb in the guest, of io and cpuset on hosts with v2",
+        "what a field above sets counts as that field, on v1 too; files of memory, cpu, pids and hugetlb are the guest's, of io and cpuset hosts' with v2",
     ),
     ("linux.rootfsPropagation", "honoured", "inside the guest; sharing mounts with the host is impossible"),
     (
         "linux.seccomp",
         "honoured",
-        "compiled on the host, loaded in the guest as the last step: unlike runc's, a profile need allow nothing of set-up but execve",
+        "compiled on the host, loaded in the guest as the last step: of the set-up a profile must allow execve only, unlike runc's",
     ),
     (
         "linux.seccomp.defaultAction",
@@ -296,7 +296,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     (
         "linux.readonlyPaths",
         "honoured",
-        "with all that is mounted below, but of / itself only the root; relative ones count from /",
+        "with all that is mounted below; of / only the root itself; relative ones count from /",
     ),
     ("linux.mountLabel", "meaningless", _LABEL),
     ("linux.intelRdt", "refused", "cache and bandwidth allocation of the host is not supported yet"),
