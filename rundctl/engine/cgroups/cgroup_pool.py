@@ -1,27 +1,31 @@
-"""Cgroup pool: make cgroups before anybody needs them, let each start lease one, take it back as good as new.
+"""Cgroup pool: make cgroups before anybody needs them. Each start leases one; it comes back as good as new.
 
 Problem
-    Making, configuring and joining a container's cgroups takes kernel locks: at 200 starts at once that was most of the time of a start.
+    To make, configure and join a container's cgroups takes kernel locks. At 200 starts at once that was most of the time of a start.
 Mechanism
-    `rundctl pool fill` makes *slots*: one is a cgroup in every hierarchy, below the parent that containers will ask for (``linux.cgroupsPath``: a pod's or
-    a slice's limits live there). A slot's *lease* is one symlink, exclusive and atomic, whose text names the container; a *hint* beside it says that
-    the slot is ready. A start takes lease and hint (`take_ready`) and writes the lease into its record; then the kernel's cgroup follows: by
-    rename(2) to the requested name in v1, and in v2, which has no rename, as it is (`PooledLease.make`). The launcher joins it before anything else exists,
-    so that shim, QEMU and all they allocate are born inside. ``delete`` makes the slot as good as new and hints that it is ready (`give_back`); one that
-    cannot be is removed, and a process in the background makes others. Without a slot cgroups are made on the spot: no start ever waits for one.
+    `rundctl pool fill` makes *slots*. A slot is a cgroup in every hierarchy, below the parent that containers will ask for (``linux.cgroupsPath``):
+    the limits of a pod or a slice live there. Two files on disk belong to a slot:
+    its *lease* is one symlink, exclusive and atomic, whose text names the container; its *hint* says that the slot is ready.
+    1. A start takes lease and hint (`take_ready`) and writes the lease into its record.
+    2. The kernel's cgroup follows (`PooledLease.make`). In v1 rename(2) gives it the requested name. v2 has no rename: it stays as it is.
+    3. The launcher joins it before anything else exists. So shim, QEMU and all that they allocate are born inside.
+    4. ``delete`` makes the slot as good as new and hints that it is ready (`give_back`). A slot that cannot be made so is removed, and a process in
+       the background makes others.
+    If no slot is free, cgroups are made on the spot: no start ever waits for a slot.
 Cost
-    A start pays for listdir, symlink, unlink and a rename a v1 hierarchy; on the spot, for a mkdir a hierarchy. Either way the launcher migrates itself once a
-    v1 hierarchy, beside the compilation of the plan. An idle host has only the cgroups that `pool fill` was asked for.
+    A start pays for listdir, symlink, unlink, and one rename in each v1 hierarchy. On the spot it pays for one mkdir in each hierarchy. Either way the
+    launcher moves itself once in each v1 hierarchy, beside the compilation of the plan. An idle host has only the cgroups that `pool fill` was
+    asked for.
 Invariants
-    Whoever touches a slot holds its lease. So a slot has one owner at most; and it is never lost: docs/adr/0006-cgroup-pool.md tells what ``kill -9``
+    Whoever touches a slot holds its lease. So a slot has one owner at most. And it is never lost: docs/adr/0006-cgroup-pool.md tells what ``kill -9``
     leaves at each step, and who mends it.
-    The requested parent is always honoured, and left in place as runc leaves it; our own default parent goes with its last container.
-    What a container is given has no setting, member or child of who had it before.
+    The requested parent is always honoured, and left in place as runc leaves it. Our own default parent goes with its last container.
+    A container gets a slot without any setting, member or child of the one that had it before.
 Measured by
-    the stages ``cgroup`` and ``shim`` of ``--timings``, and there ``join`` and ``clone``, which the launcher does beside them; make bench-cgroup.
+    the stages ``cgroup`` and ``shim`` of ``--timings``; in them ``join`` and ``clone``, which the launcher does beside them; make bench-cgroup.
 
-Beside it: `ownership` leases and hints on disk; `slot` a slot as the kernel has it; `scrub` as good as new; `retire` the end of slots and pools; `upkeep` and
-`refill` making more; `lease`, `kinds` what other kinds of cgroups there are.
+Beside it: `ownership` is leases and hints on disk; `slot` a slot as the kernel has it; `scrub` makes it as good as new; `retire` ends slots and pools;
+`upkeep` and `refill` make more; `lease` and `kinds` say what other kinds of cgroups there are.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ if TYPE_CHECKING:
 
 
 def take_ready(pool: Pool, container_directory: str) -> tuple[int, str] | None:
-    """Take a slot that is ready: its number and the lease's text; None if there is none. Safe against any number of others at once."""
+    """Take a slot that is ready: its number and the lease's text, or None if no slot is ready. Any number of callers may do so at once."""
     numbers = pool.free()
     first = os.getpid() % len(numbers) if numbers else 0  # so that not all try the same one
     for number in numbers[first:] + numbers[:first]:
@@ -58,9 +62,9 @@ def take_ready(pool: Pool, container_directory: str) -> tuple[int, str] | None:
 
 
 def give_back(pool: Pool, slot: Slot) -> str:
-    """Put a slot whose lease is ours, and which has no members, back into its pool as good as new, or remove it; then the lease has ended.
+    """Put a slot back into its pool as good as new, or remove it. The lease is ours, and ends; the slot has no members.
 
-    Why it was removed; nothing if it was not, or only because the pool has enough. HostError if it can be neither; then the lease stays.
+    Returns why the slot was removed: nothing if it was not, or only because the pool has enough. HostError if neither works: the lease stays then.
     """
     counters: dict[str, str] = {}
     spoilt = slot.scrub(counters)
@@ -107,7 +111,7 @@ class PooledLease(Lease):
         return {**super().facts(), "pool": self._pool.directory, "slot": self._slot.number, "lease": self._text}
 
     def make(self, record: Callable[[Facts], None]) -> None:
-        """Give the slot the container's name. If somebody else's cgroup has it, that one is joined, as with runc, and the slot goes back."""
+        """Give the slot the container's name. If another cgroup has that name, the container joins it, as with runc, and the slot goes back."""
         try:
             self._slot.take()
         except FileExistsError:
@@ -138,7 +142,7 @@ class PooledLease(Lease):
         return f"slot {self._slot.number} of the pool" if self._instead is None else self._instead.describe()
 
     def _return(self, *, kill: bool) -> str:
-        """With another text, or none, the slot was returned before, and may be anybody's by now."""
+        """Return the slot if the lease still has our text. Otherwise it was returned before, and may be anybody's by now."""
         now = self._pool.text(self._slot.number)
         if now is None:
             self._return_unleased()
@@ -149,7 +153,7 @@ class PooledLease(Lease):
         return ""
 
     def _return_unleased(self) -> None:
-        """A slot that is nobody's was returned before, and is free; or somebody has removed the pool's files, and only the kernel still has it."""
+        """A slot without a lease was returned before, and is free. Or somebody removed the pool's files, and only the kernel still has the slot."""
         pool, slot = self._pool, self._slot
         if not pool.exists():
             slot.remove()
@@ -165,7 +169,7 @@ class PooledLease(Lease):
 def lease(
     hierarchies: Sequence[Hierarchy], path: str, container_directory: str = "", state: str = ownership.STATE
 ) -> Lease:
-    """Name a container's cgroups, so that the record can hold them before they exist: a slot of the parent's pool, else the path itself."""
+    """Name a container's cgroups before they exist, so that the record can hold them: a slot of the parent's pool, or the path itself."""
     pool = Pool.of(os.path.dirname(path), state)
     try:
         taken = take_ready(pool, container_directory) if container_directory else None

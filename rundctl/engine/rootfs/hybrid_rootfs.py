@@ -1,26 +1,28 @@
-"""Hybrid root file system: a shared read-only lower and a private volatile upper, joined by overlayfs in the guest.
+"""Hybrid root file system: a shared read-only lower and a private volatile upper. overlayfs joins them in the guest.
 
 Problem
-    A container needs a root file system that starts at once, costs nothing until written to, and behaves like a local one. Copying an image
-    per VM is slow; writing through a shared file system makes every small write a round trip through the VMM.
+    A container needs a root file system that starts at once, costs nothing until it is written to, and behaves like a local one. A copy of an
+    image for each VM is slow. Through a shared file system every small write is a round trip to the VMM.
 Mechanism
-    Three steps, and a function for each.
-    `choose`        the lower, which all containers of a rootfs share. What is known not to change is an EROFS image, made once, on virtio-pmem: each VM
-                    maps the host's page cache. What may change is the directory itself, read-only, by 9p. Of layers stacked by overlayfs both: the layers
-                    are the image, and the directory above them is laid on it, live.
-    `open_private`  the upper, which is the container's alone: an ext4 image on virtio-blk, a reflink of the template's (or a copy of its few data
-                    extents), in a file that never has a name. The template's guest has it mounted already: a clone's first write needs no mount.
-    `join`          the operations by which the guest mounts one over the other.
+    There are three steps, and a function for each.
+    `choose`        chooses the lower, which all containers of a rootfs share. If the content is known not to change, it is an EROFS image. That is made
+                    once, and comes by virtio-pmem: each VM maps the host's page cache. If the content may change, it is the directory itself,
+                    read-only, by 9p. Of layers that overlayfs stacks it is both: the layers are the image, and the directory above them is
+                    laid on it, live.
+    `open_private`  opens the upper, which is the container's alone: an ext4 image on virtio-blk. It is a reflink of the template's, or a copy of its
+                    few data extents, in a file that never has a name. The template's guest has it mounted already. So a clone's first
+                    write needs no mount.
+    `join`          makes the operations by which the guest mounts one over the other.
     The template has the devices that its clones need, with something empty behind them. A clone puts its own there before the guest mounts it.
-    What an engine will read afterwards (an image's layer that is being built, a container that is started again) has none of this: the container writes
-    to the directory itself (`choice.reader_of`).
-    Who asks for something else gets it by name (`rootfs.choice`): another transport for the lower; the directory itself, written to (persistent); or
-    a disk of its own with all of the rootfs copied to it, which is how it was without this idea.
+    Some roots have none of this: an engine will read them afterwards. It builds an image's layer, or starts the container again. There the
+    container writes to the directory itself (`choice.reader_of`).
+    A user can ask by name for something else (`rootfs.choice`): another transport for the lower; the directory itself, written to (persistent);
+    or a private disk with a copy of the whole rootfs. This last one is how it was without this idea.
 Cost
-    Upper: one ioctl where the file system has reflinks (XFS, btrfs), else as long as its data extents take to copy (52 KiB).
-    Guest: two mounts, about 15 ms under emulation; by 9p 1.2 MiB of QEMU's memory, on pmem 1/64 of the device's size of the guest's.
+    Upper: one ioctl where the file system has reflinks (XFS, btrfs). Elsewhere its data extents are copied (52 KiB).
+    Guest: two mounts, about 15 ms under emulation. By 9p 1.2 MiB of QEMU's memory. On pmem 1/64 of the device's size, of the guest's memory.
 Invariants
-    The lower is never written. The upper is gone with the last descriptor to it. The template's image is never opened for writing.
+    Nobody writes to the lower. The upper is gone with the last descriptor to it. The template's image is never opened for writing.
     The image and the template's memory are of the same moment: one is never used without the other.
     A start never waits for an image to be made, unless it was told to use one.
 Measured by
@@ -79,8 +81,8 @@ def choose(
 ) -> Rootfs:
     """What the guest gets of a bundle's rootfs, and why: the shared lower that suits it best, or what annotation or settings ask for.
 
-    ``memory_mib`` is the VM's. ``able`` tells what its kernel can mount, and is asked only if that matters. ``undo`` closes the image that is
-    chosen, if it is one: from the choice on it cannot be missed. ConfigError for what cannot be had, HostError for what the host cannot do.
+    ``memory_mib`` is the VM's. ``able`` says what its kernel can mount, and is asked only if that matters. If an image is chosen, ``undo`` closes
+    it: it is open from now on, so its removal does no harm. ConfigError for what is not possible, HostError for what the host cannot do.
     """
     choice = Choice(undo, bundle, settings, memo, memory_mib, able)
     asked = bundle.options.lower or settings.lower
@@ -101,7 +103,7 @@ def choose(
 
 
 def open_private(rootfs: Rootfs, template: Template) -> int:
-    """What is the clone's alone (its upper; or all, on a disk), in a file without a name: its descriptor. HostError says what the host refused."""
+    """Open what is the clone's alone: its upper, or on a disk all of the rootfs. The descriptor of a file without a name. HostError: the host refused."""
     if rootfs.is_disk:
         from rundctl.engine.rootfs import disk
 
@@ -111,7 +113,7 @@ def open_private(rootfs: Rootfs, template: Template) -> int:
 
 
 def join(rootfs: Rootfs, *, volumes: bool = False, live: str = "") -> list[ops.Op]:
-    """Make the container's root at `ROOT`, and its volumes at `VOLUMES`/0/NAME, /1/NAME ... if it has any.
+    """Make the container's root at `ROOT`. If it has volumes, make them at `VOLUMES`/0/NAME, /1/NAME ...
 
     ``live``: where the guest finds the directory that is stacked on an image.
     """

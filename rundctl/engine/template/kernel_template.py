@@ -1,20 +1,24 @@
 """Kernel template: boot a lean guest once, save it after boot, start every container as a copy-on-write clone of it.
 
 Problem
-    Booting a kernel takes from half a second to seconds, and every VM that boots has its own copy of the same kernel in memory.
+    A kernel takes half a second to several seconds to boot. And every VM that boots has its own copy of the same kernel in memory.
 Mechanism
-    The guest boots with its memory in a shared file and is stopped once it has all that any container needs: agent listening, upper layer mounted,
-    cgroups there, clocks calibrated and compared with the host's. QEMU writes the device state (x-ignore-shared leaves the memory out: it is in its
-    file). A clone is a QEMU with the same machine, the memory file mapped privately (`MemoryMode.COW`), or copied where virtiofsd must map it, too
-    (`COPY`), and the state loaded. The key is a digest of everything the guest and its machine are made of, and both command lines come from the
-    same MachineShape: a difference is a missing template, never a corrupt restore.
+    A guest boots with its memory in a shared file. It is stopped once it has all that any container needs: the agent listens, the upper layer is
+    mounted, cgroups are there, clocks are calibrated and compared with the host's. Then QEMU writes the device state. (x-ignore-shared leaves the
+    memory out: that is in its file already.)
+    A clone is a QEMU with the same machine. It maps the memory file privately (`MemoryMode.COW`), or copies it where virtiofsd must map it, too
+    (`COPY`). Then it loads the device state.
+    The key is a digest of everything that the guest and its machine are made of. Both command lines come from the same MachineShape. So a
+    difference means that there is no such template, never a corrupt restore.
 Cost
-    Building: a boot and about a second. Disk: the memory pages the guest touched, 0.5 MiB of state, four times 52 KiB of upper. Finding: two JSON
-    files and a stat for each ingredient. A clone: some 40 ms until its agent answers under emulation, 25 MiB of its own (docs/performance.md).
+    Building: a boot and about a second. Disk: the memory pages that the guest touched, 0.5 MiB of state, four times 52 KiB of upper. Finding: two
+    JSON files and a stat for each ingredient. A clone: some 40 ms until its agent answers under emulation, and 25 MiB of its own
+    (docs/performance.md).
 Invariants
-    A template is complete or not there (built aside, renamed). Its files never change: one that was touched or truncated is rebuilt, not used.
-    Of one key there is one builder, who waits says for whom; different keys are built at once. A guest whose clock is wrong is never saved.
-    Clones of one template are the same machine until IDENTITY told them apart.
+    A template is complete or not there: it is built aside, then renamed. Its files never change. One that was touched or truncated is rebuilt,
+    not used.
+    Each key has one builder at a time, and who waits says for whom. Different keys are built at once. A guest whose clock is wrong is never saved.
+    Clones of one template are the same machine until IDENTITY has told them apart.
 Measured by
     make bench-template; tests/system/test_template.py (build, find, damage, concurrency, clocks), test_template_clone.py, test_small_clones.py.
 """
@@ -47,16 +51,16 @@ _DEFAULT = Request()
 
 
 def find(settings: Settings, memo: Memo, request: Request = _DEFAULT) -> Template | None:
-    """The template for this machine, if it is there and all about it is remembered. The path of every start: no subprocess, no hashing.
+    """The template for this machine, if it is there and all about it is remembered. Every start comes here: no subprocess, no hashing.
 
-    HostError or ConfigError for what `ensure` could not mend either: no QEMU, no kernel.
+    HostError or ConfigError if QEMU or the kernel is missing, which `ensure` could not mend either.
     """
     known = inputs.known(settings, request, memo)
     return None if known is None else store.open_template(settings.home, known[1], known[0])
 
 
 def build(directory: str, recipe: Recipe, progress: Progress) -> Figures:
-    """Make the files of a template: boot the guest, settle it, save it. How fast its clock was found to run is returned. Cold.
+    """Make the files of a template: boot the guest, settle it, save it. Return how fast its clock runs. Cold.
 
     GuestError with the guest's last words, HostError for what the host refuses.
     """
@@ -67,14 +71,14 @@ def build(directory: str, recipe: Recipe, progress: Progress) -> Figures:
     ) as guest:  # its memory is a file, its set-up is done, its clock is right
         guest.settle()  # the agent writes out what is dirty, and drops what no clone needs
         progress("saving the guest")
-        guest.save()  # the machine stops, for ever; what it was lives on in each clone
+        guest.save()  # this machine stops for ever; each clone goes on from here
         return guest.clock
 
 
 def clone(template: Template, wiring: qemu.Wiring, state: int) -> tuple[list[str], list[int], Saved]:
-    """One more machine out of a template: a QEMU that maps its memory privately and waits for its device state, which `Vm.restore` loads.
+    """One more machine out of a template: a QEMU that maps the memory privately and waits for its device state. `Vm.restore` loads that.
 
-    (argv, descriptors that QEMU inherits, what is to be restored). ``state``: a descriptor of ``template.state`` with an offset of its own.
+    Returns argv, the descriptors that QEMU inherits, and what is to be restored. ``state``: a descriptor of ``template.state`` with its own offset.
     """
     argv, kept = qemu.clone_argv(template.shape, wiring, state)
     return argv, kept, (qemu.state_uri(template.shape, state), qemu.plugged(wiring))
@@ -83,9 +87,9 @@ def clone(template: Template, wiring: qemu.Wiring, state: int) -> tuple[list[str
 def ensure(
     settings: Settings, memo: Memo, progress: Progress, request: Request = _DEFAULT, *, warn: Progress | None = None
 ) -> Template:
-    """The template for this machine, built if need be; who comes second waits and finds it. A reflink store that is not mounted gets mounted.
+    """The template for this machine, built if it is not there. A second caller waits and finds it. A reflink store that is not mounted is mounted first.
 
-    ``progress`` is told each step, ``warn`` that another builds what we wait for, if it takes long.
+    ``progress`` is told each step. ``warn`` is told, if it takes long, that another process builds what we wait for.
     """
     from rundctl.engine.template import builders, reflink_store
 
@@ -106,7 +110,7 @@ def ensure(
 
 
 def _try_accelerators(ingredients: Ingredients, memo: Memo, turns: Builders) -> Template:
-    """Build with the accelerator that works: which one that is comes out by booting a guest."""
+    """Build with the accelerator that works. Only booting a guest shows which one that is."""
     verdict = accelerator.Verdict(Accelerator.KVM, "a guest booted with it")
     try:
         made = _find_or_build(ingredients, verdict, memo, turns)
