@@ -61,7 +61,7 @@ ssize_t __wrap_read(int fd, void *buffer, size_t size)
 
 static enum verdict judge(int directory)
 {
-	int procfs = openat(directory, "0/y/proc", O_PATH | O_DIRECTORY);
+	int procfs = openat(directory, "0/source/y/proc", O_PATH | O_DIRECTORY);
 	struct statvfs flags;
 	struct stat status;
 
@@ -78,7 +78,7 @@ static enum verdict judge(int directory)
 
 static enum verdict attempt(void)
 {
-	struct volume volume = {.fd = open("source", O_PATH), .recursive = true};
+	struct volume volume = {.fd = open("source", O_PATH), .recursive = true, .name = "source"};
 	struct options options = {.state = open("state", O_PATH), .volumes = &volume, .volume_count = 1, .volumes_fd = -1, .exported = -1};
 	int directory = volumes_assemble(&options);
 
