@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -25,6 +26,11 @@ def default_signals():
         signal.signal(signo, handler)
 
 
+def _send(signo: int) -> None:
+    """To this thread, as all of rundctl is one: the kernel gives a process's signal to any thread that takes it, and a worker of xdist has others."""
+    signal.pthread_kill(threading.get_ident(), signo)
+
+
 def _blocked() -> set[int]:
     return signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(ENDING)
 
@@ -35,7 +41,7 @@ def test_it_waits_until_it_is_allowed(signo: int, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(signal, "raise_signal", ended.append)
     steps = []
     with pytest.raises(KeyboardInterrupt), interruption.Held():
-        os.kill(os.getpid(), signo)
+        _send(signo)
         steps.append("made")
         with interruption.allowed():
             steps.append("waited")
@@ -50,10 +56,10 @@ def test_it_comes_in_what_is_allowed_and_then_no_other(monkeypatch: pytest.Monke
     with pytest.raises(KeyboardInterrupt) as caught, interruption.Held():
         try:
             with interruption.allowed():
-                os.kill(os.getpid(), signal.SIGTERM)
+                _send(signal.SIGTERM)
                 pytest.fail("it went on")
         finally:
-            os.kill(os.getpid(), signal.SIGINT)
+            _send(signal.SIGINT)
             with interruption.allowed():
                 undone = True
     assert caught.value.args == (signal.SIGTERM,)
@@ -89,7 +95,7 @@ def test_a_block_within_a_block_adds_nothing(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(signal, "raise_signal", ended.append)
     with pytest.raises(KeyboardInterrupt), interruption.Held():
         with interruption.Held():
-            os.kill(os.getpid(), signal.SIGTERM)
+            _send(signal.SIGTERM)
         assert _blocked() == set(ENDING)
         with pytest.raises(KeyboardInterrupt), interruption.Held(), interruption.allowed():
             pytest.fail("it went on")
@@ -103,7 +109,7 @@ def test_what_the_caller_ignores_or_blocks_stays_so() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         with interruption.Held(), interruption.allowed():
-            os.kill(os.getpid(), signal.SIGHUP)
+            _send(signal.SIGHUP)
             assert _blocked() == {signal.SIGTERM}
         assert _blocked() == {signal.SIGTERM}
     finally:
@@ -114,7 +120,7 @@ def test_handed_over_they_stay_blocked() -> None:
     try:
         with interruption.Held() as held:
             held.hand_over()
-            os.kill(os.getpid(), signal.SIGTERM)
+            _send(signal.SIGTERM)
         assert signal.sigwait(ENDING) == signal.SIGTERM
         assert _blocked() == set(ENDING)
     finally:
