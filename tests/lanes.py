@@ -94,7 +94,7 @@ class Controller:
 
     def _say(self, words: str) -> None:
         reporter: TerminalReporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        reporter.write(f"\n{time.monotonic() - self._began:4.0f} s  {words} ")
+        reporter.write(f"\n{time.monotonic() - self._began:4.0f} s  {words} ", flush=True)
 
 
 def install(config: pytest.Config) -> None:
