@@ -50,4 +50,6 @@ def _span(text: str, characters: str) -> tuple[str, str]:
 
 
 def _wrong(text: str, flag: str) -> UsageError:
-    return UsageError(f'invalid value "{text}" for flag {flag}', hint="a number and its unit, as 5s, 500ms or 1m30s")
+    return UsageError(
+        f'invalid value "{text}" for flag {flag}', hint="a number and its unit, such as 5s, 500ms or 1m30s"
+    )

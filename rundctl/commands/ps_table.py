@@ -179,4 +179,4 @@ def _hint() -> str:
 
 
 def _unknown(word: str) -> UsageError:
-    return UsageError(f"ps: {word!r} is no option of ps that a virtual machine can answer", hint=_hint())
+    return UsageError(f"ps: a virtual machine cannot answer ps's option {word!r}", hint=_hint())

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _UNITS = {"M": 20, "G": 30, "T": 40}  # powers of two
 _STATES = {
-    "none": "there is none (rundctl storage init makes one)",
+    "none": "none (rundctl storage init makes one)",
     "unmounted": "not mounted (rundctl storage mount, or the next create, mounts it)",
     "mounted": "mounted",
     "native": "not needed: the file system shares extents itself",
@@ -72,7 +72,7 @@ def remove(options: Options) -> int:
 def _bytes(text: str) -> int:
     digits, unit = text[:-1], text[-1:]
     if not (digits.isascii() and digits.isdigit() and unit in _UNITS):
-        raise UsageError(f"--size takes a number and M, G or T, as 20G, not {text!r}")
+        raise UsageError(f"--size takes a number and M, G or T, such as 20G, not {text!r}")
     return int(digits) << _UNITS[unit]
 
 
@@ -101,7 +101,9 @@ VERB = Verb(
             "storage init",
             "Make a reflink store and move the templates into it.",
             init,
-            flags=(Flag("--size", "Its size, as 20G (default: half of what is free, at most 64G).", value="SIZE"),),
+            flags=(
+                Flag("--size", "Its size, such as 20G (default: half of what is free, at most 64G).", value="SIZE"),
+            ),
         ),
         Verb("storage mount", "Mount the reflink store, as after a reboot.", mount),
         Verb(

@@ -110,7 +110,7 @@ def _processor(_: Settings) -> Iterator[Finding]:
         yield Finding("processor", Level.OK, f"{name}: {', '.join(sorted(virtual))}")
     else:
         hint = "enable VT-x or AMD-V in the firmware, or nested virtualisation where this machine is a guest itself"
-        yield Finding("processor", Level.WARN, f"{name}: neither vmx nor svm: KVM cannot be expected to work", hint)
+        yield Finding("processor", Level.WARN, f"{name}: neither vmx nor svm: do not expect KVM to work", hint)
 
 
 def _native(_: Settings) -> Iterator[Finding]:
@@ -246,7 +246,7 @@ def _clock(entry: template_store.Entry) -> str:
 def _images(chosen: Settings) -> Iterator[Finding]:
     tool = process.find_tool("mkfs.erofs")
     if tool is None:
-        text = "there is no mkfs.erofs: no root file system becomes an EROFS image, all come by 9p"
+        text = "mkfs.erofs is missing: root file systems cannot become EROFS images, all come by 9p"
         yield Finding("images", Level.WARN, text, "apt-get install erofs-utils")
     found = images.entries(chosen.home)
     size_mib = sum(entry.size_mib for entry in found)
@@ -255,7 +255,7 @@ def _images(chosen: Settings) -> Iterator[Finding]:
     )
     for entry in found:
         if entry.state == "damaged":
-            hint = "rundctl image prune removes it; its next start has it made anew"
+            hint = "rundctl image prune removes it; the next start makes it anew"
             yield Finding("images", Level.WARN, f"{entry.key}: damaged, will not be used", hint)
 
 

@@ -71,7 +71,7 @@ def unpack(result: Result) -> Page:
     """What an answer to PROCESSES holds. GuestError if it is none."""
     data = result.data
     if len(data) < _HEAD.size:
-        raise GuestError("protocol violation: an answer that is none")
+        raise GuestError("protocol violation: the guest's answer makes no sense")
     following, uptime_ns = _HEAD.unpack_from(data)
     offset = _HEAD.size
     found: list[Process] = []
@@ -85,7 +85,7 @@ def unpack(result: Result) -> Page:
         if process is not None:
             found.append(process)
     if offset != len(data) or (following and not result.index):
-        raise GuestError("protocol violation: an answer that is none")
+        raise GuestError("protocol violation: the guest's answer makes no sense")
     return Page(found, following, uptime_ns * TICKS_PER_S // 10**9)
 
 
@@ -107,7 +107,7 @@ def number(processes: Iterable[Process]) -> list[Process]:
 def _string(data: bytes, offset: int) -> bytes:
     size = _LENGTH.unpack_from(data, offset)[0] if len(data) - offset >= _LENGTH.size else len(data)
     if size > len(data) - offset - _LENGTH.size:
-        raise GuestError("protocol violation: an answer that is none")
+        raise GuestError("protocol violation: the guest's answer makes no sense")
     return data[offset + _LENGTH.size : offset + _LENGTH.size + size]
 
 

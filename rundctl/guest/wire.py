@@ -133,7 +133,7 @@ class Channel:
         if len(payload) > MESSAGE_MAX:
             raise GuestError(
                 f"a message of {len(payload)} bytes is over the protocol's {MESSAGE_MAX}",
-                hint="environment and arguments too long?",
+                hint="are environment and arguments too long?",
             )
         self._tag += 1
         frames = []
@@ -263,7 +263,7 @@ def _check_hello(payload: bytes) -> None:
     if version != VERSION:
         raise GuestError(
             f"protocol version {version} at the other end, {VERSION} here",
-            hint="the container was made by another rundctl; kill KILL and delete --force work all the same",
+            hint="the container was made by another rundctl; kill KILL and delete --force still work",
         )
 
 

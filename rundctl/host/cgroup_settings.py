@@ -200,7 +200,7 @@ def changes(directories: Sequence[str], wanted: Iterable[Setting]) -> list[Chang
             files = " nor ".join(file for file, _ in setting.candidates)
             raise HostError(
                 f"linux.resources.{setting.name}: the container's cgroup has no {files}",
-                hint="a cgroup controller that this kernel, or the parent cgroup, does not have",
+                hint="this kernel, or the parent cgroup, lacks that cgroup controller",
             )
     return list(found.values())
 

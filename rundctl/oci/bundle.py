@@ -141,7 +141,7 @@ def _number(text: str) -> int | float:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _without_nulls(value: Any) -> Any:
@@ -173,7 +173,7 @@ def _rootfs(bundle: str, spec: dict[str, Any]) -> str:
     if not stat.S_ISDIR(mode):
         raise ConfigError(f"{where}: not a directory")
     if not real:
-        raise ConfigError(f"{where}: in another mount namespace", hint="nothing there has a path here")
+        raise ConfigError(f"{where}: in another mount namespace", hint="a path of that namespace does not work here")
     return real
 
 

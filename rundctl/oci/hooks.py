@@ -112,7 +112,7 @@ def _wait(pid: int, name: str, timeout_s: int, shim: int | None) -> int | None:
         _, status = os.waitpid(pid, 0)
         os.close(pidfd)
     if ended and pidfd not in ended:
-        raise GuestError(f"{name}: killed, since the container was")
+        raise GuestError(f"{name}: killed, because the container was killed")
     return status if ended else None
 
 

@@ -153,7 +153,7 @@ def test_users(cli: Cli, running) -> None:
 
 def test_paused_hung_and_unknown(cli: Cli, running) -> None:
     running("echo ready; sleep 1000; true")
-    assert b"no option of ps" in cli("ps", "p", "aux", code=1).stderr
+    assert b"cannot answer ps's option" in cli("ps", "p", "aux", code=1).stderr
     assert b"container does not exist" in cli("ps", "none", code=1).stderr
     cli("pause", "p")
     assert b"container p is paused: its guest cannot be asked" in cli("ps", "p", code=1).stderr

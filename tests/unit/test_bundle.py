@@ -96,7 +96,7 @@ def test_missing(tmp_path: Path) -> None:
     [
         ('{\n "a": }', "line 2 column 7: malformed JSON: Expecting value"),
         ("", "line 1 column 1: malformed JSON: Expecting value"),
-        ('{"ociVersion": NaN}', "malformed JSON: NaN is no JSON"),
+        ('{"ociVersion": NaN}', "malformed JSON: NaN is not JSON"),
         ("[" * 100_000, "nested more than 10000 levels deep"),
         ("[" * 9_000 + "\n", "line 2 column 1: malformed JSON: Expecting value"),
         ("[]", "expected object, got array"),

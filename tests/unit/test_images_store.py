@@ -131,6 +131,6 @@ def test_the_command(home: str, directory: Path) -> None:
 def test_the_command_says_why_not(home: str, directory: Path) -> None:
     done = command(home, "build", str(directory))
     assert done.returncode == 1
-    reason = f"rundctl: build an image of {directory}: {directory} is no mount point"
+    reason = f"rundctl: build an image of {directory}: {directory} is not a mount point"
     hint = "--immutable declares that a directory does not change, as io.rundctl.rootfs.immutable does"
     assert done.stderr == f"{reason} ({hint})\n"

@@ -118,7 +118,7 @@ def test_relative_layers_that_may_be_meant_from_two_places(tree: Path) -> None:
     (tree / "sub/a/in-a").touch()
     found, reason = of_rootfs(stacked(tree, f"lowerdir=a:{tree}/b\\:c", "sub/merged"))
     assert found is None
-    assert "has relative layers (a), and 2 directories they could be meant from" in reason
+    assert "has relative layers (a), and 2 directories that they could start from" in reason
 
 
 def test_relative_layers_from_nowhere_near(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -139,12 +139,12 @@ def test_layers_that_are_no_longer_what_was_mounted(tree: Path) -> None:
     (tree / "a").rename(tree / "moved")
     assert of_rootfs(merged) == (None, f"{tree}/a is missing")
     (tree / "a").mkdir()
-    assert of_rootfs(merged) == (None, f"{merged} has 'in-a', which is in none of the layers that its mount names")
+    assert of_rootfs(merged) == (None, f"{merged} has 'in-a', which none of the layers of its mount has")
 
 
 def test_what_is_no_overlay(tree: Path) -> None:
     merged = str(tree / "merged")
-    assert of_rootfs(merged) == (None, f"{merged} is no mount point")
+    assert of_rootfs(merged) == (None, f"{merged} is not a mount point")
     assert of_rootfs(f"{tree}/none") == (None, f"{tree}/none is missing")
     mount("none", merged, "tmpfs")
     assert of_rootfs(merged) == (None, f"{merged} is tmpfs, not overlay")

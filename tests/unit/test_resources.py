@@ -196,7 +196,7 @@ def test_a_burst_without_a_quota_is_the_kernel_s_to_take() -> None:
         ({"unified": {"memory.max": "1G"}}, "unified['memory.max']: expected a number or max, got '1G'"),
         ({"unified": {"a/b": "1"}}, "unified['a/b']: expected the name of a file, CONTROLLER.PARAMETER"),
         ({"unified": {"memory": "1"}}, "unified['memory']: expected the name of a file"),
-        ({"unified": {"cgroup.procs": "1"}}, "there is no controller 'cgroup' for a VM's container"),
+        ({"unified": {"cgroup.procs": "1"}}, "a container in a VM has no controller 'cgroup'"),
         ({"unified": {"io.max": "a\nb"}}, "expected one line"),
     ],
 )

@@ -245,7 +245,7 @@ def test_a_record_is_no_link(root: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[]", "{}", "null", "7"])
 def test_what_is_no_record_is_damaged(root: str, text: str) -> None:
     Path(_claim(root).path("record.json")).write_text(text)
-    with pytest.raises(DamagedError, match="is damaged: it is no record"):
+    with pytest.raises(DamagedError, match="is damaged: it is not a record"):
         store.load(root, "c")
 
 

@@ -157,7 +157,7 @@ def _parse_unified(file: str, text: str, limits: Limits) -> None:
     elif controller in _IN_GUEST or controller in _ON_HOST:
         limits.unified[file] = text
     else:
-        raise refused(where, f"there is no controller {controller!r} for a VM's container")
+        raise refused(where, f"a container in a VM has no controller {controller!r}")
 
 
 def _unified_number(text: str, where: str) -> int | None:

@@ -25,8 +25,8 @@ def path_of(cgroups_path: str, container_id: str, root_name: str = "") -> str:
     if not cgroups_path:
         if container_id.startswith(SLOT_PREFIX):
             raise ConfigError(
-                f"container id {container_id}: {SLOT_PREFIX}N are the slots of pools",
-                hint="another id, or linux.cgroupsPath",
+                f"container id {container_id}: names such as {SLOT_PREFIX}N belong to slots of pools",
+                hint="choose another id, or set linux.cgroupsPath",
             )
         return f"{DEFAULT_PARENT}/{container_id}{'.' if root_name else ''}{root_name}"
     path = cgroups_path if cgroups_path.startswith("/") else f"{DEFAULT_PARENT}/{cgroups_path}"
@@ -37,7 +37,9 @@ def path_of(cgroups_path: str, container_id: str, root_name: str = "") -> str:
     if normal == DEFAULT_PARENT:
         raise ConfigError(f"config.json: linux.cgroupsPath: {cgroups_path!r}: other containers are in {DEFAULT_PARENT}")
     if any(part.startswith(SLOT_PREFIX) for part in parts):
-        raise ConfigError(f"config.json: linux.cgroupsPath: {cgroups_path!r}: {SLOT_PREFIX}N are the slots of pools")
+        raise ConfigError(
+            f"config.json: linux.cgroupsPath: {cgroups_path!r}: names such as {SLOT_PREFIX}N belong to slots of pools"
+        )
     return normal
 
 

@@ -53,7 +53,7 @@ def scrub(hierarchy: Hierarchy, path: str, counters: dict[str, str]) -> str:
     if not hierarchy.exists(path):
         return ""
     if not remove_children(hierarchy, path):
-        return "it has children that do not go"
+        return "it has children that cannot be removed"
     spoilt = _spoilt(hierarchy, path)
     if spoilt:
         return spoilt
@@ -64,7 +64,7 @@ def scrub(hierarchy: Hierarchy, path: str, counters: dict[str, str]) -> str:
         return f"{error.filename}: {os.strerror(error.errno or 0).lower()}"
     unlike = cgroup_files.unlike_new(hierarchy.directory + path, is_v2=hierarchy.is_v2)
     if unlike:
-        return f"{unlike[0]} does not take its default"
+        return f"{unlike[0]} does not accept its default"
     counters.update(_counters(hierarchy, path))
     return ""
 

@@ -195,7 +195,9 @@ def checked_parent(text: str) -> str:
     """A parent's path as containers will ask for it. ConfigError if it is none."""
     path = os.path.normpath(text)
     if not text.startswith("/") or ".." in text.split("/") or path.startswith("//"):
-        raise ConfigError(f"pool of {text!r}: expected an absolute path below the hierarchies", hint="as /rundctl")
+        raise ConfigError(
+            f"pool of {text!r}: expected an absolute path below the hierarchies", hint="for example /rundctl"
+        )
     if len(ownership.encode(path)) > _NAME_MAX:
         raise ConfigError(f"pool of {text!r}: the path is too long")
     return path

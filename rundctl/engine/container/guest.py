@@ -96,4 +96,4 @@ def unpack_files(names: Sequence[str], result: wire.Result) -> dict[str, bytes]:
     else:
         if offset == len(result.data) and result.index == len(names):
             return found
-    raise GuestError("protocol violation: an answer that is none")
+    raise GuestError("protocol violation: the guest's answer makes no sense")

@@ -204,7 +204,7 @@ def _command(container: Container, kind: int, verb: str) -> None:
     if result is None:
         raise container.not_running()
     if result.error:
-        raise GuestError(f"{verb} {container.id}: {result.describe()}", hint="rundctl kill ID KILL works all the same")
+        raise GuestError(f"{verb} {container.id}: {result.describe()}", hint="rundctl kill ID KILL still works")
 
 
 def delete(ctx: Context, container_id: str, *, force: bool = False, directory: str = ".") -> None:

@@ -78,7 +78,7 @@ def _check_state(container: Container) -> None:
     status = container.status()
     if status is Status.PAUSED:
         raise StateError(
-            "cannot update a paused container: its guest cannot hear", hint=f"rundctl resume {container.id}"
+            "cannot update a paused container: its guest cannot answer", hint=f"rundctl resume {container.id}"
         )
     if not status.can_kill:
         raise container.not_running()
@@ -215,7 +215,7 @@ class _Guest:
         try:
             result = vm.ask(self._container, wire.PLAN, sent.encode(), ANSWER_TIMEOUT_S, about=0)
         except GuestError as late:  # what was sent is with the guest, and nobody can call it back
-            late.hint = "its guest may take what was sent once it runs again; another update settles it"
+            late.hint = "the guest may still take the new limits when it runs again; repeat the update to be sure"
             raise
         if result is None or result.error == errno.ECHILD:
             raise self._container.not_running()

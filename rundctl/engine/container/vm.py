@@ -157,7 +157,7 @@ def ask(container: Container, kind: int, payload: bytes, timeout_s: float, *, ab
         except GuestError as error:
             if shim.wait(LAST_WORDS_S):
                 return None
-            error.hint = error.hint or "kill KILL and delete --force work all the same"
+            error.hint = error.hint or "kill KILL and delete --force still work"
             raise
 
 

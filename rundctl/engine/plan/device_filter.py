@@ -130,7 +130,7 @@ class Verdict:
         if any(other != devices and self.exceptions.get(other, 0) & rule.access for other in wider):
             raise invalid(
                 "linux.resources.devices",
-                f"a rule for {_words(devices)} would make a hole in another, which allows or denies more devices than it",
+                f"a rule for {_words(devices)} would make a hole in a rule for more devices",
             )
         if devices in self.exceptions:
             self.exceptions[devices] &= ~rule.access

@@ -163,7 +163,7 @@ def _check_rootfs(path: str, table: list[bytes]) -> None:
     if under is None:
         return
     if under.type == "proc":
-        raise ConfigError(f"{where}: a procfs is no root file system")
+        raise ConfigError(f"{where}: a procfs cannot be a root file system")
     _check_bindable(where, under)
 
 
@@ -174,16 +174,12 @@ def _check_source(where: str, fd: int, under: mountinfo.Mount) -> None:
             posixpath.normpath(f"{under.root}/{posixpath.relpath(_path(fd), under.target)}").strip("/").split("/")[0]
         )
         if inside.isdigit() or inside in ("self", "thread-self"):
-            message = (
-                f"{where}: shows a process of the host, and QEMU, which serves it, may read what the container may not"
-            )
-            raise ConfigError(
-                message, hint="bind /proc itself, which is shown without processes, or files such as /proc/stat"
-            )
+            message = f"{where}: shows a process of the host; QEMU serves it, and may read more than the container may"
+            raise ConfigError(message, hint="bind /proc itself (it shows no processes), or files such as /proc/stat")
     _check_bindable(where, under)
 
 
 def _check_bindable(where: str, under: mountinfo.Mount) -> None:
     if under.unbindable:
-        message = f"{where}: is on the unbindable mount {under.target}, of which there can be no copy for the VM"
+        message = f"{where}: is on the unbindable mount {under.target}, which cannot be copied for the VM"
         raise ConfigError(message, hint=f"mount --make-private {under.target}")

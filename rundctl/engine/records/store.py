@@ -318,7 +318,7 @@ def read(directory: str) -> Container | None:
                 found = json.load(file)
             if isinstance(found, dict) and "id" in found:
                 return Container(directory, found)
-            reason = "it is no record"
+            reason = "it is not a record"
         except ValueError as error:
             reason = str(error)
     raise DamagedError(directory, f"{path} is damaged: {reason}", hint=f"rundctl delete --force {name}")

@@ -54,7 +54,8 @@ def _believed(opened: ExitStack, fd: int, path: str) -> int:
     why = _distrust(os.fstat(fd))
     if why:
         raise HostError(
-            f"{path} is not believed: {why}", hint="containers are only found where root alone could have put them"
+            f"{path} is not believed: {why}",
+            hint="rundctl uses files of containers only if nobody but root could have written them",
         )
     return fd
 

@@ -111,7 +111,7 @@ class Choice:
         """Waits for the image, if there is none yet."""
         content, live, reason = immutable_content(self._bundle)
         if content is None:
-            declare = f"auto has another transport for it; {options.IMMUTABLE} declares a rootfs that does not change"
+            declare = f"auto takes another transport; {options.IMMUTABLE} declares that a rootfs does not change"
             raise self._refused("erofs", reason, transport.MOUNTS_HINT if self._bundle.options.immutable else declare)
         self._need_kernel("erofs", live)
         return transport.erofs(self._find_or_build(content), self._memory_mib, live, content.directories)
@@ -142,7 +142,7 @@ class Choice:
     def _need_kernel(self, asked: str, live: str = "") -> None:
         reason = self.lacking(asked, live)
         if reason:
-            raise self._refused(asked, reason, "rundctl kernel build makes one that has")
+            raise self._refused(asked, reason, "rundctl kernel build makes one that has it")
 
     def _find_daemon(self) -> Daemon:
         from rundctl.engine.rootfs import shares
@@ -176,7 +176,7 @@ def reader_of(bundle: Bundle) -> str:
     except OSError as error:
         raise HostError(f"rootfs {root}: {words(error)}") from error
     made = next((name for name in _ENGINES_FILES if os.path.exists(f"{home}/{name}")), "")
-    return f"{home}/{made} is of an engine that reads the rootfs" if made else ""
+    return f"{home}/{made} belongs to an engine that reads the rootfs" if made else ""
 
 
 def _is_in(path: str, directory: str) -> bool:
@@ -201,12 +201,12 @@ def _unfit(parts: Overlay) -> str:
     """Why its layers cannot be an image with its upper directory live on it; "" if they can."""
     mutable = next((layer for layer in parts.lowers if not overlay.is_of_an_image(layer)), None)
     if mutable is not None:
-        return f"its layer {mutable} is in no engine's store of images: it may change"
+        return f"its layer {mutable} is not in an engine's store of images: it may change"
     if not parts.upper:
         return ""
     unread = [option for option in parts.merging if option.partition("=")[0] in _NOT_IN_THE_GUEST]
     if unread:
-        return f"its upper directory is read by {', '.join(unread)}, which the guest's overlay is not"
+        return f"its upper directory needs {', '.join(unread)}, which the guest's overlay does not have"
     return overlay_marks.unseen(parts.upper, parts.lowers)
 
 

@@ -68,7 +68,7 @@ def booted(directory: str, recipe: Recipe, progress: Progress) -> Iterator[Guest
         progress(f"the guest's clock {guest.clock.describe()}: its kernel measured it wrongly")
         recipe = Recipe(recipe.shape, recipe.kernel, recipe.agent, guest.clock.tsc_khz)
         if not boots_left:
-            hint = "no such guest is saved; is this host too busy, or its own clock wrong?"
+            hint = "a guest with a wrong clock is not saved; is this host too busy, or its own clock wrong?"
             raise GuestError(
                 f"build the template: the guest's clock {guest.clock.describe()}, in {_BOOTS} boots", hint=hint
             )

@@ -66,7 +66,7 @@ class Content:
     def of_directory(cls, path: str, version: str) -> Self:
         """A directory that its user declared immutable, with the annotation's value. HostError if there is none, ConfigError for an empty value."""
         if not version:
-            raise ConfigError(f"{IMMUTABLE}: it is empty", hint="any other text will do, such as a version or a date")
+            raise ConfigError(f"{IMMUTABLE}: it is empty", hint="give it any text, such as a version or a date")
         return cls((os.path.realpath(path),), (), version)
 
     @classmethod

@@ -75,7 +75,7 @@ class Erofs:
             head = file.read(_SUPERBLOCK + BLOCK)[_SUPERBLOCK:]
         magic, bits, inodes = (int.from_bytes(head[start:end], "little") for start, end in ((0, 4), (12, 13), (16, 24)))
         if (magic, 1 << bits) != (_MAGIC, BLOCK):
-            raise HostError(f"{what}: mkfs.erofs wrote no EROFS of {BLOCK} bytes a block")
+            raise HostError(f"{what}: mkfs.erofs did not write an EROFS with blocks of {BLOCK} bytes")
         if inodes != tree.inodes:
             raise HostError(f"{what}: mkfs.erofs took {inodes} of {tree.inodes} inodes", hint=_doubt(tree))
 

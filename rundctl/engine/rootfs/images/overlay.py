@@ -57,7 +57,7 @@ def of_rootfs(path: str) -> tuple[Overlay | None, str]:
         lines = mountinfo.read()
         mount = mountinfo.at(path, lines)
         if mount is None:
-            return None, f"{path} is no mount point"
+            return None, f"{path} is not a mount point"
         inside = mountinfo.below(mount.target, lines)
         if inside is not None:
             return None, f"something is mounted inside of it, at {inside}"
@@ -164,7 +164,7 @@ def _resolver(target: str, given: list[str]) -> _Resolver:
     }
     if len(found) != 1:
         raise _Not(
-            f"{target} has relative layers ({relative[0]}), and {len(found)} directories they could be meant from"
+            f"{target} has relative layers ({relative[0]}), and {len(found)} directories that they could start from"
         )
     return _Resolver(found.pop())
 
@@ -203,4 +203,4 @@ def _check_names(target: str, overlay: Overlay) -> None:
             return
         missing.difference_update(os.listdir(directory))
     if missing:
-        raise _Not(f"{target} has {min(missing)!r}, which is in none of the layers that its mount names")
+        raise _Not(f"{target} has {min(missing)!r}, which none of the layers of its mount has")

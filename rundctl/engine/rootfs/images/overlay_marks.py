@@ -39,7 +39,7 @@ def unseen(upper: str, lowers: tuple[str, ...]) -> str:
                     f"its upper directory {upper} has too many entries to look for marks (about {ENTRIES_MAX} can be)"
                 )
     except OSError as error:  # a path may be longer than can be named
-        return f"its upper directory cannot be looked through: {error.filename or upper}: {words(error)}"
+        return f"its upper directory cannot be read: {error.filename or upper}: {words(error)}"
     return ""
 
 

@@ -77,7 +77,7 @@ class Tree:
             raise HostError(f"{path[:64]}...: an image takes paths of at most {_PATH_MAX} bytes")
         strange = next((xattr for xattr in self._xattrs(path) if not xattr.startswith(_XATTRS)), "")
         if strange:
-            raise HostError(f"{path}: an image has no place for its extended attribute {strange}")
+            raise HostError(f"{path}: an image cannot hold its extended attribute {strange}")
 
     def _xattrs(self, path: str) -> list[str]:
         try:
