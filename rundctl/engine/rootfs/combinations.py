@@ -58,28 +58,30 @@ class Combination:
 
 
 TABLE = (
-    Combination("9p", "9p", needs=("9p",), cost="1.2 MiB of QEMU's memory; what is read is in the guest's cache too"),
+    Combination(
+        "9p", "9p", needs=("9p",), cost="1.2 MiB of QEMU's memory; data that is read is in the guest's cache too"
+    ),
     Combination(
         "virtiofs",
         "virtiofs",
         needs=("virtiofs",),
         volumes="virtiofs",
         memory="copy",
-        cost="26 MiB: memory of its own, and a virtiofsd; what is read is in the guest's cache too",
+        cost="26 MiB, for private memory and a virtiofsd; data that is read is in the guest's cache too",
     ),
     Combination(
         "erofs",
         "pmem",
         needs=("erofs", "pmem"),
         read_only="is read-only",
-        cost="1/64 of the device's size of the guest's memory; what is read is in the host's cache alone, once for all",
+        cost="of the guest's memory 1/64 of the device's size; data that is read is only in the host's cache, once for all",
     ),
     Combination(
         "erofs",
         "blk",
         needs=("erofs", "pmem"),
         read_only="is read-only",
-        cost="what is read is in the guest's cache too",
+        cost="data that is read is in the guest's cache too",
     ),
     Combination(
         "erofs",
@@ -87,7 +89,7 @@ TABLE = (
         needs=("erofs", "pmem", "9p"),
         live="9p",
         read_only="is read-only",
-        cost="1/64 of the device's size of the guest's memory, and 1.4 MiB of QEMU's; of the image what is read is in the host's cache alone",
+        cost="of the guest's memory 1/64 of the device's size, of QEMU's 1.4 MiB; the image's data are only in the host's cache",
     ),
     Combination(
         "erofs",
@@ -95,13 +97,13 @@ TABLE = (
         needs=("erofs", "pmem", "9p"),
         live="9p",
         read_only="is read-only",
-        cost="1.4 MiB of QEMU's memory; what is read is in the guest's cache too",
+        cost="1.4 MiB of QEMU's memory; data that is read is in the guest's cache too",
     ),
     Combination(
         "blk",
         "disk",
         read_only="dies with the VM",
-        cost="a copy of the whole rootfs before the start; what is read is in the guest's cache, and in the host's once more for each",
+        cost="a copy of the whole rootfs before the start; data that is read is in the guest's cache, and in the host's once more for each",
     ),
 )
 
