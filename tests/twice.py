@@ -66,9 +66,9 @@ class Names:
         self._said: dict[str, str] = {}
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+    def pytest_report_teststatus(self, report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
         """Of its last phase, which is not counted otherwise. The closing line is made of the first words."""
-        for name, said in report.user_properties:
+        for name, said in report.user_properties if isinstance(report, pytest.TestReport) else ():
             if name == _UNSTABLE:
                 self._said[report.nodeid] = str(said)
                 return f"unstable: {report.nodeid}", "U", "UNSTABLE"

@@ -6,7 +6,6 @@ cannot do as runc does, the test says so.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import random
@@ -15,18 +14,17 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 
 import pytest
 
 from . import host_mounts
 from .conftest import DEADLINE_S, JsonDict, eventually
-from .runtimes import RUNC, VOLUME_TRANSPORTS, Runtime, bind, nothing_is_left, running, runtime_of
+from .runtimes import RUNC, VOLUME_TRANSPORTS, Runtime, bind, exchange, nothing_is_left, running, runtime_of
 
 pytestmark = pytest.mark.vm
 END = "-- done"
-libc = ctypes.CDLL(None)
 SIZE = 3_000_001  # bytes; several messages of any transport
 
 
@@ -356,12 +354,6 @@ def test_hard_links(guest: Guest) -> None:
     assert not [path for name in ("rw", "ro", "owned") for path in (guest.host / name).glob("mine")]
 
 
-def _exchange(one: Path, other: Path) -> None:
-    """At once, so that nobody finds neither."""
-    done = libc.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2)  # AT_FDCWD, RENAME_EXCHANGE
-    assert done == 0
-
-
 def _swappable(guest: Guest, name: str) -> tuple[Path, Path, Path]:
     """A directory in /rw, a link that is to take its place, and where outside it leads: for whoever follows it on the host."""
     directory, link, outside = (guest.host / path for path in (f"rw/{name}", f"rw/{name}-link", f"{name}-outside"))
@@ -380,7 +372,7 @@ def test_a_directory_that_becomes_a_link_while_walked(guest: Guest) -> None:
 
     def swap() -> None:
         while not stop.is_set():
-            _exchange(directory, link)
+            exchange(directory, link)
 
     with ThreadPoolExecutor(1) as pool:
         swapping = pool.submit(swap)
@@ -400,7 +392,7 @@ def test_a_directory_that_becomes_a_link_while_held(guest: Guest) -> None:
     script = "touch ready; while [ ! -e /rw/go ]; do sleep 0.1; done; cat sub/file file; echo x > new; echo x > sub/file; rm sub/file"
     guest(f"(cd /rw/held && ({script}); echo >> /rw/held-out) > /rw/held-out 2>&1 &")
     eventually((directory / "ready").exists, "the guest is there")
-    _exchange(directory, link)
+    exchange(directory, link)
     (guest.host / "rw/go").touch()
     eventually(lambda: (guest.host / "rw/held-out").read_text().endswith("\n\n"), "it is done")
     assert "held-outside" not in (guest.host / "rw/held-out").read_text()
@@ -419,14 +411,10 @@ def test_special_files_of_the_host(guest: Guest) -> None:
     """They are there. Who is at the other end of the host's FIFO or socket is on another kernel, in a VM."""
     os.mkfifo(guest.host / "rw/fifo")
     os.mknod(guest.host / "rw/null", 0o20666, os.makedev(1, 3))
-    before = Path.cwd()
-    with socket.socket(socket.AF_UNIX) as listening:
-        os.chdir(guest.host / "rw")
+    with socket.socket(socket.AF_UNIX) as listening, chdir(guest.host / "rw"):
         listening.bind("socket")
-        os.chdir(before)
-    assert (
-        guest("stat -c '%F %t %T' /rw/fifo /rw/socket /rw/null") == "fifo 0 0\nsocket 0 0\ncharacter special file 1 3\n"
-    )
+    kinds = "fifo 0 0\nsocket 0 0\ncharacter special file 1 3\n"
+    assert guest("stat -c '%F %t %T' /rw/fifo /rw/socket /rw/null") == kinds
     assert guest("(echo through > /rw/fifo &) ; cat /rw/fifo") == "through\n"
     assert guest("echo x > /rw/null; stat -c %s /rw/null") == "0\n"
 

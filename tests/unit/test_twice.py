@@ -119,3 +119,10 @@ def test_nothing_unstable_is_said(tmp_path: Path) -> None:
     done = outcome(tmp_path, "def test_good(): pass")
     assert done.returncode == 0, done.stdout
     assert "unstable: none" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["in one process", "by xdist"])
+def test_what_cannot_be_collected_is_an_error(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    done = outcome(tmp_path, "import nothing_of_this_name", *workers)
+    assert done.returncode != 0
+    assert "1 error" in done.stdout.splitlines()[-1], done.stdout
