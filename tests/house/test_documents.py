@@ -33,3 +33,12 @@ def test_documents_name_files_that_are_there(checkout: Path) -> None:
     assert len(named) > 50
     missing = {(document, name) for document, name in named if not any(path.match(name) for path in there)}
     assert missing == set()
+
+
+def test_architecture_names_each_file_of_the_engine_in_its_room(checkout: Path) -> None:
+    listed = (checkout / "ARCHITECTURE.md").read_text().partition("## The files of each room")[2].partition("\n## ")[0]
+    items = re.split(r"^\* \*\*(\w+)\*\*", listed, flags=re.MULTILINE)
+    rooms = dict(zip(items[1::2], items[2::2], strict=True))
+    files = [path for path in (checkout / "rundctl/engine").glob("*/**/*.py") if path.name != "__init__.py"]
+    assert len(files) > 40
+    assert [path for path in files if f"`{path.name}`" not in rooms.get(path.parent.name, "")] == []
