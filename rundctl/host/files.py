@@ -8,6 +8,7 @@ import os
 from contextlib import suppress
 
 from rundctl.errors import HostError
+from rundctl.host import interruption
 
 _CHUNK = 1 << 16
 
@@ -136,7 +137,7 @@ class Lock:
         while True:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(self._fd, self._kind)
+                self._lock()
                 if is_path_of(self._fd, self._path):
                     return self
             except BaseException:
@@ -146,6 +147,14 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
+
+    def _lock(self) -> None:
+        """Who has it may have been stopped: the wait for it can be interrupted."""
+        try:
+            fcntl.flock(self._fd, self._kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with interruption.allowed():
+                fcntl.flock(self._fd, self._kind)
 
 
 def nameless(directory: str, mode: int = 0o600) -> int:

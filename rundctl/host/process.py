@@ -6,9 +6,11 @@ Tools are found without PATH: podman and containerd call runtimes with an empty 
 from __future__ import annotations
 
 import os
+import select
 import signal
 
 from rundctl.errors import HostError, printable, words
+from rundctl.host import interruption
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,7 +145,7 @@ class Child:
     def __exit__(self, *_: object) -> None:
         if self._pidfd >= 0:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            self.wait()
+            self._reap()
 
     def fileno(self) -> int:
         """Its pidfd: readable when the program has ended."""
@@ -153,6 +155,13 @@ class Child:
         """Reap it and return its exit code, negative for a signal; 0 again when it was reaped before."""
         if self._pidfd < 0:
             return 0
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        with interruption.allowed():  # it may take minutes, and the ``with`` block kills it
+            poller.poll()
+        return self._reap()
+
+    def _reap(self) -> int:
         _, status = os.waitpid(self.pid, 0)
         os.close(self._pidfd)
         self._pidfd = -1

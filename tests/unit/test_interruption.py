@@ -7,10 +7,16 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.host import interruption
+from rundctl.host import files, interruption
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -131,3 +137,43 @@ def test_outside_it_changes_nothing() -> None:
     with pytest.raises(KeyboardInterrupt), interruption.allowed():
         signal.raise_signal(signal.SIGINT)
     assert _blocked() == set()
+
+
+@contextmanager
+def _running(program: str) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"]}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as call:
+        try:
+            yield call
+        finally:
+            call.kill()
+
+
+def test_it_comes_while_a_program_is_waited_for_and_ends_that() -> None:
+    """A copy of a root file system takes minutes, or for ever where its disk does not answer."""
+    program = """
+from rundctl.host import interruption, process
+with interruption.Held(), process.Child(["/bin/sh", "-c", "echo $$; kill -TERM $PPID; exec sleep 1000"], (), (0, 1, 2)) as child:
+    child.wait()
+"""
+    with _running(program) as call:
+        assert call.wait(60) == -signal.SIGTERM
+        assert call.stdout is not None
+        assert not os.path.exists(f"/proc/{int(call.stdout.read())}")
+
+
+def test_it_comes_while_a_lock_is_waited_for(tmp_path: Path) -> None:
+    """Who has the lock may have been stopped."""
+    program = f"""
+from rundctl.host import files, interruption
+with interruption.Held():
+    print("made", flush=True)
+    with files.Lock({str(tmp_path / "lock")!r}):
+        print("never")
+"""
+    with files.Lock(str(tmp_path / "lock")), _running(program) as call:
+        assert call.stdout is not None
+        assert call.stdout.readline() == b"made\n"
+        call.send_signal(signal.SIGTERM)
+        assert call.wait(60) == -signal.SIGTERM
+        assert call.stdout.read() == b""

@@ -10,7 +10,7 @@ import os
 from rundctl.engine.rootfs import transport
 from rundctl.engine.template import upper
 from rundctl.errors import ConfigError, HostError, words
-from rundctl.host import files, mountinfo
+from rundctl.host import files, interruption, mountinfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def open_copy(rootfs: Rootfs, directory: str, empty: str) -> int:
     """
     if rootfs.image is not None:
         images = os.path.dirname(os.path.dirname(rootfs.image.path))  # its own directory may be gone by now
-        return upper.clone(f"/proc/self/fd/{rootfs.image.fd}", images, "the root disk")
+        with interruption.allowed():  # without reflinks it is copied, for as long as that takes
+            return upper.clone(f"/proc/self/fd/{rootfs.image.fd}", images, "the root disk")
     try:
         writable = files.nameless(directory)
     except OSError as error:
