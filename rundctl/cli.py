@@ -125,6 +125,20 @@ def _explain(error: UsageError, words: list[str]) -> UsageError:
 
 
 def _describe(error: BaseException) -> str:
+    said = _say(error)
+    if os.geteuid() != 0 and _is_denied(error):
+        return f"{said} (rundctl needs root, and was called by user {os.geteuid()}: sudo rundctl ...)"
+    return said
+
+
+def _is_denied(error: BaseException | None) -> bool:
+    """Whether it came of what only root may do."""
+    while error is not None and not isinstance(error, PermissionError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _say(error: BaseException) -> str:
     if isinstance(error, RundctlError):
         return str(error)
     if isinstance(error, OSError):

@@ -88,6 +88,6 @@ def _progress(line: str) -> None:
 
 def _refuse(options: Options) -> None:
     if options.text("console-socket"):
-        raise UsageError("--console-socket is not supported yet: terminals come later")
+        raise UsageError("--console-socket is not supported yet: terminals come later", hint="leave out -t; -i works")
     if options.number("preserve-fds"):
         raise UsageError("--preserve-fds is not supported: descriptors of the host cannot enter a VM")

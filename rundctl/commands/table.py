@@ -30,7 +30,11 @@ VERBS = (
 )
 
 # Verbs of runc that are still to come. They are refused by name, `--help` included: podman probes `checkpoint --help`.
-REFUSED = ("exec", "checkpoint", "restore")
+REFUSED = {
+    "exec": "make the program a part of the container's own command; podman: no healthcheck",
+    "checkpoint": "pause keeps a container as it is in memory",
+    "restore": "pause keeps a container as it is in memory",
+}
 
 GLOBAL_FLAGS = (
     Flag("--root", "Directory of the containers' state (default: /run/rundctl).", value="DIR"),
@@ -48,7 +52,7 @@ GLOBAL_FLAGS = (
 def load(name: str) -> Verb:
     """Declaration of a verb; UsageError if there is none of that name, RundctlError if it is still to come."""
     if name in REFUSED:
-        raise RundctlError(f"{name} is not supported yet")
+        raise RundctlError(f"{name} is not supported yet", hint=REFUSED[name])
     if name not in VERBS:
         raise UsageError(f'no such command "{name}"')
     module = __import__(f"rundctl.commands.{name}", fromlist=["VERB"])  # importlib would be one more module to load

@@ -218,9 +218,9 @@ def readonly(path: str) -> Op:
     return Op(Opcode.READONLY, (path,), f"make {path} read-only")
 
 
-def rlimit(resource: int, soft: int, hard: int) -> Op:
+def rlimit(resource: int, soft: int, hard: int, name: str = "") -> Op:
     """setrlimit(2)."""
-    return Op(Opcode.RLIMIT, (resource, soft, hard), f"set rlimit {resource} to {soft}:{hard}")
+    return Op(Opcode.RLIMIT, (resource, soft, hard), f"set {name or f'rlimit {resource}'} to {soft}:{hard}")
 
 
 def machine_id(path: str, text: str) -> Op:

@@ -25,9 +25,9 @@ def status(name: str) -> str:
     return _STATUS[name][0] if name in _STATUS else MEANINGLESS
 
 
-def refused(path: str, why: str) -> ConfigError:
-    """The error for a field that is valid and not supported."""
-    return ConfigError(f"config.json: {path}: not supported: {why}")
+def refused(path: str, why: str, *, hint: str = "") -> ConfigError:
+    """The error for a field that is valid and not supported; ``hint``: the way out."""
+    return ConfigError(f"config.json: {path}: not supported: {why}", hint=hint)
 
 
 def invalid(path: str, why: str) -> ConfigError:

@@ -157,8 +157,9 @@ def spec(example: str, rootfs: Path) -> JsonDict:
 
 
 def volatile(config: JsonDict) -> JsonDict:
-    """Unless it says otherwise: a rootfs outside of the bundle would be taken for an engine's, and be written to."""
-    config.setdefault("annotations", {}).setdefault("io.rundctl.rootfs", "volatile")
+    """Unless its annotations say otherwise, or are None: a rootfs outside of the bundle would be taken for an engine's, and be written to."""
+    if config.get("annotations", {}) is not None:
+        config.setdefault("annotations", {}).setdefault("io.rundctl.rootfs", "volatile")
     return config
 
 

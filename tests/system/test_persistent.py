@@ -215,12 +215,23 @@ def test_a_read_only_root(sh, own: Path) -> None:
 
 def test_by_the_setting(sh, spec: JsonDict, own: Path, configure: Callable[..., None]) -> None:
     spec["root"]["path"] = str(own)
+    spec["annotations"] = None
     configure(rootfs="persistent")
     sh("echo kept >/kept")
     assert (own / "kept").read_text() == "kept\n"
     spec["annotations"] = {ANNOTATION: "volatile"}
     sh("echo lost >/lost")
     assert not (own / "lost").exists()
+
+
+def test_without_a_word_where_an_engine_has_its_roots(sh, spec: JsonDict, own: Path) -> None:
+    """Outside of the bundle."""
+    spec["root"]["path"] = str(own)
+    spec["annotations"] = None
+    sh("echo kept >/kept")
+    assert (own / "kept").read_text() == "kept\n"
+    spec["root"]["readonly"] = True
+    sh("echo lost >/lost", code=1)
 
 
 @pytest.mark.usefixtures("on")

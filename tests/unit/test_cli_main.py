@@ -154,7 +154,7 @@ def test_help(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("verb", table.REFUSED)
 def test_help_of_verbs_to_come_fails(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, "--help"]) == 1
-    assert capsys.readouterr().err == f"rundctl: {verb} is not supported yet\n"
+    assert capsys.readouterr().err.startswith(f"rundctl: {verb} is not supported yet (")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,3 +257,23 @@ background.start(work, {"lock": lock, "s": 60}, lock, sys.argv[2] + "/log")
         assert time.monotonic() < deadline, "never happened: it works"
         time.sleep(0.01)
     os.kill(int(log.read_text()), signal.SIGKILL)  # it is still there: the pipe did not end with it
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_who_is_not_root_is_told_so(
+    uid: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was denied, and however deep below the error that is told."""
+
+    def denied(*_: object) -> NoReturn:
+        try:
+            raise PermissionError(errno.EACCES, "Permission denied", "/templates/.lock")
+        except OSError:
+            raise HostError("build it: permission denied") from None
+
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(cli, "_dispatch", denied)
+    assert cli.main(["template", "build"]) == 1
+    said = "rundctl: build it: permission denied"
+    hint = " (rundctl needs root, and was called by user 1000: sudo rundctl ...)" if uid else ""
+    assert capsys.readouterr().err == f"{said}{hint}\n"

@@ -144,11 +144,13 @@ def test_clone_flags_and_time() -> None:
 @pytest.mark.parametrize("kind", linux.REQUIRED_NAMESPACES)
 def test_namespaces_of_the_host_are_refused(kind: str) -> None:
     others = [entry for entry in config_of()["linux"]["namespaces"] if entry["type"] != kind]
-    assert f"linux.namespaces: not supported: without a {kind} namespace" in refusal_of(
+    assert f"linux.namespaces: not supported: the container has no {kind} namespace" in refusal_of(
         config_of(linux={"namespaces": others})
     )
     joined = [*others, {"type": kind, "path": "/proc/1/ns/x"}]
-    assert f"linux.namespaces[{len(others)}].path: not supported" in refusal_of(config_of(linux={"namespaces": joined}))
+    said = refusal_of(config_of(linux={"namespaces": joined}))
+    assert f"linux.namespaces[{len(others)}].path: not supported" in said
+    assert ("no networks" in said) == (kind == "network")
 
 
 @pytest.mark.parametrize(

@@ -20,23 +20,16 @@ from rundctl.engine.rootfs.images.overlay import Overlay
 from rundctl.engine.settings import Settings
 from rundctl.errors import ConfigError, HostError
 from rundctl.host import memo
-from rundctl.host.mounts import PrivateMounts, mount
+from rundctl.host.mounts import mount
 from rundctl.oci import options
-from rundctl.oci.bundle import Bundle
 from rundctl.vmm import qemu
+
+from .choice_rig import ABLE, bundle_of, chosen_for
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
-MS_RDONLY, MS_REMOUNT, MS_BIND = 1, 32, 4096
-ABLE = frozenset(("9p", "erofs", "pmem", "virtiofs"))
-
-
-def _bundle(rootfs: Path, **annotations: str) -> Bundle:
-    rootfs.mkdir(exist_ok=True)
-    asked = options.parse({f"io.rundctl.rootfs.{name}": value for name, value in annotations.items()})
-    return Bundle(str(rootfs.parent), {}, str(rootfs), asked)
 
 
 @pytest.fixture
@@ -74,30 +67,25 @@ def _layer(directory: Path) -> str:
     return str(layer)
 
 
-def _choose(bundle: Bundle, settings: Settings, able: frozenset[str] = ABLE) -> transport.Rootfs:
-    with ExitStack() as undo:
-        return hybrid_rootfs.choose(undo, bundle, settings, memo.of_home(settings.home), 128, lambda: able)
-
-
 def test_a_directory_may_change_and_is_shared_live(tmp_path: Path, settings: Settings, image: Image) -> None:
     del image
-    chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
+    chosen = chosen_for(bundle_of(tmp_path / "rootfs"), settings)
     assert (chosen.transport, chosen.device, chosen.path) == ("9p", "9p", str(tmp_path / "rootfs"))
     assert "may change" in chosen.reason
 
 
 def test_a_disk_only_where_it_is_asked_for(tmp_path: Path, settings: Settings, image: Image) -> None:
     rootfs = tmp_path / "rootfs"
-    copied = _choose(_bundle(rootfs, lower="blk"), settings, frozenset())
+    copied = chosen_for(bundle_of(rootfs, lower="blk"), settings, frozenset())
     assert (copied.transport, copied.device, copied.path, copied.image) == ("blk", "disk", str(rootfs), None)
     assert copied.device_mib == 4096, "2048 to write to, and a power of two"
-    kept = _choose(_bundle(rootfs, lower="blk", immutable="1"), settings, frozenset())
+    kept = chosen_for(bundle_of(rootfs, lower="blk", immutable="1"), settings, frozenset())
     assert (kept.device, kept.path, kept.image, kept.device_mib) == ("disk", image.path, image, 50)
     for chosen in (copied, kept):
         (mounted,) = hybrid_rootfs.join(chosen)
         assert mounted.arguments[:3] == (qemu.DISK_PATH, "/root", "ext4")
         assert len(hybrid_rootfs.join(chosen, volumes=True)) == 2
-    assert _choose(_bundle(rootfs, immutable="1"), settings).transport == "erofs"
+    assert chosen_for(bundle_of(rootfs, immutable="1"), settings).transport == "erofs"
 
 
 @pytest.mark.parametrize("upper", ["empty", "written", ""])
@@ -108,7 +96,7 @@ def test_a_disk_of_layers_is_of_their_image_unless_something_lies_upon_them(
         (tmp_path / name).mkdir(parents=True)
     parts = Overlay((_layer(tmp_path),), str(tmp_path / upper) if upper else None, None, ())
     monkeypatch.setattr(overlay, "of_rootfs", lambda _: (parts, ""))
-    chosen = _choose(_bundle(tmp_path / "rootfs", lower="blk"), settings)
+    chosen = chosen_for(bundle_of(tmp_path / "rootfs", lower="blk"), settings)
     assert (chosen.image is image) == (upper != "written")
     assert chosen.live == ""
 
@@ -116,20 +104,20 @@ def test_a_disk_of_layers_is_of_their_image_unless_something_lies_upon_them(
 def test_what_was_asked_for_comes_first(tmp_path: Path, settings: Settings, image: Image) -> None:
     del image
     rootfs = tmp_path / "rootfs"
-    assert _choose(_bundle(rootfs, immutable="1", lower="9p"), settings).transport == "9p"
+    assert chosen_for(bundle_of(rootfs, immutable="1", lower="9p"), settings).transport == "9p"
     settings.lower = "9p"
-    assert _choose(_bundle(rootfs, immutable="1"), settings).transport == "9p"
-    assert _choose(_bundle(rootfs, immutable="1", lower="auto"), settings).transport == "erofs"
+    assert chosen_for(bundle_of(rootfs, immutable="1"), settings).transport == "9p"
+    assert chosen_for(bundle_of(rootfs, immutable="1", lower="auto"), settings).transport == "erofs"
 
 
 def test_an_immutable_directory_waits_for_no_image(tmp_path: Path, settings: Settings, background: list[str]) -> None:
-    chosen = _choose(_bundle(tmp_path / "rootfs", immutable="1"), settings)
+    chosen = chosen_for(bundle_of(tmp_path / "rootfs", immutable="1"), settings)
     assert (chosen.transport, chosen.reason) == ("9p", "one is being built")
     assert len(background) == 1
 
 
 def test_its_image_is_used_once_there(tmp_path: Path, settings: Settings, image: Image) -> None:
-    chosen = _choose(_bundle(tmp_path / "rootfs", immutable="1"), settings)
+    chosen = chosen_for(bundle_of(tmp_path / "rootfs", immutable="1"), settings)
     assert (chosen.transport, chosen.device, chosen.device_mib, chosen.path) == ("erofs", "pmem", 64, image.path)
     assert chosen.live == ""
 
@@ -137,16 +125,16 @@ def test_its_image_is_used_once_there(tmp_path: Path, settings: Settings, image:
 @pytest.mark.usefixtures("image", "private")
 def test_what_is_mounted_inside_later_is_in_no_image(tmp_path: Path, settings: Settings) -> None:
     rootfs = tmp_path / "rootfs"
-    bundles = {name: _bundle(rootfs, lower=name, immutable="1") for name in ("auto", "9p", "erofs", "blk")}
-    assert _choose(bundles["auto"], settings).transport == "erofs"
+    bundles = {name: bundle_of(rootfs, lower=name, immutable="1") for name in ("auto", "9p", "erofs", "blk")}
+    assert chosen_for(bundles["auto"], settings).transport == "erofs"
     (rootfs / "srv").mkdir()
     mount("none", str(rootfs / "srv"), "tmpfs")
-    chosen = _choose(bundles["auto"], settings)
+    chosen = chosen_for(bundles["auto"], settings)
     assert (chosen.transport, chosen.reason) == ("9p", f"something is mounted inside of it, at {rootfs}/srv")
-    assert _choose(bundles["9p"], settings).transport == "9p"
+    assert chosen_for(bundles["9p"], settings).transport == "9p"
     for name in ("erofs", "blk"):
         with pytest.raises(ConfigError, match=f"mounted .*{rootfs}/srv") as caught:
-            _choose(bundles[name], settings)
+            chosen_for(bundles[name], settings)
         assert caught.value.hint == transport.MOUNTS_HINT
 
 
@@ -156,32 +144,32 @@ def test_an_overlay_s_own_upper_is_stacked_on_the_image(
     del image
     parts = Overlay((_layer(tmp_path),), "/containers/1/diff", "/containers/1/work", ())
     monkeypatch.setattr(overlay, "of_rootfs", lambda _: (parts, ""))
-    chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
+    chosen = chosen_for(bundle_of(tmp_path / "rootfs"), settings)
     assert (chosen.transport, chosen.live) == ("erofs", "/containers/1/diff")
     *_, joined = hybrid_rootfs.join(chosen, volumes=True, live="/volumes/2")
     assert str(joined.arguments[4]).startswith("lowerdir=/volumes/2:/lower,")
-    assert "no 9p" in _choose(_bundle(tmp_path / "rootfs"), settings, ABLE - {"9p"}).reason
+    assert "no 9p" in chosen_for(bundle_of(tmp_path / "rootfs"), settings, ABLE - {"9p"}).reason
 
 
 def test_a_kernel_that_cannot_is_told(tmp_path: Path, settings: Settings, image: Image) -> None:
     del image
     rootfs = tmp_path / "rootfs"
-    assert "no erofs and no pmem" in _choose(_bundle(rootfs, immutable="1"), settings, frozenset(("9p",))).reason
+    assert "no erofs and no pmem" in chosen_for(bundle_of(rootfs, immutable="1"), settings, frozenset(("9p",))).reason
     with pytest.raises(ConfigError, match="no erofs and no pmem") as caught:
-        _choose(_bundle(rootfs, immutable="1", lower="erofs"), settings, frozenset(("9p",)))
+        chosen_for(bundle_of(rootfs, immutable="1", lower="erofs"), settings, frozenset(("9p",)))
     assert "kernel build" in caught.value.hint
 
 
 def test_an_image_of_what_may_change_is_refused(tmp_path: Path, settings: Settings) -> None:
     with pytest.raises(ConfigError, match=r"rootfs\.lower: erofs: .*may change") as caught:
-        _choose(_bundle(tmp_path / "rootfs", lower="erofs"), settings)
+        chosen_for(bundle_of(tmp_path / "rootfs", lower="erofs"), settings)
     assert options.IMMUTABLE in caught.value.hint
 
 
 def test_a_refusal_names_what_asked(tmp_path: Path, settings: Settings) -> None:
     settings.lower = "erofs"
     with pytest.raises(ConfigError, match=r"^lower = erofs: rootfs /.*may change"):
-        _choose(_bundle(tmp_path / "rootfs"), settings)
+        chosen_for(bundle_of(tmp_path / "rootfs"), settings)
 
 
 @pytest.mark.parametrize(("size_mib", "memory_mib", "device"), [(1, 64, "pmem"), (200, 128, "pmem"), (300, 128, "blk")])
@@ -202,7 +190,7 @@ def test_windows_are_few_and_large_enough(size: int) -> None:
 @pytest.mark.parametrize(("name", "value"), [("lower", "nfs"), ("lower", ""), ("immutable", ""), ("colour", "red")])
 def test_typing_errors_in_annotations(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"io.rundctl.rootfs.{name}"):
-        _bundle(tmp_path / "rootfs", **{name: value})
+        bundle_of(tmp_path / "rootfs", **{name: value})
 
 
 @pytest.mark.parametrize("merging", [("metacopy=on",), ("userxattr",)])
@@ -213,11 +201,11 @@ def test_an_upper_that_the_guest_would_misread_stays_live(
     layers = (_layer(tmp_path),)
     found = [Overlay(layers, upper, None, merging) for upper in ("/containers/1/diff", None)]
     monkeypatch.setattr(overlay, "of_rootfs", lambda _: (found[0], ""))
-    chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
+    chosen = chosen_for(bundle_of(tmp_path / "rootfs"), settings)
     assert chosen.transport == "9p"
     assert merging[0] in chosen.reason
     monkeypatch.setattr(overlay, "of_rootfs", lambda _: (found[1], ""))
-    assert _choose(_bundle(tmp_path / "rootfs"), settings).transport == "erofs"
+    assert chosen_for(bundle_of(tmp_path / "rootfs"), settings).transport == "erofs"
 
 
 @pytest.mark.parametrize(
@@ -245,18 +233,18 @@ def test_an_upper_with_marks_stays_live(
     os.setxattr(upper / "directory/file", "user.overlay.opaque", b"y")
     parts = Overlay((_layer(tmp_path),), str(upper), None, ())
     monkeypatch.setattr(overlay, "of_rootfs", lambda _: (parts, ""))
-    chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
+    chosen = chosen_for(bundle_of(tmp_path / "rootfs"), settings)
     assert (chosen.transport, chosen.live) == ("erofs", str(upper))
     os.setxattr(upper / on, f"trusted.overlay.{name}", value)
     os.mkdir(f"{parts.lowers[0]}/directory")
     with pytest.raises(HostError, match=f"changed while its VM started: .*overlay.{name}"):
         choice.check_live(chosen)
-    chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
+    chosen = chosen_for(bundle_of(tmp_path / "rootfs"), settings)
     assert (chosen.transport, chosen.path, chosen.live) == ("9p", str(tmp_path / "rootfs"), "")
     assert f"trusted.overlay.{name} on {upper / on}" in chosen.reason
     with pytest.raises(ConfigError, match=rf"rootfs\.lower: erofs: .*trusted\.overlay\.{name}"):
-        _choose(_bundle(tmp_path / "rootfs", lower="erofs"), settings)
-    assert _choose(_bundle(tmp_path / "rootfs", lower="blk"), settings).image is None
+        chosen_for(bundle_of(tmp_path / "rootfs", lower="erofs"), settings)
+    assert chosen_for(bundle_of(tmp_path / "rootfs", lower="blk"), settings).image is None
 
 
 def test_an_upper_of_too_much_to_be_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,14 +312,14 @@ def test_an_overlay_over_somebody_s_directory_may_change(
     del image
     parts = Overlay((str(tmp_path),), "/containers/1/diff", "/containers/1/work", ())
     monkeypatch.setattr(overlay, "of_rootfs", lambda _: (parts, ""))
-    chosen = _choose(_bundle(tmp_path / "rootfs"), settings)
+    chosen = chosen_for(bundle_of(tmp_path / "rootfs"), settings)
     assert chosen.transport == "9p"
     assert "may change" in chosen.reason
 
 
 def test_an_image_is_in_use_from_the_choice_on(tmp_path: Path, settings: Settings) -> None:
     """A template may be built before QEMU starts; who removes the image meanwhile takes nothing from this start."""
-    bundle = _bundle(tmp_path / "rootfs", lower="erofs", immutable="1")
+    bundle = bundle_of(tmp_path / "rootfs", lower="erofs", immutable="1")
     with ExitStack() as undo:
         chosen = hybrid_rootfs.choose(undo, bundle, settings, memo.of_home(settings.home), 128, lambda: ABLE)
         assert [entry.in_use for entry in store.entries(settings.home)] == [True]
@@ -346,11 +334,11 @@ def test_an_image_that_goes_while_it_is_found(
 ) -> None:
     gone = Image("key", str(tmp_path / "gone"), MIB)
     monkeypatch.setattr(images, "find", lambda *_: gone)
-    assert _choose(_bundle(tmp_path / "rootfs", immutable="1"), settings).transport == "9p"
+    assert chosen_for(bundle_of(tmp_path / "rootfs", immutable="1"), settings).transport == "9p"
     assert len(background) == 1
     monkeypatch.setattr(build, "build", lambda *_, **__: gone)
     with pytest.raises(HostError, match="removed as soon as it was made"):
-        _choose(_bundle(tmp_path / "rootfs", lower="erofs", immutable="1"), settings)
+        chosen_for(bundle_of(tmp_path / "rootfs", lower="erofs", immutable="1"), settings)
 
 
 @pytest.fixture
@@ -365,23 +353,23 @@ def daemon(tmp_path: Path, settings: Settings) -> None:
 @pytest.mark.usefixtures("daemon")
 def test_virtiofs_is_for_those_who_ask_for_it(tmp_path: Path, settings: Settings) -> None:
     rootfs = tmp_path / "rootfs"
-    chosen = _choose(_bundle(rootfs, lower="virtiofs"), settings)
+    chosen = chosen_for(bundle_of(rootfs, lower="virtiofs"), settings)
     assert (chosen.transport, chosen.device, chosen.device_mib, chosen.path) == ("virtiofs", "virtiofs", 0, str(rootfs))
     assert [op.arguments[2] for op in hybrid_rootfs.join(chosen, volumes=True)] == [
         "virtiofs",
         "virtiofs",
         "overlay",
     ]
-    assert _choose(_bundle(rootfs), settings).transport == "9p"
-    assert _choose(_bundle(rootfs, lower="auto"), settings).transport == "9p"
+    assert chosen_for(bundle_of(rootfs), settings).transport == "9p"
+    assert chosen_for(bundle_of(rootfs, lower="auto"), settings).transport == "9p"
     settings.lower = "virtiofs"
-    assert _choose(_bundle(rootfs), settings).transport == "virtiofs"
+    assert chosen_for(bundle_of(rootfs), settings).transport == "virtiofs"
 
 
 @pytest.mark.usefixtures("daemon")
 def test_persistent_by_virtiofs(tmp_path: Path, settings: Settings) -> None:
     settings.rootfs = "persistent"
-    chosen = _choose(_bundle(tmp_path / "rootfs", lower="virtiofs"), settings)
+    chosen = chosen_for(bundle_of(tmp_path / "rootfs", lower="virtiofs"), settings)
     assert (chosen.transport, chosen.persistent) == ("virtiofs", True)
     (mount,) = hybrid_rootfs.join(chosen)
     assert mount.arguments[1:5] == (transport.ROOT, "virtiofs", 0, "")
@@ -390,19 +378,19 @@ def test_persistent_by_virtiofs(tmp_path: Path, settings: Settings) -> None:
 def test_virtiofs_that_cannot_be_had(tmp_path: Path, settings: Settings) -> None:
     settings.virtiofsd = "/no/such"
     with pytest.raises(HostError, match="there is none: /no/such"):
-        _choose(_bundle(tmp_path / "rootfs", lower="virtiofs"), settings)
+        chosen_for(bundle_of(tmp_path / "rootfs", lower="virtiofs"), settings)
     with pytest.raises(ConfigError, match=r"virtiofs: .*kernel has no virtiofs"):
-        _choose(_bundle(tmp_path / "rootfs", lower="virtiofs"), settings, ABLE - {"virtiofs"})
+        chosen_for(bundle_of(tmp_path / "rootfs", lower="virtiofs"), settings, ABLE - {"virtiofs"})
 
 
 def test_persistent_is_the_directory_itself_and_nothing_else(tmp_path: Path, settings: Settings) -> None:
-    bundle = _bundle(tmp_path / "rootfs")
+    bundle = bundle_of(tmp_path / "rootfs")
     bundle.options.rootfs = "persistent"
     settings.virtiofsd = "/no/such"
-    chosen = _choose(bundle, settings)
+    chosen = chosen_for(bundle, settings)
     assert (chosen.transport, chosen.path, chosen.persistent) == ("9p", bundle.rootfs, True)
     assert len(hybrid_rootfs.join(chosen)) == 1
-    assert not _choose(_bundle(tmp_path / "rootfs"), settings).persistent
+    assert not chosen_for(bundle_of(tmp_path / "rootfs"), settings).persistent
 
 
 @pytest.mark.parametrize(
@@ -418,103 +406,4 @@ def test_what_nobody_writes_to_is_not_persistent(
 ) -> None:
     settings.rootfs = "persistent"
     with pytest.raises(ConfigError, match=f"rootfs = persistent: .*{why}"):
-        _choose(_bundle(tmp_path / "rootfs", **asked), settings)
-
-
-def _of_an_engine(directory: Path, *, home: str = "bundle", **asked: object) -> Bundle:
-    """Its rootfs is outside of the bundle."""
-    (directory / "rootfs").mkdir()
-    spec = {"root": {"readonly": asked.pop("readonly", False)}, "annotations": asked}
-    annotations = {name: str(value) for name, value in asked.items() if name.startswith(options.PREFIX)}
-    return Bundle(str(directory / home), spec, str(directory / "rootfs"), options.parse(annotations))
-
-
-def test_what_an_engine_will_read_is_written_to_at_once(tmp_path: Path, settings: Settings) -> None:
-    settings.virtiofsd = "/no/such"
-    chosen = _choose(_of_an_engine(tmp_path), settings)
-    assert (chosen.transport, chosen.persistent, chosen.path) == ("9p", True, str(tmp_path / "rootfs"))
-    assert "outside of the bundle" in chosen.reason
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"readonly": True},
-        {"io.podman.annotations.autoremove": "TRUE"},
-        {options.IMMUTABLE: "1", options.LOWER: "9p"},
-        {options.ROOTFS: "volatile"},
-    ],
-)
-def test_what_nobody_will_read_dies_with_the_vm(tmp_path: Path, settings: Settings, asked: dict[str, object]) -> None:
-    assert not _choose(_of_an_engine(tmp_path, **asked), settings).persistent
-
-
-def test_settings_and_annotations_overrule(tmp_path: Path, settings: Settings) -> None:
-    settings.virtiofsd = "/no/such"
-    bundle = _of_an_engine(tmp_path, **{"io.podman.annotations.autoremove": "FALSE"})
-    assert _choose(bundle, settings).persistent
-    settings.rootfs = "volatile"
-    assert not _choose(bundle, settings).persistent
-    bundle.options.rootfs = "auto"
-    assert _choose(bundle, settings).persistent
-    settings.rootfs = "auto"
-    bundle.options.rootfs = "volatile"
-    assert not _choose(bundle, settings).persistent
-
-
-def test_a_plain_directory_of_the_bundle_is_no_engine_s(tmp_path: Path) -> None:
-    rootfs = tmp_path / "rootfs"
-    assert choice.reader_of(_bundle(rootfs)) == ""
-    assert choice.reader_of(Bundle(str(rootfs), {}, str(rootfs))) == "", "root.path is a dot"
-    (tmp_path / "link").symlink_to(tmp_path)
-    assert choice.reader_of(Bundle(str(tmp_path / "link"), {}, str(rootfs))) == ""
-    (tmp_path / "root").mkdir()
-    assert choice.reader_of(Bundle(str(tmp_path / "root"), {}, str(rootfs))), (
-        "begins with the bundle's name, and is beside it"
-    )
-    (tmp_path / "umoci.json").touch()
-    assert "umoci.json" in choice.reader_of(_bundle(rootfs))
-
-
-def test_a_mount_in_the_bundle_is_an_engine_s_if_it_can_be_written_to(tmp_path: Path) -> None:
-    """By the kinds of buildah: an overlay, and with its driver vfs a bind mount of the same file system."""
-    rootfs, other = tmp_path / "rootfs", tmp_path / "other"
-    bundle = _bundle(rootfs)
-    other.mkdir()
-    with PrivateMounts():
-        mount(str(other), str(rootfs), None, MS_BIND)
-        assert "is a mount" in choice.reader_of(bundle)
-        mount("", str(rootfs), None, MS_REMOUNT | MS_BIND | MS_RDONLY)
-        assert choice.reader_of(bundle) == "", "nothing can be written there"
-        mount("none", str(tmp_path / "other"), "tmpfs")
-        for name in ("layer", "upper", "work"):
-            (other / name).mkdir()
-        layer, upper, work = (str(other / name) for name in ("layer", "upper", "work"))
-        mount("overlay", str(rootfs), "overlay", 0, f"lowerdir={layer},upperdir={upper},workdir={work}")
-        assert "is a mount" in choice.reader_of(bundle)
-        mount("overlay", str(rootfs), "overlay", 0, f"lowerdir={layer}:{upper}")
-        assert choice.reader_of(bundle) == "", "it has no upper directory"
-
-
-@pytest.mark.parametrize("lower", ["erofs", "blk"])
-def test_what_cannot_be_kept_and_would_be_read_is_refused(tmp_path: Path, settings: Settings, lower: str) -> None:
-    bundle = _of_an_engine(tmp_path, **{options.LOWER: lower})
-    with pytest.raises(
-        ConfigError, match=rf"{options.LOWER}: .*outside of the bundle.*by {lower} .*{options.ROOTFS}=volatile"
-    ):
-        _choose(bundle, settings)
-
-
-@pytest.mark.parametrize(
-    ("says", "transport_of_it"), [("virtiofsd version 7.2.1", "virtiofs"), ("virtiofsd 1.13.2", "9p"), ("what?", "9p")]
-)
-def test_persistent_without_a_word_on_how(tmp_path: Path, settings: Settings, says: str, transport_of_it: str) -> None:
-    """QEMU's virtiofsd in C is of a QEMU whose 9p server makes no FIFOs."""
-    program = tmp_path / "virtiofsd"
-    program.write_text(f"#!/bin/sh\necho '{says}'\n")
-    program.chmod(0o755)
-    settings.virtiofsd = str(program)
-    (tmp_path / "home").mkdir()
-    bundle = _of_an_engine(tmp_path)
-    assert _choose(bundle, settings).transport == transport_of_it
-    assert _choose(bundle, settings, ABLE - {"virtiofs"}).transport == "9p"
+        chosen_for(bundle_of(tmp_path / "rootfs", **asked), settings)

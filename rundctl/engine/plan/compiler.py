@@ -139,13 +139,21 @@ class CompiledPlan(ops.Plan):
         self.warnings = warnings
 
 
+# What a caller can do who wants to share a namespace.
+_WAYS_OUT = {
+    "network": "podman: --network none",
+    **{kind: f"podman: leave out --{kind}" for kind in ("pid", "ipc", "uts")},
+}
+_NOT_JOINED = "an existing namespace belongs to the host's kernel, and the container has another"
+
+
 def compile(bundle: Bundle, facts: Facts) -> CompiledPlan:  # noqa: A001 - what a compiler does
     """Compile; ConfigError names the field that is refused or makes no sense."""
     spec = bundle.spec
-    ignored = support.check(spec)
-    warnings: list[str] = []
     linux: dict[str, Any] = spec.get("linux", {})
     clone_flags = _namespaces(linux)
+    ignored = support.check(spec)
+    warnings: list[str] = []
     offsets = _time_offsets(linux, clone_flags)
     mounts = plan_mounts.parse(spec)
     process = spec.get("process", {"cwd": "/"})
@@ -185,13 +193,17 @@ def _namespaces(linux: dict[str, Any]) -> int:
             raise support.invalid(f"linux.namespaces[{index}]", f"{kind} is given twice, at [{asked[kind]}] too")
         asked[kind] = index
         if kind == "user":
-            raise support.refused(f"linux.namespaces[{index}]", "user namespaces are not supported yet")
+            hint = "podman: leave out --userns and --uidmap"
+            raise support.refused(f"linux.namespaces[{index}]", "user namespaces are not supported yet", hint=hint)
         if kind not in REQUIRED_NAMESPACES and kind not in OPTIONAL_NAMESPACES:
             raise support.invalid(f"linux.namespaces[{index}].type", f"unknown namespace {kind!r}")
+        if not support.asks_for_nothing(entry.get("path")):
+            why = "there are no networks yet, and no pods" if kind == "network" else _NOT_JOINED
+            raise support.refused(f"linux.namespaces[{index}].path", why, hint=_WAYS_OUT.get(kind, ""))
     for kind in REQUIRED_NAMESPACES:
         if kind not in asked:
-            why = f"without a {kind} namespace of its own the container would share the host's, which a VM cannot"
-            raise support.refused("linux.namespaces", why)
+            why = f"the container has no {kind} namespace of its own, so it would share the host's, which a VM cannot"
+            raise support.refused("linux.namespaces", why, hint=_WAYS_OUT.get(kind, ""))
     return sum(REQUIRED_NAMESPACES.values()) | CLONE_NEWCGROUP | (CLONE_NEWTIME if "time" in asked else 0)
 
 

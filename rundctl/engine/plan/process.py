@@ -137,7 +137,8 @@ def _rlimits(entries: list[dict[str, Any]], inherited: Mapping[int, tuple[int, i
             raise invalid(f"{where}.soft", f"{soft} is above the hard limit {hard}")
         seen.add(name)
         limits[RLIMITS[name]] = soft, hard
-    return [ops.rlimit(number, soft, hard) for number, (soft, hard) in limits.items()]
+    names = {number: name for name, number in RLIMITS.items()}
+    return [ops.rlimit(number, soft, hard, names.get(number, "")) for number, (soft, hard) in limits.items()]
 
 
 def _capabilities(sets: dict[str, list[str]], ignored: list[str], warnings: list[str]) -> dict[str, int]:

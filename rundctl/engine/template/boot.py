@@ -11,6 +11,7 @@ from rundctl.engine.template import clock, store, upper
 from rundctl.errors import GuestError, RundctlError
 from rundctl.guest import initramfs, ops, wire
 from rundctl.host import files, process
+from rundctl.types import Accelerator
 from rundctl.vmm import accelerator, qemu
 from rundctl.vmm.qmp import Qmp
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 LOGS = ("console.log", "qemu.log")
 _BOOTS = 3  # until one has a right clock; from the second on it is given what was measured from outside
+_ROOM_LEAST = 1 << 20  # bytes
 _CONSOLE_LINES = 8  # of a guest's last words in an error message
 _DISK = store.UPPERS[0]
 _CGROUP = "/sys/fs/cgroup"
@@ -183,7 +185,15 @@ class Guest:
         """The end of QEMU's and of the guest's output."""
         text = self._read("qemu.log") + b"\n" + self._read("console.log")
         lines = [line.strip() for line in text.decode(errors="replace").splitlines()]
-        return " | ".join([line for line in lines if line][-_CONSOLE_LINES:])
+        return " | ".join([*[line for line in lines if line][-_CONSOLE_LINES:], *self._advice()])
+
+    def _advice(self) -> Iterator[str]:
+        """What QEMU does not say: its memory is a file, and where that finds no room it is killed by SIGBUS."""
+        room = os.statvfs(self._directory)
+        if room.f_bavail * room.f_frsize < _ROOM_LEAST:
+            yield f"no space left in {os.path.dirname(self._directory)}"
+        if self._recipe.shape.accelerator is Accelerator.KVM:
+            yield 'accelerator = "auto" finds out whether KVM works here'
 
     def _ask(self, kind: int, payload: bytes = b"") -> wire.Result:
         return self._channel.wait(self._channel.post(kind, payload), self._timeout_s)
