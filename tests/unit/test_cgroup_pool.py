@@ -255,12 +255,18 @@ def test_an_orphan_is_killed_and_reclaimed_a_container_is_not(
     assert rig.pool.text(number) != text
 
 
-def test_a_damaged_record_may_name_the_slot(rig: Rig) -> None:
+@pytest.mark.parametrize("text", ["{", None], ids=["damaged", "not believed"])
+def test_a_record_that_cannot_be_read_may_name_the_slot(rig: Rig, text: str | None) -> None:
     rig.fill(1)
     rig.create("c")
     rig.orphan(0, str(rig.root / "c"))
-    (rig.root / "c/record.json").write_text("{")
+    if text is None:
+        (rig.root / "c").chmod(0o777)
+    else:
+        (rig.root / "c/record.json").write_text(text)
     assert rig.status()["orphaned"] == 0
+    rig.fill(2)
+    assert rig.status()["leased"] == 1
     rig.forget("c")
     assert rig.status()["orphaned"] == 1
 

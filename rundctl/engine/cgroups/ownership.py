@@ -19,7 +19,7 @@ import time
 from contextlib import suppress
 
 from rundctl.engine.records import store
-from rundctl.errors import StateError
+from rundctl.errors import HostError, StateError
 from rundctl.host import files
 from rundctl.host.machine import boot_id
 from rundctl.host.pidfd import start_time
@@ -255,7 +255,7 @@ def lease_text(container_directory: str) -> str:
 def is_orphan(text: str) -> bool:
     """Whether nobody owns a lease: its creator is dead, and no container's record has it.
 
-    The creator is asked first: once it is dead no new record can come. A record that cannot be read may have it.
+    The creator is asked first: once it is dead no new record can come. A record that cannot be read, or is not believed, may have it.
     """
     owner = Owner(text)
     if owner.lives():
@@ -264,7 +264,7 @@ def is_orphan(text: str) -> bool:
         return True
     try:
         container = store.read(owner.directory)
-    except (StateError, OSError):
+    except (StateError, HostError, OSError):
         return False
     return container is None or container.record.get("cgroups", {}).get("lease") != text
 
