@@ -99,10 +99,4 @@ static inline bool conn_pending(const struct conn *conn)
 /* Bytes that wait to be written. */
 size_t conn_queued(const struct conn *conn);
 
-/* Whether a partly read message is in the buffers: an end of file now tears it. */
-static inline bool conn_torn(const struct conn *conn)
-{
-	return conn->joining || conn->input_size > 0;
-}
-
 #endif

@@ -36,8 +36,10 @@ def replace(path: str, data: bytes, mode: int = 0o644, *, durable: bool = True) 
         finally:
             os.close(fd)
         os.rename(temporary_path, path)
-    except BaseException:
+    except BaseException as error:
         unlink(temporary_path)
+        if isinstance(error, OSError) and error.filename is None:  # of write(2), on a full disk
+            error.filename = path
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -38,6 +39,19 @@ def test_replace_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
         files.replace(str(target.with_suffix(".d")), b"new")
     assert target.read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["file", "file.d"]
+
+
+def test_replace_names_the_file_that_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """write(2) knows no name."""
+
+    def full(_fd: int, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        files.replace(str(tmp_path / "file"), b"new")
+    assert caught.value.filename == str(tmp_path / "file")
+    assert os.listdir(tmp_path) == []
 
 
 def test_sparse_copy(tmp_path: Path) -> None:
