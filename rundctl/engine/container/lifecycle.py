@@ -1,4 +1,4 @@
-"""The life of a container: what every verb does. The only module that composes the three ideas."""
+"""The life of a container: what every verb does. `create` itself, which brings the three ideas together, is in `container.create`."""
 
 from __future__ import annotations
 
