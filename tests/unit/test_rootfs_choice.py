@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from rundctl.engine.rootfs import choice, hybrid_rootfs, transport
 from rundctl.engine.rootfs.images import build, overlay, overlay_marks, store
 from rundctl.engine.rootfs.images import content as images
-from rundctl.engine.rootfs.images.content import Image
+from rundctl.engine.rootfs.images.content import Content, Image
 from rundctl.engine.rootfs.images.overlay import Overlay
 from rundctl.engine.settings import Settings
 from rundctl.errors import ConfigError, HostError
-from rundctl.host import memo
+from rundctl.host import files, memo, workspace
 from rundctl.host.mounts import mount
 from rundctl.oci import options
 from rundctl.vmm import qemu
@@ -327,6 +327,28 @@ def test_an_image_is_in_use_from_the_choice_on(tmp_path: Path, settings: Setting
         assert os.fstat(chosen.open(undo)).st_size == 64 * MIB
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(chosen.open(undo))
+
+
+def test_who_waits_for_an_image_long_is_told(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who makes it may have been stopped."""
+    monkeypatch.setattr(workspace, "_PATIENCE_S", 0.0)
+    bundle = bundle_of(tmp_path / "rootfs", lower="erofs", immutable="1")
+    images.make_root(settings.home)
+    lock = files.lock_directory(
+        images.workspace(settings.home, Content.of_directory(bundle.rootfs, "1").key), wait=False
+    )
+    assert lock is not None
+    said: list[str] = []
+
+    def warn(line: str) -> None:
+        said.append(line)
+        os.close(lock)
+
+    with ExitStack() as undo:
+        hybrid_rootfs.choose(undo, bundle, settings, memo.of_home(settings.home), 128, lambda: ABLE, warn=warn)
+    assert said == [f"waiting for pid {os.getpid()}, which makes this image"]
 
 
 def test_an_image_that_goes_while_it_is_found(

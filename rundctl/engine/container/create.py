@@ -103,7 +103,7 @@ def _choose_rootfs(opened: ExitStack, ctx: Context, bundle: Bundle, memory_mib: 
     """By what the root file system comes into a VM of this size."""
     settings = ctx.settings
     chosen = hybrid_rootfs.choose(
-        opened, bundle, settings, ctx.memo, memory_mib, lambda: inputs.able(settings, ctx.memo)
+        opened, bundle, settings, ctx.memo, memory_mib, lambda: inputs.able(settings, ctx.memo), warn=ctx.warn
     )
     ctx.debug(f"rootfs by {chosen.transport} ({chosen.device}): {chosen.reason}")
     return chosen

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rundctl.engine.settings import Settings
     from rundctl.host.memo import Memo
     from rundctl.oci.bundle import Bundle
+    from rundctl.types import Progress
     from rundctl.vmm.virtiofsd import Daemon
 
 # By what an upper directory of the host may have been written that the guest's overlay (`hybrid_rootfs`) would read wrongly.
@@ -37,7 +38,7 @@ _ENGINES_FILES = ("umoci.json",)  # in a bundle: by umoci-unpack(1), for umoci-r
 class Choice:
     """One bundle's transports, each by its name. ConfigError for one that cannot be had, HostError for what the host cannot do."""
 
-    __slots__ = ("_able", "_bundle", "_memo", "_memory_mib", "_settings", "_undo")
+    __slots__ = ("_able", "_bundle", "_memo", "_memory_mib", "_settings", "_undo", "_warn")
 
     def __init__(
         self,
@@ -47,6 +48,8 @@ class Choice:
         memo: Memo,
         memory_mib: int,
         able: Callable[[], frozenset[str]],
+        *,
+        warn: Progress | None = None,
     ) -> None:
         """As for `hybrid_rootfs.choose`."""
         self._undo = undo
@@ -55,6 +58,7 @@ class Choice:
         self._memo = memo
         self._memory_mib = memory_mib
         self._able = able
+        self._warn = warn
 
     def by_name(self, asked: str) -> Rootfs:
         """The transport that annotation or setting names; what it needs is waited for."""
@@ -133,7 +137,7 @@ class Choice:
         if found is None:
             from rundctl.engine.rootfs.images import build
 
-            build.build(home, content, lambda _: None, max_mib=self._settings.images_max_mib)
+            build.build(home, content, lambda _: None, max_mib=self._settings.images_max_mib, warn=self._warn)
             found = images.find_open(self._undo, home, content)
         if found is None:
             raise HostError(f"image {content.key} of {content}: removed as soon as it was made", hint="try again")

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from rundctl.engine.template.store import Template
     from rundctl.host.memo import Memo
     from rundctl.oci.bundle import Bundle
+    from rundctl.types import Progress
 
 VOLUMES = "/volumes"
 _OVERLAY = (
@@ -78,13 +79,16 @@ def choose(
     memo: Memo,
     memory_mib: int,
     able: Callable[[], frozenset[str]],
+    *,
+    warn: Progress | None = None,
 ) -> Rootfs:
     """What the guest gets of a bundle's rootfs, and why: the shared lower that suits it best, or what annotation or settings ask for.
 
-    ``memory_mib`` is the VM's. ``able`` says what its kernel can mount, and is asked only if that matters. If an image is chosen, ``undo`` closes
-    it: it is open from now on, so its removal does no harm. ConfigError for what is not possible, HostError for what the host cannot do.
+    ``memory_mib`` is the VM's. ``able`` says what its kernel can mount, and is asked only if that matters. ``warn`` is told if another
+    process, which makes the image that was asked for, is waited for. If an image is chosen, ``undo`` closes it: it is open from now on, so its removal does no
+    harm. ConfigError for what is not possible, HostError for what the host cannot do.
     """
-    choice = Choice(undo, bundle, settings, memo, memory_mib, able)
+    choice = Choice(undo, bundle, settings, memo, memory_mib, able, warn=warn)
     asked = bundle.options.lower or settings.lower
     kept = bundle.options.rootfs or settings.rootfs
     reader = reader_of(bundle) if kept == "auto" else ""

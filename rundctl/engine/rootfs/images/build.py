@@ -31,17 +31,25 @@ if TYPE_CHECKING:
     from rundctl.types import Progress
 
 
-def build(home: str, content: Content, progress: Progress, *, max_mib: int, lock: int | None = None) -> Image:
+def build(
+    home: str,
+    content: Content,
+    progress: Progress,
+    *,
+    max_mib: int,
+    warn: Progress | None = None,
+    lock: int | None = None,
+) -> Image:
     """The image of a content, made unless it is there; who comes second waits and finds it.
 
     HostError says what is in the way; then nothing is left. ``max_mib``: no larger images, and of all others the least recently used go.
-    ``lock``: of the workspace, for callers that have it already; it is closed.
+    ``warn`` is told, if it takes long, that another process makes it. ``lock``: of the workspace, for callers that have it already; it is closed.
     """
     try:
         images.make_root(home)
         workspace.sweep(images.root(home))
         place = images.workspace(home, content.key)
-        with workspace.Workspace(place, "makes this image", progress, lock=lock) as directory:
+        with workspace.Workspace(place, "makes this image", progress, warn, lock) as directory:
             found = images.find(home, content)
             if found is not None:
                 return found
