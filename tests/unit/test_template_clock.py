@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import struct
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine.template import clock
+from rundctl.engine.template import boot, clock
 from rundctl.engine.template.clock import Figures, Reading
 from rundctl.errors import GuestError
 from rundctl.guest.wire import Result
 from rundctl.host.memo import Memo
+from rundctl.types import Accelerator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,6 +89,17 @@ def test_a_long_way_is_no_wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     found = clock.compare(always.ask, 60)
     assert found.is_right
     assert always.now_ns - 10**12 > 10_000 * MS, "the doubt of 300 ms is 2 % of no less"
+
+
+def test_a_busy_host_is_no_reason_against_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that does not come up within KVM's 10 s is tried by emulation, for good; this one is up, and answers slowly."""
+    busy = Guest(monkeypatch, there_ms=290, back_ms=10)
+    guest = SimpleNamespace(set_up=lambda _: None, tell_time=busy.ask, last_words=str, clock=None)
+    monkeypatch.setattr(boot, "Guest", lambda *_: nullcontext(guest))
+    monkeypatch.setattr(boot, "_make_disk", lambda *_: None)
+    recipe = boot.Recipe(SimpleNamespace(accelerator=Accelerator.KVM), SimpleNamespace(), "agent")  # type: ignore[arg-type]
+    with boot.booted("nowhere", recipe, lambda _: None) as booted:
+        assert booted.clock.is_right
 
 
 def test_who_cannot_be_compared_is_no_template(monkeypatch: pytest.MonkeyPatch) -> None:

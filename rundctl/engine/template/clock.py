@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 COMPARED_S = 0.4  # at least so long: the kernel takes a second for its own measurement
 TOLERANCE = 0.02  # of the host's rate; the kernel's second measurement corrects less than half of it
+PATIENCE_S = (
+    120.0  # of a guest that has booted: that its host is busy is no reason against KVM, which has 10 s to boot one
+)
 EXACT = 0.01  # of a rate that is to be given to the next boot, from the least to the most it may be
 _PAUSE_S = 0.05  # between two looks
 _FINAL_LOOKS = 2  # at a clock that is not measured any more, so that its final rate is seen
