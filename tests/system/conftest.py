@@ -175,7 +175,7 @@ def bundle(spec: JsonDict, tmp_path: Path) -> Callable[..., Path]:
         config["process"]["args"] = list(args)
         if change is not None:
             change(config)
-            volatile(config)
+        volatile(config)
         directory = tmp_path / f"bundle{count}"
         directory.mkdir()
         (directory / "config.json").write_text(json.dumps(config))
