@@ -144,6 +144,7 @@ def bystander(cli: Cli, bundle: Callable[..., Path], tmp_path: Path) -> Iterator
 
     cli.create("bystander", bundle("/bin/sh", "-c", "while echo; do sleep 0.2; done >> /v/ticks", change=change))
     cli("start", "bystander")
+    eventually((ticks / "ticks").exists, "the bystander writes")
     yield ticks / "ticks"
     seen = (ticks / "ticks").stat().st_size
     eventually(lambda: (ticks / "ticks").stat().st_size > seen + 2, "the other container goes on")
