@@ -68,12 +68,16 @@ class Held:
 
 @contextmanager
 def allowed() -> Iterator[None]:
-    """A part of a `Held` block that a signal may end by KeyboardInterrupt, also one that came before; outside of such a block it changes nothing."""
-    if not _held:
+    """A part of a `Held` block that a signal may end by KeyboardInterrupt, also one that came before; outside of such a block it changes nothing.
+
+    A part of such a part changes nothing either: what is allowed as a whole stays so after a wait in it.
+    """
+    kept_back = _held & signal.pthread_sigmask(signal.SIG_BLOCK, ()) if _held else None
+    if not kept_back:
         yield
         return
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _held)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, kept_back)
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _held)
+        signal.pthread_sigmask(signal.SIG_BLOCK, kept_back)

@@ -133,6 +133,22 @@ def test_handed_over_they_stay_blocked() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
+def test_what_is_allowed_stays_so_after_an_inner_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template is built, with many waits, in what is allowed as a whole; its programs inherit no blocked signals."""
+    monkeypatch.setattr(signal, "raise_signal", lambda _: None)
+    with pytest.raises(KeyboardInterrupt), interruption.Held():
+        with interruption.allowed():
+            with interruption.allowed():
+                assert _blocked() == set()
+            assert _blocked() == set()
+        assert _blocked() == set(ENDING)
+        with interruption.allowed():
+            with interruption.allowed():
+                pass
+            _send(signal.SIGTERM)
+            pytest.fail("it went on")
+
+
 def test_outside_it_changes_nothing() -> None:
     with pytest.raises(KeyboardInterrupt), interruption.allowed():
         signal.raise_signal(signal.SIGINT)
