@@ -74,16 +74,17 @@ def _run_one(hook: dict[str, Any], name: str, state: dict[str, Any], shim: int |
 def _spawn(hook: dict[str, Any], name: str, state_file: int, output: int) -> int:
     """Its pid. HostError if it cannot be started.
 
-    As with runc a hook ignores no signal, whatever our caller ignores, and we while we undo a start.
+    As with runc a hook ignores no signal, whatever our caller ignores, and we while we undo a start. Without a list ``env`` it has our caller's
+    environment: a script without a PATH does not find what is in /usr/sbin.
     """
     if not os.path.isabs(hook["path"]):
         raise HostError(f"error running {name}: the path is not absolute")
-    variables = (variable.partition("=") for variable in hook.get("env", ()))
+    variables = (variable.partition("=") for variable in hook.get("env") or ())
     try:
         return os.posix_spawn(
             hook["path"],
             hook.get("args") or [hook["path"]],
-            {key: value for key, _, value in variables if key},
+            os.environ if hook.get("env") is None else {key: value for key, _, value in variables if key},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, state_file, 0),
                 *((os.POSIX_SPAWN_DUP2, output, fd) for fd in (1, 2)),

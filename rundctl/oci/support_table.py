@@ -12,6 +12,7 @@ MEANINGLESS = "meaningless"
 
 _OTHER_SYSTEM = "a section for another operating system; the specification wants it ignored"
 _VM = "kernel and hypervisor are chosen by rundctl's own settings for now"
+_HOOK_ENV = "; left out, the hook has the environment of rundctl's caller"
 _HOOK = "hooks that run in the container's namespaces would have to run inside the VM"
 _IDMAP = "idmapped mounts are not supported yet"
 _LABEL = "the guest's kernel is the container's own, without this security module; the VM's boundary takes its place"
@@ -98,7 +99,7 @@ ROWS: tuple[tuple[str, str, str] | tuple[str, str, str, tuple[object, ...]], ...
     ("mounts[].gidMappings", "refused", _IDMAP),
     ("hooks", "honoured", ""),
     *(
-        (f"hooks.{hook}{suffix}", "honoured", words)
+        (f"hooks.{hook}{suffix}", "honoured", words + (_HOOK_ENV if suffix == "[].env" else ""))
         for hook, words in (
             ("prestart", "on the host, before the container's process exists; a failure ends `create`"),
             ("createRuntime", "on the host, after prestart; a failure ends `create`"),

@@ -96,12 +96,28 @@ def test_kill_all_reaches_what_hides_or_runs_away(cli: Cli, bundle, tmp_path: Pa
 
 
 def test_run_forwards_signals(cli: Cli, bundle) -> None:
-    script = "trap 'echo got; exit 5' HUP; echo ready; while :; do sleep 1 & wait $!; done"
+    """All that runc forwards: none ends `run` and leaves the container, nor stops `run`."""
+    rtmin = signal.SIGRTMIN  # + 3 is what systemd sends to halt another
+    sent = [
+        signal.SIGHUP,
+        signal.SIGURG,
+        signal.SIGXCPU,
+        signal.SIGTSTP,
+        signal.SIGTTIN,
+        signal.SIGABRT,
+        rtmin,
+        rtmin + 3,
+        signal.SIGRTMAX,
+    ]
+    numbers = " ".join(str(int(number)) for number in sent)
+    script = f"for n in {numbers}; do trap \"echo $n\" $n; done; trap 'exit 5' TERM; echo ready; while :; do sleep 1 & wait $!; done"
     with cli.popen("run", "--bundle", str(bundle("/bin/sh", "-c", script)), "f", stdout=subprocess.PIPE) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == b"ready\n"
-        run.send_signal(signal.SIGHUP)
-        assert run.stdout.read() == b"got\n"
+        for number in sent:
+            run.send_signal(number)
+            assert int(run.stdout.readline()) == number
+        run.send_signal(signal.SIGTERM)
         assert run.wait(DEADLINE_S) == 5
 
 

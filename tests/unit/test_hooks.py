@@ -35,6 +35,16 @@ def test_state_on_stdin_and_exact_environment(tmp_path: Path) -> None:
     assert (tmp_path / "name").read_text() == "me\n"
 
 
+@pytest.mark.parametrize(("more", "expected"), [({}, "caller"), ({"env": None}, "caller"), ({"env": []}, "none")])
+def test_without_a_list_of_variables_it_has_the_callers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], expected: str
+) -> None:
+    """As in runc: else a script without a PATH would not find what is in /usr/sbin."""
+    monkeypatch.setenv("OF_THE_CALLER", "caller")
+    hooks.run("prestart", [_shell(f"echo ${{OF_THE_CALLER:-none}} > {tmp_path}/env", **more)], STATE, "/")
+    assert (tmp_path / "env").read_text() == f"{expected}\n"
+
+
 def test_the_first_failure_ends_it(tmp_path: Path) -> None:
     wanted = [_shell("exit 0"), _shell("echo bad >&2; echo luck; exit 3"), _shell(f"touch {tmp_path}/never")]
     with pytest.raises(HostError) as caught:

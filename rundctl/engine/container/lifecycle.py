@@ -40,10 +40,6 @@ KILL_TIMEOUT_S = 2.0  # until a SIGKILL is not the guest's business any more, bu
 SIGNAL_TIMEOUT_S = 10.0
 PAUSE_TIMEOUT_S = 10.0  # QEMU first waits for what its disks have under way
 _EXIT_UNKNOWN = 255
-_FORWARDED = (
-    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
-    signal.SIGCONT, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR,
-)  # fmt: skip
 
 
 def create(ctx: Context, options: CreateOptions) -> None:
@@ -308,7 +304,7 @@ def run(ctx: Context, options: CreateOptions) -> int:
     with interruption.Held() as held:
         pid = launch.create(ctx, options, stages)
         if not options.detach:  # before anything can end: a SIGCHLD that nobody keeps is lost
-            signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED, signal.SIGCHLD})
+            signal.pthread_sigmask(signal.SIG_BLOCK, {*_forwarded(), signal.SIGCHLD})
         try:
             _start(store.load(ctx.root, options.id))
             stages.mark("start")
@@ -346,14 +342,24 @@ def _only_told(ctx: Context, what: str) -> Iterator[None]:
         ctx.warn(f"{what}: {words(error) if isinstance(error, OSError) else error}")
 
 
+def _forwarded() -> set[signal.Signals]:
+    """All signals, as with runc: also SIGRTMIN+3, by which a systemd in the container is told to halt.
+
+    But not those that our child's end, our own faults and our own writes raise: one that is blocked is queued even if it is ignored.
+    """
+    own = {signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+    return signal.valid_signals() - own - {signal.SIGKILL, signal.SIGSTOP}
+
+
 def _wait_forwarding(pid: int) -> int:
     """Pass signals on to the shim, our child, until it ends; returns its exit code."""
     shim = Process.open(pid)
     if shim is None:
         return _EXIT_UNKNOWN
+    signals = {*_forwarded(), signal.SIGCHLD}
     with shim:
         while True:
-            info = signal.sigwaitinfo({*_FORWARDED, signal.SIGCHLD})
+            info = signal.sigwaitinfo(signals)
             if info.si_signo != signal.SIGCHLD:
                 shim.kill(info.si_signo)
             elif shim.wait(0):
