@@ -61,6 +61,8 @@ struct process *process_new(uint16_t container)
 
 	if (!process || words == MAP_FAILED) {
 		free(process);
+		if (words != MAP_FAILED)
+			(void)munmap(words, sizeof(*process->words));
 		return NULL;
 	}
 	*process = (struct process){

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 enum {
-	WIRE_VERSION = 1,
+	WIRE_VERSION = 2,
 	WIRE_HEADER_SIZE = 16,
 	WIRE_PAYLOAD_MAX = 32 * 1024,	    /* bytes of payload in one frame */
 	WIRE_MESSAGE_MAX = 8 * 1024 * 1024, /* bytes of a message joined from frames with WIRE_MORE: execve(2) takes up to 6 MiB */

@@ -12,7 +12,7 @@ import time
 from rundctl.errors import GuestError, printable
 from rundctl.host import interruption
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"RUND"
 PAYLOAD_MAX = 32 * 1024
 MESSAGE_MAX = 8 * 1024 * 1024

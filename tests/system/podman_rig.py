@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tarfile
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +44,8 @@ class Podman:
             "HOME": "/root",
             "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",  # podman 5 would put it into the container's stderr
         }
-        self.flags = ["--root", f"{directory}/storage", "--runroot", f"{directory}/run", "--storage-driver", "overlay"]
+        self.runroot = tempfile.mkdtemp(prefix="podman-")  # podman takes at most 50 characters
+        self.flags = ["--root", f"{directory}/storage", "--runroot", self.runroot, "--storage-driver", "overlay"]
 
     def __call__(
         self, *arguments: str, code: int | None = 0, stdin: bytes | None = None
@@ -78,6 +81,7 @@ def with_busybox(directory: Path, rootfs: Path) -> Iterator[Podman]:
     command("rm", "--all", "--force", "--time", "0", code=None)
     command("system", "reset", "--force", code=None)
     subprocess.run(["umount", directory / "storage/overlay"], check=False, stderr=subprocess.DEVNULL)
+    shutil.rmtree(command.runroot, ignore_errors=True)
     for root in ("libpod_parent",):  # podman leaves its own parents
         for controller in Path("/sys/fs/cgroup").iterdir():
             if (controller / root).is_dir():

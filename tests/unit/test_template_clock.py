@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rundctl.engine.template import boot, clock
+from rundctl.engine.template import boot, clock, kernel_template
 from rundctl.engine.template.clock import Figures, Reading
 from rundctl.errors import GuestError
 from rundctl.guest.wire import Result
@@ -18,6 +18,8 @@ from rundctl.types import Accelerator
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from rundctl.vmm.accelerator import Verdict
 
 MS = 1_000_000
 KHZ = 2_600_000
@@ -100,6 +102,21 @@ def test_a_busy_host_is_no_reason_against_kvm(monkeypatch: pytest.MonkeyPatch) -
     recipe = boot.Recipe(SimpleNamespace(accelerator=Accelerator.KVM), SimpleNamespace(), "agent")  # type: ignore[arg-type]
     with boot.booted("nowhere", recipe, lambda _: None) as booted:
         assert booted.clock.is_right
+
+
+def test_a_wrong_clock_is_no_reason_against_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest with a wrong clock has booted: the accelerator's verdict, which is remembered, is not about it."""
+    tried = []
+
+    def build(_: object, verdict: Verdict, *__: object) -> None:
+        tried.append(verdict.accelerator)
+        raise clock.ClockError("the guest's clock runs 75 times as fast as the host's")
+
+    monkeypatch.setattr(kernel_template, "_find_or_build", build)
+    memo = SimpleNamespace(remember=lambda *_: pytest.fail("remembered"), save=lambda: None)
+    with pytest.raises(clock.ClockError):
+        kernel_template._try_accelerators(SimpleNamespace(), memo, SimpleNamespace())  # type: ignore[arg-type]
+    assert tried == [Accelerator.KVM]
 
 
 def test_who_cannot_be_compared_is_no_template(monkeypatch: pytest.MonkeyPatch) -> None:

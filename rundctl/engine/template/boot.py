@@ -66,12 +66,13 @@ def booted(directory: str, recipe: Recipe, progress: Progress) -> Iterator[Guest
                     yield guest
                     return
             except RundctlError as error:
-                raise GuestError(f"build the template: {error.message}", hint=guest.last_words()) from error
+                kind = clock.ClockError if isinstance(error, clock.ClockError) else GuestError
+                raise kind(f"build the template: {error.message}", hint=guest.last_words()) from error
         progress(f"the guest's clock {guest.clock.describe()}: its kernel measured it wrongly")
         recipe = Recipe(recipe.shape, recipe.kernel, recipe.agent, guest.clock.tsc_khz)
         if not boots_left:
             hint = "a guest with a wrong clock is not saved; is this host too busy, or its own clock wrong?"
-            raise GuestError(
+            raise clock.ClockError(
                 f"build the template: the guest's clock {guest.clock.describe()}, in {_BOOTS} boots", hint=hint
             )
 

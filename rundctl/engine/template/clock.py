@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
     Ask = Callable[[], Result]
 
+
+class ClockError(GuestError):
+    """A guest that boots and whose clock is wrong, or cannot be told: no reason against the accelerator that it booted with."""
+
+
 COMPARED_S = 0.4  # at least so long: the kernel takes a second for its own measurement
 TOLERANCE = 0.02  # of the host's rate; the kernel's second measurement corrects less than half of it
 PATIENCE_S = (
@@ -104,7 +109,7 @@ class Figures:
 def compare(ask: Ask, timeout_s: float) -> Figures:
     """Look at a guest's clock until it is known whether it is right. ``ask`` sends a CLOCK request and waits for its result.
 
-    GuestError if that cannot be told in time, which takes a host that leaves its guests no time at all.
+    ClockError if that cannot be told in time, which takes a host that leaves its guests no time at all.
     """
     deadline = time.monotonic() + timeout_s
     readings = [_read(ask)]
@@ -123,7 +128,7 @@ def compare(ask: Ask, timeout_s: float) -> Figures:
                 if found
                 else "too few looks"
             )
-            raise GuestError(f"the guest's clock could not be compared with the host's within {timeout_s:g} s: {seen}")
+            raise ClockError(f"the guest's clock could not be compared with the host's within {timeout_s:g} s: {seen}")
 
 
 def judge(readings: list[Reading]) -> Figures | None:

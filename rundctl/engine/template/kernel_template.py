@@ -111,9 +111,13 @@ def ensure(
 
 def _try_accelerators(ingredients: Ingredients, memo: Memo, turns: Builders) -> Template:
     """Build with the accelerator that works. Only booting a guest shows which one that is."""
+    from rundctl.engine.template.clock import ClockError
+
     verdict = accelerator.Verdict(Accelerator.KVM, "a guest booted with it")
     try:
         made = _find_or_build(ingredients, verdict, memo, turns)
+    except ClockError:  # a guest booted: KVM works, and what is remembered here is for good
+        raise
     except GuestError as error:
         verdict = accelerator.Verdict(Accelerator.TCG, f"KVM does not work here: {error}")
         turns.progress(f"KVM does not work here, trying emulation: {error}")
