@@ -42,6 +42,11 @@ WORDS: tuple[Word, ...] = (
         "mounting, unmounting and removing namespaces do not wait for an RCU grace period",
         "several milliseconds for each of them, in every container's start",
     ),
+    (
+        "sysctl.vm.overcommit_memory=1",
+        "what a program maps and never touches may be larger than its VM, as on a host with much memory; it is held by what it touches",
+        "one mapping of more than the VM has is refused (ENOMEM), where runc's container goes on, or is killed at its limit",
+    ),
     # An idle clone should not wake: a hundred of them share a core with those that work. Measured in docs/performance.md.
     (
         "nowatchdog",
