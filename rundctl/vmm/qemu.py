@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rundctl.vmm.shape import MachineShape
 
-ARGV_FORMAT = "7"  # raise it with every change that makes a clone's machine differ from an older template's
+ARGV_FORMAT = "7"  # raise it with every change here that makes a clone's machine differ from an older template's
 AGENT_PORT = "rundctl.agent"
 ROOTFS_TAG = "rootfs"
 VOLUMES_TAG = "volumes"

@@ -13,6 +13,7 @@ from rundctl.errors import HostError, words
 from rundctl.guest import kernel as kernels
 from rundctl.host import machine
 from rundctl.vmm import accelerator, binary, qemu
+from rundctl.vmm.cmdline import cmdline
 from rundctl.vmm.shape import MachineShape
 
 TYPE_CHECKING = False
@@ -146,8 +147,8 @@ def verdict_of(ingredients: Ingredients, memo: Memo) -> accelerator.Verdict | No
 
 
 def key_of(shape: MachineShape) -> TemplateKey:
-    """The key of a shape's template."""
-    return shape.key(qemu.ARGV_FORMAT)
+    """The key of a shape's template. The words for the guest's kernel are in it: nobody has to remember that they changed."""
+    return shape.key(f"{qemu.ARGV_FORMAT} {cmdline(verbose=False)}")
 
 
 def _choice(settings: Settings) -> kernels.Choice:
