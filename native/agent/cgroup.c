@@ -19,8 +19,9 @@
 enum {
 	NAME_SIZE = 8,
 	NO_CGROUP = -1,
-	/* Together less than the two seconds that a `kill` waits. */
-	FREEZE_MS = 500,
+	/* Together less than the ten seconds that a `kill` waits. On a busy host a guest may not run for half a second, and what was not stopped in time may
+	 * fork past a signal. */
+	FREEZE_MS = 2000,
 	SIGNAL_MS = 1000,
 	REMOVE_MS = 10000, /* nobody waits for it */
 };
