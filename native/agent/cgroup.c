@@ -6,9 +6,12 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "cgroup_walk.h"
 #include "cleanup.h"
@@ -23,6 +26,7 @@ enum {
 	 * fork past a signal. */
 	FREEZE_MS = 2000,
 	SIGNAL_MS = 1000,
+	TURN_NS = 5000000, /* to end a fork that is under way */
 	REMOVE_MS = 10000, /* nobody waits for it */
 };
 _Static_assert(NO_CGROUP == -EPERM, "an errno that cgroup_make never returns otherwise");
@@ -125,10 +129,23 @@ bool cgroup_saw_oom_kill(int cgroup)
 	return kills > 0;
 }
 
+enum { PIDS = 1 << 22, /* PID_MAX_LIMIT of linux/threads.h */ BITS = 8 };
+
 struct delivery {
 	int signal;
-	int error; /* -ESRCH until a process got it */
+	int error;	     /* -ESRCH until a process got it */
+	unsigned char *sent; /* a bit a pid */
+	bool anew;	     /* a process got it in this pass */
 };
+
+static bool is_sent(struct delivery *delivery, long pid)
+{
+	unsigned char *byte = &delivery->sent[pid / BITS], bit = (unsigned char)(1U << (pid % BITS));
+	bool was = *byte & bit;
+
+	*byte |= bit;
+	return was;
+}
 
 static void signal_members(int cgroup, void *data)
 {
@@ -138,8 +155,10 @@ static void signal_members(int cgroup, void *data)
 	long pid;
 
 	while (members && fscanf(members, "%ld", &pid) == 1)
-		if (pid > 0 && kill((pid_t)pid, delivery->signal) == 0)
+		if (pid > 0 && pid < PIDS && !is_sent(delivery, pid) && kill((pid_t)pid, delivery->signal) == 0) {
 			delivery->error = 0;
+			delivery->anew = true;
+		}
 	if (members)
 		fclose(members);
 	else
@@ -173,19 +192,42 @@ static bool freeze(int cgroup)
 	return true;
 }
 
+/* What was forking when all was stopped may end that first, and only then stops: its child, which is born stopped, has not been sent anything. So it is
+ * looked again after it had its turn, until nothing is new. */
+static int signal_stopped(int cgroup, struct delivery *delivery)
+{
+	const struct cgroup_visitor sender = {.enter = signal_members, .data = delivery};
+	const struct timespec turn = {.tv_nsec = TURN_NS};
+	int64_t deadline = clock_ms(CLOCK_MONOTONIC) + SIGNAL_MS;
+	int error;
+
+	for (;;) {
+		delivery->anew = false;
+		signal_members(cgroup, delivery);
+		error = cgroup_walk(cgroup, &sender, deadline);
+		if (error || !delivery->anew)
+			return error;
+		if (clock_ms(CLOCK_MONOTONIC) > deadline) /* it could not be stopped, and forks faster than we look */
+			return -ETIMEDOUT;
+		nanosleep(&turn, NULL);
+	}
+}
+
 int cgroup_signal(int cgroup, int signal)
 {
 	struct delivery delivery = {.signal = signal, .error = -ESRCH};
-	const struct cgroup_visitor sender = {.enter = signal_members, .data = &delivery};
 
 	if (signal == SIGKILL) {
 		kill_all(cgroup); /* also catches what forks meanwhile */
 		return 0;
 	}
+	delivery.sent = calloc(PIDS / BITS, 1);
+	if (!delivery.sent)
+		return -ENOMEM;
 	bool frozen = freeze(cgroup);
-	signal_members(cgroup, &delivery);
-	int error = cgroup_walk(cgroup, &sender, clock_ms(CLOCK_MONOTONIC) + SIGNAL_MS);
+	int error = signal_stopped(cgroup, &delivery);
 	if (frozen)
 		set(cgroup, "cgroup.freeze", "0");
+	free(delivery.sent);
 	return error ? error : delivery.error;
 }
