@@ -22,11 +22,10 @@
 enum {
 	NAME_SIZE = 8,
 	NO_CGROUP = -1,
-	/* Together less than the ten seconds that a `kill` waits. On a busy host a guest may not run for half a second, and what was not stopped in time may
-	 * fork past a signal. */
-	FREEZE_MS = 2000,
+	/* Together less than the ten seconds that a `kill` waits. */
+	FREEZE_MS = 500,
 	SIGNAL_MS = 1000,
-	TURN_NS = 5000000, /* to end a fork that is under way */
+	TURN_NS = 5000000,
 	REMOVE_MS = 10000, /* nobody waits for it */
 };
 _Static_assert(NO_CGROUP == -EPERM, "an errno that cgroup_make never returns otherwise");
@@ -192,8 +191,8 @@ static bool freeze(int cgroup)
 	return true;
 }
 
-/* What was forking when all was stopped may end that first, and only then stops: its child, which is born stopped, has not been sent anything. So it is
- * looked again after it had its turn, until nothing is new. */
+/* Seen on Linux 6.1, under load: the cgroup says that it is frozen, all that it lists has the signal, and after the thaw a process lives on that was not in
+ * the list, a child of one that forks and exits. So all has a turn, still frozen, and the list is read again until nothing in it is new. */
 static int signal_stopped(int cgroup, struct delivery *delivery)
 {
 	const struct cgroup_visitor sender = {.enter = signal_members, .data = delivery};
