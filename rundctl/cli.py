@@ -16,7 +16,7 @@ from rundctl.commands.log import Log
 from rundctl.commands.output import OutputClosed, write
 from rundctl.commands.parse import HelpAsked, Parser
 from rundctl.errors import RundctlError, UsageError
-from rundctl.host import stdio
+from rundctl.host import patience, stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _interface(words)
     parser = Parser(words)
     log = Log("", "text", verbose=False)
+    patience.configured_by(_configured_patience)
     try:
         parser.flags_before(table.GLOBAL_FLAGS)
         log = Log(parser.text["log"], parser.text["log-format"], verbose="debug" in parser.on)
@@ -67,6 +68,13 @@ def entry() -> NoReturn:
             except OSError:  # everything that matters was flushed, and its failure told, when it was written
                 code = code or _EXIT_FAILURE
     os._exit(code)
+
+
+def _configured_patience() -> int:
+    """Not asked by calls that wait for nobody."""
+    from rundctl.engine import settings
+
+    return settings.patience()
 
 
 def _dispatch(parser: Parser, log: Log) -> int:

@@ -75,7 +75,7 @@ int patience_ms(const struct shim *shim)
 
 	if (!shim->exited || !shim->kill_asked)
 		return -1;
-	left = PATIENCE_MS - (clock_ns(CLOCK_MONOTONIC) - shim->progress_ns) / NS_PER_MS;
+	left = (int64_t)PATIENCE_MS * shim->options->patience - (clock_ns(CLOCK_MONOTONIC) - shim->progress_ns) / NS_PER_MS;
 	return left > 0 ? (int)left : 0;
 }
 

@@ -7,7 +7,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { DESCRIPTOR_MAX = 1 << 20 };
+enum {
+	DESCRIPTOR_MAX = 1 << 20,
+	PATIENCE_MAX = 100,
+};
 
 enum key {
 	KEY_NAME = 1,
@@ -30,6 +33,7 @@ enum key {
 	KEY_HOSTNAME,
 	KEY_DOMAINNAME,
 	KEY_SMALL_PAGES,
+	KEY_PATIENCE,
 	KEY_HELPER,
 	KEY_COPY,
 };
@@ -55,25 +59,31 @@ static const struct option long_options[] = {
 	{"hostname", required_argument, NULL, KEY_HOSTNAME},
 	{"domainname", required_argument, NULL, KEY_DOMAINNAME},
 	{"small-pages", no_argument, NULL, KEY_SMALL_PAGES},
+	{"patience", required_argument, NULL, KEY_PATIENCE},
 	{"helper", required_argument, NULL, KEY_HELPER},
 	{"copy", required_argument, NULL, KEY_COPY},
 	{NULL, 0, NULL, 0},
 };
 
-/* A descriptor's number at the start of `text`, which ends at `end` (a comma, or the end of the string). */
-static bool parse_descriptor(const char *text, char end, int *fd, const char **rest)
+/* A number from 0 to `most` at the start of `text`, which ends at `end` (a comma, or the end of the string). */
+static bool parse_number(const char *text, char end, int most, int *number, const char **rest)
 {
 	char *stop;
 	long value;
 
 	errno = 0;
 	value = strtol(text, &stop, 10);
-	if (errno || stop == text || *stop != end || value < 0 || value > DESCRIPTOR_MAX)
+	if (errno || stop == text || *stop != end || value < 0 || value > most)
 		return false;
-	*fd = (int)value;
+	*number = (int)value;
 	if (rest)
 		*rest = stop + 1;
 	return true;
+}
+
+static bool parse_descriptor(const char *text, char end, int *fd, const char **rest)
+{
+	return parse_number(text, end, DESCRIPTOR_MAX, fd, rest);
 }
 
 static bool append(int **list, size_t *count, const char *text)
@@ -221,6 +231,8 @@ static bool take(struct options *options, int key, char *value)
 		return options->rootfs_writable = true;
 	case KEY_SMALL_PAGES:
 		return options->small_pages = true;
+	case KEY_PATIENCE:
+		return parse_number(value, '\0', PATIENCE_MAX, &options->patience, NULL) && options->patience > 0;
 	case KEY_OOM_SCORE_ADJ:
 		return (options->oom_score_adj = value) != NULL;
 	case KEY_HOSTNAME:
@@ -258,7 +270,8 @@ bool options_parse(struct options *options, int argc, char **argv, const char **
 				    .volumes_fd = -1,
 				    .exported = -1,
 				    .copy_from = -1,
-				    .copy_to = -1};
+				    .copy_to = -1,
+				    .patience = 1};
 	opterr = 0;
 	while ((key = getopt_long(argc, argv, "+", long_options, NULL)) != -1) {
 		if (!take(options, key, optarg)) {

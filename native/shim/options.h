@@ -48,6 +48,7 @@ struct options {
 	const char *oom_score_adj;
 	const char *hostname, *domainname; /* of the container */
 	bool small_pages;		   /* no transparent huge pages for QEMU */
+	int patience;			   /* how many times longer than usual everybody may take */
 	char **qemu;			   /* argv */
 };
 

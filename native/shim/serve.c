@@ -341,7 +341,7 @@ static int timeout_ms(const struct shim *shim)
 	if (shim->control_rests)
 		return REST_MS;
 	if (shim->loss_ns && !shim->exited)
-		return LOSS_MS;
+		return LOSS_MS * shim->options->patience;
 	return patience_ms(shim);
 }
 
@@ -373,7 +373,7 @@ static void turn(struct shim *shim)
 		log_take(shim->options->log, &shim->words, LOG_PIECES);
 	if (wants_input(shim) && (polls[POLL_INPUT].revents || shim->input.eager))
 		read_input(shim);
-	if (shim->loss_ns && clock_ns(CLOCK_MONOTONIC) - shim->loss_ns >= LOSS_MS * NS_PER_MS)
+	if (shim->loss_ns && clock_ns(CLOCK_MONOTONIC) - shim->loss_ns >= LOSS_MS * NS_PER_MS * shim->options->patience)
 		end_early(shim, ECHILD, 255, shim->loss.reason, shim->loss.status, shim->loss.detail);
 	flush_all(shim);
 	end_when_flushed(shim);

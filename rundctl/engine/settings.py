@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from rundctl.errors import ConfigError
+from rundctl.host import patience as host_patience
 from rundctl.oci.options import ROOTFS_MODES, TRANSPORTS
 
 TYPE_CHECKING = False
@@ -25,6 +26,7 @@ _LIMITS = {
     "images_max_mib": (0, 1 << 30),
     "translations_mib": (1, 2048),
     "pool_size": (1, 10000),
+    "patience": (1, host_patience.MOST),
 }
 _PATHS = ("home", "kernel_modules", "virtiofsd")
 _CHOICES = {
@@ -44,6 +46,7 @@ class Settings:
     kernel_modules  directory (lib/modules/VERSION) of a kernel given as a path; "": all it needs is built in
     qemu            path of the program, name of a lean one, or "system"; "": the lean one once built, else the host's
     accelerator     auto, kvm, tcg
+    patience        how many times longer than usual all is waited for, on a host that is so much slower; RUNDCTL_PATIENCE comes first (`host.patience`)
     guest_overhead_mib  what a VM gets beside its container's memory limit: the guest kernel's own share
     vmm_overhead_mib    what a VM may take of the host beside its memory and translated code, where its container has a memory limit (docs/cgroups.md)
     template        on, off: whether VMs are cloned or booted
@@ -68,6 +71,7 @@ class Settings:
         "kernel_modules",
         "lower",
         "memory_mib",
+        "patience",
         "pool_refill",
         "pool_size",
         "qemu",
@@ -97,6 +101,7 @@ class Settings:
         self.virtiofsd = ""
         self.translations_mib = 32
         self.images_max_mib = 10240
+        self.patience = 1
         self.pool_size = 8
         self.pool_refill = "delete"
 
@@ -118,6 +123,20 @@ def load(environment: Mapping[str, str] = os.environ) -> Settings:
     if home:
         settings.set("home", home, "RUNDCTL_HOME")
     return settings
+
+
+def patience(environment: Mapping[str, str] = os.environ) -> int:
+    """The file's factor for deadlines, for verbs that need no other setting: 1 where the file says nothing of it, or cannot be read.
+
+    Those verbs must work whatever is wrong with the file, and tomllib is loaded only where the word is in it.
+    """
+    path = environment.get("RUNDCTL_CONFIG", "") or CONFIG_PATH
+    try:
+        with open(path, "rb") as file:
+            says_it = b"patience" in file.read()
+        return load(environment).patience if says_it else 1
+    except (OSError, ConfigError):
+        return 1
 
 
 def _read(path: str, *, must_exist: bool) -> dict[str, object]:

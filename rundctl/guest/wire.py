@@ -10,7 +10,7 @@ import struct
 import time
 
 from rundctl.errors import GuestError, printable
-from rundctl.host import interruption
+from rundctl.host import interruption, patience
 
 VERSION = 2
 MAGIC = b"RUND"
@@ -58,6 +58,7 @@ _RESULT = struct.Struct("<iI")
 _BUFFER = 65536
 _NEVER = float("inf")
 _SEND_TIMEOUT_S = 60.0  # where nobody says less
+_REST_TIMEOUT_S = 1.0  # of what a peer that has gone had sent before
 
 
 class Frame:
@@ -183,7 +184,7 @@ class Channel:
 
     def _send(self, data: bytes) -> None:
         """Who does not read, because it was stopped, say, lets the socket become full."""
-        deadline = self._until(_SEND_TIMEOUT_S)
+        deadline = self._until(patience.seconds(_SEND_TIMEOUT_S))
         view = memoryview(data)
         try:
             while view:
@@ -198,7 +199,7 @@ class Channel:
             raise GuestError("the VM ended") from None
 
     def _read_rest(self) -> None:
-        deadline = time.monotonic() + 1
+        deadline = time.monotonic() + patience.seconds(_REST_TIMEOUT_S)
         while True:
             self._read_frame(deadline)
 

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 
 from rundctl.errors import HostError, words
-from rundctl.host import cgroup_files, mountinfo
+from rundctl.host import cgroup_files, mountinfo, patience
 
 CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "pids")  # of v2, that limits and figures need
 CPUSET_INHERITED = ("cpuset.cpus", "cpuset.mems")
@@ -218,7 +218,7 @@ def remove(hierarchy: Hierarchy, path: str, timeout_s: float = REMOVE_TIMEOUT_S)
 
     A member that has just ended may keep it busy until its parent has reaped it, so this tries for a while.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + patience.seconds(timeout_s)
     where = hierarchy.directory + path
     while True:
         try:

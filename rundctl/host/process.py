@@ -10,7 +10,7 @@ import select
 import signal
 
 from rundctl.errors import HostError, printable, words
-from rundctl.host import interruption
+from rundctl.host import interruption, patience
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,12 +54,13 @@ def run(
     import subprocess  # costs 10 ms to import: never on the path of a start
 
     command = [need_tool(argv[0], hint), *argv[1:]]
+    allowed_s = patience.seconds(timeout_s)
     try:
         done = subprocess.run(
-            command, input=data, capture_output=True, cwd=cwd, env=_ENVIRONMENT, timeout=timeout_s, check=False
+            command, input=data, capture_output=True, cwd=cwd, env=_ENVIRONMENT, timeout=allowed_s, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise HostError(f"{what}: {argv[0]} did not end within {timeout_s:g} s", hint=hint) from error
+        raise HostError(f"{what}: {argv[0]} did not end within {allowed_s:g} s", hint=hint) from error
     except OSError as error:
         raise HostError(f"{what}: {argv[0]}: {words(error)}", hint=hint) from error
     if done.returncode not in accepted:

@@ -9,6 +9,7 @@ import os
 import time
 
 from rundctl.errors import HostError, words
+from rundctl.host import patience
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Manager:
         ended: deque[Any] = deque()
         with self._bus.filter(self._rule(), queue=ended):
             (job,) = self._call(what, method, signature, body)
-            deadline = time.monotonic() + _TIMEOUT_S
+            deadline = time.monotonic() + patience.seconds(_TIMEOUT_S)
             while True:
                 try:
                     signal = self._bus.recv_until_filtered(ended, timeout=max(0.0, deadline - time.monotonic()))
@@ -138,7 +139,7 @@ class Manager:
         from jeepney.wrappers import unwrap_msg
 
         try:
-            return unwrap_msg(self._bus.send_and_get_reply(message, timeout=_TIMEOUT_S))
+            return unwrap_msg(self._bus.send_and_get_reply(message, timeout=patience.seconds(_TIMEOUT_S)))
         except DBusErrorResponse as error:
             said = error.data[0] if error.data else error.name
             raise _RefusedError(f"systemd: {what}: {said}", error.name) from error

@@ -8,7 +8,7 @@ import socket
 import time
 
 from rundctl.errors import GuestError, printable
-from rundctl.host import interruption
+from rundctl.host import interruption, patience
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,38 +32,30 @@ class Qmp:
 
     def execute(self, command: str, timeout_s: float = _TIMEOUT_S, **arguments: Any) -> Any:
         """Run one command and return what it returns."""
-        return self._execute([(command, arguments)], timeout_s)[-1]
+        return self._execute([(command, arguments)], _deadline(timeout_s))[-1]
 
     def restore(self, uri: str, timeout_s: float = _TIMEOUT_S) -> None:
-        """Load the device state and return when the guest runs (two steps: `begin_restore`, `wait_running`)."""
-        deadline = time.monotonic() + timeout_s
-        self.begin_restore(uri, timeout_s)
-        self.wait_running(deadline - time.monotonic())
+        """Load the device state and return when the guest runs."""
+        deadline = _deadline(timeout_s)
+        self._begin_restore(uri, deadline)
+        self._wait_event("RESUME", deadline, "restore the template's state")
 
     def restore_and_plug(self, uri: str, devices: list[dict[str, str]], timeout_s: float = _TIMEOUT_S) -> None:
         """Load the device state into a machine that was started stopped, add devices, and return when the guest runs."""
-        deadline = time.monotonic() + timeout_s
-        self.begin_restore(uri, timeout_s)
+        deadline = _deadline(timeout_s)
+        self._begin_restore(uri, deadline)
         self._wait_migrated(deadline, "restore the template's state")
         commands: list[tuple[str, dict[str, Any]]] = [("device_add", {**device}) for device in devices]
-        self._execute([*commands, ("cont", {})], deadline - time.monotonic())
-
-    def begin_restore(self, uri: str, timeout_s: float = _TIMEOUT_S) -> None:
-        """Start to load. QEMU ends itself, with words on its stderr, when the state does not fit the machine."""
-        self._execute([_IGNORE_SHARED, ("migrate-incoming", {"uri": uri})], timeout_s)
-
-    def wait_running(self, timeout_s: float = _TIMEOUT_S) -> None:
-        """Wait until the restored guest runs."""
-        self._wait_event("RESUME", time.monotonic() + timeout_s, "restore the template's state")
+        self._execute([*commands, ("cont", {})], deadline)
 
     def snapshot(self, state_fd: int) -> None:
         """Stop the guest and write the device state to a file, without the memory, which is in its own."""
-        self._execute([("stop", {}), _IGNORE_SHARED], _TIMEOUT_S)
+        self._execute([("stop", {}), _IGNORE_SHARED], _deadline(_TIMEOUT_S))
         # Unlike `migrate-incoming`, `migrate` takes no number of an inherited descriptor: it must be sent.
         socket.send_fds(self._socket, [b'{"execute": "getfd", "arguments": {"fdname": "state"}}\n'], [state_fd])
-        self._answer("getfd", time.monotonic() + _TIMEOUT_S)
+        self._answer("getfd", _deadline(_TIMEOUT_S))
         self.execute("migrate", uri="fd:state")
-        self._wait_migrated(time.monotonic() + _SAVE_TIMEOUT_S, "save the device state")
+        self._wait_migrated(_deadline(_SAVE_TIMEOUT_S), "save the device state")
 
     def quit(self) -> None:
         """Ask QEMU to end; it may be gone before it answers."""
@@ -71,6 +63,10 @@ class Qmp:
             self.execute("quit")
         except GuestError:
             return
+
+    def _begin_restore(self, uri: str, deadline: float) -> None:
+        """Start to load. QEMU ends itself, with words on its stderr, when the state does not fit the machine."""
+        self._execute([_IGNORE_SHARED, ("migrate-incoming", {"uri": uri})], deadline)
 
     def _wait_migrated(self, deadline: float, what: str) -> None:
         while True:
@@ -81,13 +77,12 @@ class Qmp:
                 words = self.execute("query-migrate").get("error-desc", status)
                 raise GuestError(f"{what}: qemu: {printable(str(words))}")
 
-    def _execute(self, commands: list[tuple[str, dict[str, Any]]], timeout_s: float) -> list[Any]:
+    def _execute(self, commands: list[tuple[str, dict[str, Any]]], deadline: float) -> list[Any]:
         """Send all commands at once (a round trip to an emulator that starts is dear) and collect their answers."""
         if not self._greeted:
             self._greeted = True
-            return self._execute([("qmp_capabilities", {}), *commands], timeout_s)[1:]
+            return self._execute([("qmp_capabilities", {}), *commands], deadline)[1:]
         requests = [json.dumps({"execute": name, "arguments": arguments}) for name, arguments in commands]
-        deadline = time.monotonic() + timeout_s
         try:
             self._socket.sendall("\n".join(requests).encode() + b"\n")
         except OSError as error:
@@ -142,6 +137,11 @@ class Qmp:
         if not data:
             raise GuestError(f"qemu: {what}: QEMU ended")
         return data
+
+
+def _deadline(timeout_s: float) -> float:
+    """When what begins now must have ended, on time.monotonic()."""
+    return time.monotonic() + patience.seconds(timeout_s)
 
 
 _IGNORE_SHARED = (

@@ -23,13 +23,13 @@ LOSS_S = 2.0  # LOSS_MS of serve.c
 PAGE = 4096
 
 
-def with_helper(launch, *argv, qemu=SLEEP, **arguments):
+def with_helper(launch, *argv, qemu=SLEEP, more=(), **arguments):
     """Launch with a helper ``served`` that serves the rootfs, read-only."""
     with ExitStack() as opened:
         keep, directory = os.open(os.devnull, os.O_RDONLY), os.open("/usr", os.O_PATH)
         opened.callback(os.close, keep)
         opened.callback(os.close, directory)
-        options = ("--helper", f"served,{keep},ro,{directory}")
+        options = (*more, "--helper", f"served,{keep},ro,{directory}")
         return launch(qemu=(*argv, ";", *qemu), options=options, keep=(keep, directory), **arguments)
 
 
@@ -229,3 +229,20 @@ def test_memory_that_cannot_be_copied_is_told_to_the_creator(launch, tmp_path):
     os.close(source)
     with pytest.raises(GuestError, match="copy the template's memory: Bad file descriptor"):
         shim.started().channel.wait_hello(DEADLINE_S)
+
+
+def test_patience_is_for_all_that_is_waited_for(launch):
+    """A helper has ended and QEMU lives on, which is given up after so many times `LOSS_S`."""
+    begun = time.monotonic()
+    shim = with_helper(launch, "/bin/false", more=("--patience", "2"))
+    assert shim.wait() == 255
+    assert time.monotonic() - begun >= 2 * LOSS_S
+    assert shim.record()["reason"] == "served"
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "101", "x", ""])
+def test_a_patience_that_makes_no_sense(sanitized, said):
+    done = subprocess.run(
+        [sanitized["shim"], "launch", "--patience", said, "--", "true"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "shim:" in done.stderr) == (2, True)

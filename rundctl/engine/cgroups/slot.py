@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from rundctl.engine.cgroups import paths
 from rundctl.errors import HostError, words
-from rundctl.host import cgroupfs
+from rundctl.host import cgroupfs, patience
 from rundctl.host.cgroupfs import Place
 from rundctl.host.pidfd import Process
 
@@ -180,7 +180,7 @@ class Slot:
 
     def wait_empty(self, *, kill: bool = False) -> None:
         """Wait until it has no members; killing them, if asked, as often as it takes. HostError if it has when the time is over."""
-        deadline = time.monotonic() + (KILL_TIMEOUT_S if kill else EMPTY_TIMEOUT_S)
+        deadline = time.monotonic() + patience.seconds(KILL_TIMEOUT_S if kill else EMPTY_TIMEOUT_S)
         for part, path in self._now():
             while not part.is_empty(path):
                 where = part.hierarchy.directory + path

@@ -18,7 +18,7 @@ from rundctl.engine.template import inputs, kernel_template
 from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError
 from rundctl.guest import wire
 from rundctl.guest.ops import Op, Opcode, Plan
-from rundctl.host import cgroup_settings, cgroupfs, interruption, rlimits, stdio
+from rundctl.host import cgroup_settings, cgroupfs, interruption, patience, rlimits, stdio
 from rundctl.host import devices as host_devices
 from rundctl.oci import bundle as bundles
 from rundctl.oci import hooks, identity
@@ -201,6 +201,8 @@ class Launch:
         shim = ShimCommand(opened)
         hostname, domainname = compiler.uts_names(self.bundle.spec, _hostname(self.container.id))
         shim.add(["--name", self.container.id, *([] if self._cold else ["--small-pages"])])
+        if patience.factor() > 1:
+            shim.add(["--patience", str(patience.factor())])
         shim.add(["--hostname", hostname, "--domainname", domainname or _NO_DOMAIN])
         self._give_files(shim, sockets)
         _give_cgroups(shim, lease)

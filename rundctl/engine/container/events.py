@@ -9,7 +9,7 @@ from rundctl.engine.container import figures, vm
 from rundctl.engine.container.guest import Guest
 from rundctl.engine.records import store
 from rundctl.errors import GuestError, RundctlError, StateError
-from rundctl.host import usage
+from rundctl.host import patience, usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Stream:
             files = self._guest.read(figures.FILES)
         except RundctlError as error:
             # A shim that ends closes the conversation first: that is its end, and nothing to complain of.
-            if not shim.wait(vm.LAST_WORDS_S if isinstance(error, GuestError) else 0):
+            if not shim.wait(patience.seconds(vm.LAST_WORDS_S) if isinstance(error, GuestError) else 0):
                 self._complain(str(error))
             return
         kills = figures.oom_kills(files)

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from rundctl.engine.container import vm
 from rundctl.errors import GuestError, StateError
 from rundctl.guest import wire
+from rundctl.host import patience
 from rundctl.types import Status
 
 TYPE_CHECKING = False
@@ -45,7 +46,7 @@ class Guest:
         self._check_status()
         if self._channel is None:
             self._channel = vm.connect(self._undo, self._container, ANSWER_TIMEOUT_S)
-        self._channel.allow(ANSWER_TIMEOUT_S)
+        self._channel.allow(patience.seconds(ANSWER_TIMEOUT_S))
         try:
             result = self._answer(self._channel, kind, payload)
         except GuestError:

@@ -22,7 +22,7 @@ from rundctl.errors import (
     words,
 )
 from rundctl.guest import wire
-from rundctl.host import interruption
+from rundctl.host import interruption, patience
 from rundctl.host.pidfd import Process, reap
 from rundctl.oci import hooks
 from rundctl.oci.state import state_json
@@ -148,7 +148,7 @@ def _end(container: Container) -> None:
     shim = container.shim()
     if shim is None:
         return
-    deadline = time.monotonic() + KILL_TIMEOUT_S
+    deadline = time.monotonic() + patience.seconds(KILL_TIMEOUT_S)
     with shim, ExitStack() as undo:
         with suppress(GuestError):
             channel = vm.connect(undo, container, KILL_TIMEOUT_S)
@@ -158,7 +158,7 @@ def _end(container: Container) -> None:
                 channel.post(wire.SIGNAL, vm.signal_payload(signal.SIGKILL, everyone=True), container=1)
         if not shim.wait(max(0.0, deadline - time.monotonic())):
             shim.kill()
-            if not shim.wait(vm.END_TIMEOUT_S):
+            if not shim.wait(patience.seconds(vm.END_TIMEOUT_S)):
                 _thaw(container, shim)
 
 
@@ -169,7 +169,7 @@ def _thaw(container: Container, shim: Process) -> None:
     for directory in kinds.recorded(container.record["cgroups"]).directories:
         with suppress(OSError), open(f"{directory}/freezer.state", "w", encoding="ascii") as state:
             state.write("THAWED")
-    if not shim.wait(vm.END_TIMEOUT_S):
+    if not shim.wait(patience.seconds(vm.END_TIMEOUT_S)):
         raise HostError(
             f"container {container.id}: process {shim.pid} was killed and does not end",
             hint="is a cgroup above it frozen, or does it wait for a disk?",
@@ -279,7 +279,7 @@ def _wait_for_creator(container: Container) -> None:
     creator = None if container.record.get("committed") else container.creator()
     if creator is not None:
         with creator, interruption.allowed():
-            creator.wait(store.LOCK_TIMEOUT_S)
+            creator.wait(patience.seconds(store.LOCK_TIMEOUT_S))
 
 
 def _end_creator(container: Container) -> None:
@@ -290,7 +290,7 @@ def _end_creator(container: Container) -> None:
     if creator is not None:
         with creator:
             creator.kill()
-            creator.wait(vm.END_TIMEOUT_S)
+            creator.wait(patience.seconds(vm.END_TIMEOUT_S))
 
 
 def run(ctx: Context, options: CreateOptions) -> int:

@@ -8,6 +8,7 @@ from rundctl.engine.container.guest import Guest
 from rundctl.engine.records import store
 from rundctl.errors import GuestError
 from rundctl.guest import processes, wire
+from rundctl.host import patience
 from rundctl.types import Status
 
 TYPE_CHECKING = False
@@ -46,7 +47,7 @@ def listing(ctx: Context, container_id: str) -> Listing:
     if container.status() is Status.STOPPED:
         return Listing([], 0, time.time())
     with Guest(container) as guest:
-        return collect(guest, time.monotonic() + _ALL_TIMEOUT_S)
+        return collect(guest, time.monotonic() + patience.seconds(_ALL_TIMEOUT_S))
 
 
 def collect(guest: Guest, deadline: float) -> Listing:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from rundctl.errors import GuestError, words
 from rundctl.guest import wire
-from rundctl.host import interruption, process
+from rundctl.host import interruption, patience, process
 from rundctl.host.pidfd import Process, reap
 from rundctl.vmm.qmp import Qmp
 
@@ -49,9 +49,9 @@ def _end_child(pid: int) -> None:
     child = Process.open(pid)  # the pid cannot become another's before we reap it
     if child is not None:
         with child:
-            if not child.wait(END_TIMEOUT_S):
+            if not child.wait(patience.seconds(END_TIMEOUT_S)):
                 child.kill()
-                if not child.wait(END_TIMEOUT_S):
+                if not child.wait(patience.seconds(END_TIMEOUT_S)):
                     return  # frozen, or it waits for a disk: whoever is its parent after us reaps it
     reap(pid)
 
@@ -86,7 +86,7 @@ class Vm:
 
     def wait_pid(self) -> int:
         """Host pid of the shim, as the launcher tells it; also how long it took to join the cgroups and to clone. GuestError if there is none."""
-        payload = self.channel.wait_notice(wire.PID, ANSWER_TIMEOUT_S)
+        payload = self.channel.wait_notice(wire.PID, patience.seconds(ANSWER_TIMEOUT_S))
         self.pid, self.join_us, self.clone_us = _PID.unpack(payload)
         _end_child(self._launcher)
         self._launcher = 0
@@ -98,14 +98,14 @@ class Vm:
         if not devices:
             monitor.restore(uri)
             return
-        self.channel.wait_hello(ANSWER_TIMEOUT_S)  # from here on the memory is copied
+        self.channel.wait_hello(patience.seconds(ANSWER_TIMEOUT_S))  # from here on the memory is copied
         monitor.restore_and_plug(uri, devices)
 
     def request(
         self, kind: int, payload: bytes, *, container: int = 1, timeout_s: float = ANSWER_TIMEOUT_S
     ) -> wire.Result:
         """One request and its result. GuestError if none comes in time."""
-        self.channel.allow(timeout_s)
+        self.channel.allow(patience.seconds(timeout_s))
         return self.channel.wait(self.channel.post(kind, payload, container=container))
 
     def commit(self) -> None:
@@ -123,11 +123,12 @@ class Vm:
 
 
 def connect(undo: ExitStack, container: Container, timeout_s: float) -> wire.Channel:
-    """A conversation with a running container's shim, which may take so long, from now to its end. GuestError if it does not take one."""
-    deadline = time.monotonic() + timeout_s
+    """A conversation with a running container's shim, which may take so long (`patience.seconds`), from now to its end. GuestError if it does not take one."""
+    allowed_s = patience.seconds(timeout_s)
+    deadline = time.monotonic() + allowed_s
     client = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     # connect(2) to a socket whose backlog is full, since nobody accepts, waits for as long as a send may (socket(7); unix_stream_connect in the kernel).
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(*divmod(round(timeout_s * 1e6), 10**6)))
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(*divmod(round(allowed_s * 1e6), 10**6)))
     try:
         path = _control_path(undo, container.directory)
         with interruption.allowed():
@@ -155,7 +156,7 @@ def ask(container: Container, kind: int, payload: bytes, timeout_s: float, *, ab
             channel = connect(undo, container, timeout_s)
             return channel.wait(channel.post(kind, payload, container=about))
         except GuestError as error:
-            if shim.wait(LAST_WORDS_S):
+            if shim.wait(patience.seconds(LAST_WORDS_S)):
                 return None
             error.hint = error.hint or "kill KILL and delete --force still work"
             raise

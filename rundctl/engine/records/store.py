@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from rundctl.engine.records import trust
 from rundctl.errors import DamagedError, HostError, StateError, UsageError, printable, words
-from rundctl.host import interruption
+from rundctl.host import interruption, patience
 from rundctl.host.files import is_path_of, replace, unlink
 from rundctl.host.machine import boot_id
 from rundctl.host.pidfd import Process, start_time
@@ -354,7 +354,7 @@ def locked(container: Container, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[
     except FileNotFoundError as error:
         raise _just_deleted(container) from error
     try:
-        _wait_for_lock(fd, container, time.monotonic() + timeout_s)
+        _wait_for_lock(fd, container, time.monotonic() + patience.seconds(timeout_s))
         fresh = read(container.directory) if is_path_of(fd, container.directory) else None
         if fresh is None:
             raise _just_deleted(container)

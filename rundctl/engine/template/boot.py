@@ -10,7 +10,7 @@ from rundctl.engine.plan import device_filter
 from rundctl.engine.template import clock, store, upper
 from rundctl.errors import GuestError, RundctlError
 from rundctl.guest import initramfs, ops, wire
-from rundctl.host import files, process
+from rundctl.host import files, patience, process
 from rundctl.types import Accelerator
 from rundctl.vmm import accelerator, qemu
 from rundctl.vmm.qmp import Qmp
@@ -54,14 +54,14 @@ def booted(directory: str, recipe: Recipe, progress: Progress) -> Iterator[Guest
 
     GuestError with its last words, for all that goes wrong with it within the ``with`` block as well; one with a wrong clock is booted again.
     """
-    deadline_s = accelerator.BOOT_DEADLINE_S[recipe.shape.accelerator]
+    deadline_s = patience.seconds(accelerator.BOOT_DEADLINE_S[recipe.shape.accelerator])
     for boots_left in reversed(range(_BOOTS)):
         _make_disk(f"{directory}/{_DISK}", recipe.shape, progress)
         progress(f"booting the guest ({recipe.shape.accelerator.value})")
         with Guest(directory, recipe) as guest:
             try:
                 guest.set_up(deadline_s)
-                guest.clock = clock.compare(guest.tell_time, clock.PATIENCE_S)
+                guest.clock = clock.compare(guest.tell_time, patience.seconds(clock.PATIENCE_S))
                 if guest.clock.is_right:
                     yield guest
                     return
