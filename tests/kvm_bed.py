@@ -1,0 +1,360 @@
+"""A machine in which KVM works, on any host: QEMU emulates an AMD processor with SVM and nested paging, and Debian's kernel in it loads ``kvm_amd``.
+
+    code, printed = kvm_bed.run(["sh", "-c", "ls /dev/kvm"], results)          # the host's / is there; what is written stays in the machine's memory
+    kvm_bed.run(command, results, machine=kvm_bed.Machine(cpu="Opteron_G3"))   # another processor
+    with kvm_bed.Bed(command, results, kvm_bed.Machine()) as bed: ...          # bed.pid is QEMU's, bed.wait(timeout_s) its end
+    python tests/kvm_bed.py COMMAND...                                         # by hand
+
+In the machine: ``results`` is `RESULTS`, and what is written there stays. `DISK` is an XFS of its own, `HOME` on it has copies of the host's guest kernels and QEMUs
+and is ``RUNDCTL_HOME``. Control groups are version 2, all controllers. `hold` stops the whole machine for a while, as a host that sleeps.
+
+**Counting.** With ``Machine(counts=True, paths=PATHS)`` the processor's time is the number of instructions that it has executed: one nanosecond each, the same in
+every run. Time jumps while the machine waits for something outside. So its root is made of copies in memory: of ``paths`` and nothing else, ``DISK`` is a tmpfs,
+and nothing may be written to `RESULTS` between two readings of the clock.
+
+One processor: with two of QEMU 7.2 the kernel in the machine sometimes loses timer interrupts and locks up. Nothing is installed: the kernel is Debian's package,
+unpacked below the host's ``RUNDCTL_HOME``, once.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rundctl.engine import settings
+from rundctl.errors import RundctlError
+from rundctl.guest import kernel_fetch, modules
+from rundctl.guest.cpio import Archive
+from rundctl.host import apt, files
+
+if TYPE_CHECKING:
+    from typing import Self
+
+QEMU = "qemu-system-x86_64"
+RESULTS = "/results"
+DISK = "/bed"
+HOME = f"{DISK}/home"
+PATIENCE = 10  # how many times longer than usual all takes in there (settings: patience)
+_BUSYBOX = "/bin/busybox"
+_PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+_MODULES = "virtio_pci virtio_console virtio_rng virtio_blk 9p 9pnet_virtio overlay kvm_amd tun loop ext4 xfs erofs squashfs fuse virtiofs"
+_LIBRARIES = "c m z expat ssl crypto ffi seccomp lzma bz2 uuid dl pthread rt util cap selinux pcre2-8 blkid mount ext2fs e2p com_err gcc_s lz4 tinfo acl attr"
+_PROGRAMS = (
+    "bin/sh bin/dash bin/bash bin/busybox bin/python3 bin/cat bin/ls bin/cp bin/mkdir bin/rm bin/sleep bin/true bin/env bin/setpriv bin/timeout"
+    " sbin/runc sbin/mkfs.ext4 sbin/mke2fs bin/mkfs.erofs"
+)
+# What rundctl, a shell, the interpreter and runc need, for a root in memory: a shell's patterns. A virtual environment and a bundle are the caller's to name.
+PATHS = (
+    *("/bin", "/sbin", "/lib", "/lib64", "/usr/lib64", f"/usr/lib/{_PYTHON}", "/usr/share/qemu", "/usr/share/seabios"),
+    *(f"/usr/{name}" for name in (*_PROGRAMS.split(), f"bin/{_PYTHON}")),
+    *(f"/usr/lib/x86_64-linux-gnu/lib{name}[.-]*" for name in _LIBRARIES.split()),
+    "/usr/lib/x86_64-linux-gnu/ld-linux*",
+    *("/etc/passwd", "/etc/group", "/etc/ld.so.cache", "/etc/os-release", "/etc/mke2fs.conf"),
+)
+_SPARE_MIB = 512  # of the host's memory: QEMU's own, translated code among it
+_ROOM_MIB = 64
+_INIT = Path(__file__).with_suffix(".sh")
+_DIRECTORIES = "bin modules proc sys dev host overlay new"
+_BARE = ("-nodefaults", "-no-user-config", "-display", "none")
+
+
+class BedError(Exception):
+    """A machine that did not come up, or not to its command's end: what happened, and what it said last."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the machine is. ``memory_mib`` is taken of the host only as it is used, and so are the MiB of its disk, a sparse file.
+
+    disk       an image with the XFS of an earlier machine (`make_disk`), to go on with; "": a new one of ``disk_mib``
+    disks      further raw images: /dev/vdb ...
+    counts     its time is the number of its instructions
+    paths      its root is a copy in memory of these, and its `DISK` is a tmpfs; (): the root is the host's
+    arguments  further words for QEMU
+    """
+
+    cpu: str = "EPYC"
+    memory_mib: int = 4096
+    processors: int = 1
+    disk: str = ""
+    disk_mib: int = 4096
+    disks: tuple[str, ...] = ()
+    counts: bool = False
+    paths: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+
+def missing(qemu: str = QEMU, features: str = "+svm,+npt") -> str:
+    """Why there can be no such machine on this host; "" if there can."""
+    path = shutil.which(qemu)
+    if path is None:
+        return f"{qemu} is missing: apt-get install qemu-system-x86"
+    argv = [path, "-machine", "q35", "-accel", "tcg", "-m", "32", "-cpu", f"qemu64,{features},enforce", *_BARE]
+    done = subprocess.run(
+        [*argv, "-S", "-monitor", "stdio"], input="quit\n", capture_output=True, text=True, timeout=60, check=False
+    )
+    if done.returncode:
+        return f"{path} does not emulate a processor with {features}: {' '.join(done.stderr.split())}"
+    return ""
+
+
+def kernel() -> Path:
+    """The directory of the machine's kernel: ``vmlinuz``, and ``modules/`` in the order in which they are loaded. Fetched if it is not there.
+
+    RundctlError if it cannot be: apt's own words.
+    """
+    store = Path(settings.load().home) / "kvm-bed"
+    store.mkdir(parents=True, exist_ok=True)
+    with files.Lock(str(store / ".lock")):
+        for there in sorted(store.glob("*/modules.list")):
+            if there.read_text() == _MODULES:
+                return there.parent
+        for old in store.glob("[!.]*"):
+            shutil.rmtree(old)
+        return _fetch(store)
+
+
+def _fetch(store: Path) -> Path:
+    package = kernel_fetch._newest_package()
+    version = package.removeprefix("linux-image-")
+    scratch = store / ".fetch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    made = scratch / version
+    (made / "modules").mkdir(parents=True)
+    try:
+        root = apt.unpack(package, str(scratch))
+        shutil.copyfile(f"{root}/boot/vmlinuz-{version}", made / "vmlinuz")
+        found = modules.resolve(kernel_fetch._modules_directory(root, version), tuple(_MODULES.split()))
+        for number, module in enumerate(found):
+            (made / "modules" / f"{number:03}-{module.name}.ko").write_bytes(module.data)
+        (made / "modules.list").write_text(_MODULES)
+        made.rename(store / version)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return store / version
+
+
+def make_disk(path: str | Path, mib: int) -> None:
+    """A new image with an XFS, for ``Machine(disk=...)``. BedError if there is no room for all of it."""
+    with open(path, "wb") as file:
+        file.truncate(mib << 20)
+    done = subprocess.run(["mkfs.xfs", "-q", "-K", str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BedError(f"{path}: mkfs.xfs: {done.stderr.strip()}")
+
+
+def hold(seconds: float) -> None:
+    """In the machine: stop all of it for so long, from outside. Returns when it goes on."""
+    port = next(
+        each for each in Path("/sys/class/virtio-ports").iterdir() if (each / "name").read_text().strip() == "bed"
+    )
+    with open(f"/dev/{port.name}", "r+b", buffering=0) as channel:
+        channel.write(f"{seconds}\n".encode())
+        if channel.read(1) != b".":
+            raise BedError("the host did not answer")
+
+
+class Bed:
+    """A running machine; a ``with`` block ends it, and so does the end of this process's thread."""
+
+    def __init__(
+        self, command: list[str], results: Path, machine: Machine = Machine(), environment: dict[str, str] | None = None
+    ) -> None:
+        self._command = command
+        self._results = results
+        self._machine = machine
+        self._environment = environment or {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._scratch = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="kvm-bed-", dir=_scratch_directory()))
+            )
+            _need_room(self._machine)
+            here, there = socket.socketpair()
+            stack.enter_context(here)
+            with there, (self._scratch / "qemu").open("wb") as said:
+                self._process = subprocess.Popen(
+                    self._argv(there.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=said,
+                    pass_fds=[there.fileno()],
+                )
+            stack.callback(self._end)
+            threading.Thread(target=self._serve, args=(here,), daemon=True).start()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def pid(self) -> int:
+        """QEMU's."""
+        return self._process.pid
+
+    def wait(self, timeout_s: float) -> tuple[int, str]:
+        """The command's exit code and what it printed. BedError if the machine does not come to that."""
+        try:
+            ended = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise BedError(f"the machine is not done after {timeout_s:g} s\n{self.said()}") from None
+        code = self._results / "code"
+        if not code.exists():
+            raise BedError(f"the machine did not come to its command's end: {_words(ended)}\n{self.said()}")
+        return int(code.read_text()), self._read(self._results / "printed")
+
+    def said(self) -> str:
+        """All that the command, the machine's kernel and QEMU have printed so far."""
+        parts = [self._results / "printed", self._scratch / "console", self._scratch / "qemu"]
+        return "\n".join(text for text in map(self._read, parts) if text.strip())
+
+    def _read(self, path: Path) -> str:
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _serve(self, channel: socket.socket) -> None:
+        """`hold`, on this side."""
+        with channel.makefile("rb") as lines:
+            for line in lines:
+                self._process.send_signal(signal.SIGSTOP)
+                time.sleep(float(line))
+                self._process.send_signal(signal.SIGCONT)
+                channel.sendall(b".")
+
+    def _argv(self, port: int) -> list[str]:
+        machine, found = self._machine, kernel()
+        (self._scratch / "initramfs").write_bytes(self._initramfs(found))
+        drives = list(machine.disks)
+        if not machine.paths:
+            if not machine.disk:
+                make_disk(self._scratch / "disk", machine.disk_mib)
+            drives.insert(0, machine.disk or str(self._scratch / "disk"))
+        return [
+            QEMU, "-machine", "q35", "-cpu", f"{machine.cpu},+svm,+npt", "-smp", str(machine.processors), "-m", str(machine.memory_mib),
+            *(
+                ("-accel", "tcg,thread=single,tb-size=1024", "-icount", "shift=0,sleep=off")
+                if machine.counts
+                else ("-accel", "tcg,tb-size=1024")
+            ),
+            *_BARE, "-serial", f"file:{self._scratch}/console", "-no-reboot",
+            "-kernel", f"{found}/vmlinuz", "-initrd", f"{self._scratch}/initramfs",
+            "-append", "console=ttyS0 panic=-1 quiet mitigations=off",
+            "-device", "virtio-rng-pci",
+            "-chardev", f"socket,id=bed,fd={port}", "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=bed,name=bed",
+            *_export("host", "/", "readonly=on"),
+            *_export("results", str(self._results), "readonly=off"),
+            *(word for number, path in enumerate(drives) for word in _drive(number, path)),
+            *machine.arguments,
+        ]  # fmt: skip
+
+    def _initramfs(self, found: Path) -> bytes:
+        machine = self._machine
+        home = settings.load().home
+        given = {
+            "results": RESULTS,
+            "disk": DISK,
+            "home": HOME,
+            "host_home": home,
+            "paths": " ".join(path.lstrip("/") for path in machine.paths),
+        }
+        environment = {
+            "HOME": "/root",
+            "LANG": "C.UTF-8",
+            "RUNDCTL_HOME": HOME,
+            "RUNDCTL_PATIENCE": str(PATIENCE),
+            "TMPDIR": f"{DISK}/tmp",
+            **self._environment,
+        }
+        exports = [f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()]
+        archive = Archive()
+        for directory in _DIRECTORIES.split():
+            archive.directory(directory)
+        archive.character_device("dev/console", 5, 1)
+        archive.file("bin/busybox", Path(_BUSYBOX).read_bytes(), 0o755)
+        archive.file("init", _INIT.read_bytes(), 0o755)
+        archive.file("settings", "".join(f"{name}={shlex.quote(value)}\n" for name, value in given.items()).encode())
+        archive.file("command", ("".join(exports) + shlex.join(["exec", *self._command]) + "\n").encode())
+        for module in sorted((found / "modules").iterdir()):
+            archive.file(f"modules/{module.name}", module.read_bytes())
+        return archive.close()
+
+
+def _export(tag: str, path: str, access: str) -> list[str]:
+    options = f"local,id={tag},path={_escaped(path)},security_model=none,multidevs=remap,{access}"
+    return ["-fsdev", options, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+
+
+def _drive(number: int, path: str) -> list[str]:
+    options = f"if=none,id=disk{number},file={_escaped(path)},format=raw,cache=unsafe,discard=unmap,werror=report"
+    return ["-drive", options, "-device", f"virtio-blk-pci,drive=disk{number}"]
+
+
+def _escaped(path: str) -> str:
+    return path.replace(",", ",,")
+
+
+def _words(ended: int) -> str:
+    if ended < 0:
+        return f"QEMU was killed by signal {-ended} ({signal.Signals(-ended).name})"
+    return f"QEMU ended with {ended}"
+
+
+def _scratch_directory() -> str:
+    """Where disks are: /tmp may be the host's memory."""
+    return os.environ.get("TMPDIR", "/var/tmp")
+
+
+def _need_room(machine: Machine) -> None:
+    """BedError where the host has no memory for it: the kernel would kill QEMU, or another, in the middle."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(lines["MemAvailable"].split()[0]) >> 10
+    if available < machine.memory_mib + _SPARE_MIB:
+        raise BedError(
+            f"the machine needs {machine.memory_mib} MiB of memory and {_SPARE_MIB} MiB beside it: this host has {available} MiB"
+        )
+
+
+def run(
+    command: list[str],
+    results: Path,
+    *,
+    environment: dict[str, str] | None = None,
+    machine: Machine = Machine(),
+    timeout_s: float = 900.0,
+) -> tuple[int, str]:
+    """Run a command in such a machine, to its end: its exit code, and what it printed. BedError if it does not come to that."""
+    with Bed(command, results, machine, environment) as bed:
+        return bed.wait(timeout_s)
+
+
+def _main(command: list[str]) -> int:
+    """By hand: run a command. Without one, only see to the kernel (tools/setup)."""
+    with tempfile.TemporaryDirectory(dir=_scratch_directory()) as results:
+        try:
+            code, said = run(command, Path(results)) if command else (0, f"{kernel()}\n")
+        except (BedError, RundctlError) as error:
+            code, said = 1, f"{error}\n"
+    sys.stdout.write(said)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+#!/bin/busybox sh
+# The init of the machine in which KVM works (kvm_bed.py): first in the initramfs, then, called with `main`, in the root that it has made.
+# busybox runs it. What it and the kernel print goes to the serial console, what the command prints to a file of the results.
+
+in_initramfs() {
+    /bin/busybox --install -s /bin
+    export PATH=/bin
+    mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+    for module in /modules/*; do insmod "$module" || echo "bed: $module is not loaded"; done
+    set -e  # an init that ends is a panic, and that the machine's end
+    share=trans=virtio,version=9p2000.L,msize=512000
+    mount -t 9p -o $share,cache=loose,ro host /host
+    if [ "$paths" ]; then root_in_memory; else root_of_host; fi
+    mkdir -p /new/proc /new/sys /new/dev /new/run /new/tmp /new/root /new/var/tmp "/new$disk" "/new$results"
+    for each in proc sys dev; do mount -o move /$each /new/$each; done
+    mkdir -p /new/dev/shm /new/dev/pts
+    mount -t tmpfs -o mode=1777 shm /new/dev/shm
+    mount -t tmpfs -o mode=755 run /new/run
+    mount -t devpts -o ptmxmode=666 pts /new/dev/pts
+    mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
+    mount -t debugfs debugfs /new/sys/kernel/debug
+    mount -t 9p -o $share,cache=none results "/new$results"
+    if [ "$paths" ]; then mount -t tmpfs disk "/new$disk"; else mount -t xfs /new/dev/vda "/new$disk"; fi
+    mkdir -p -m 1777 "/new$disk/tmp"
+    [ -d "/new$home" ] || copy_home
+    [ -z "$paths" ] || umount /host
+    ifconfig lo up
+    cd /new/sys/fs/cgroup
+    mkdir init
+    echo 1 >init/cgroup.procs
+    sed 's/[^ ]*/+&/g' cgroup.controllers >cgroup.subtree_control
+    cd /
+    mkdir /new/run/bed
+    cp /bin/busybox /init /settings /command /new/run/bed/
+    exec switch_root /new /run/bed/busybox sh /run/bed/init main
+}
+
+root_in_memory() {
+    mount -t tmpfs -o size=80% root /new
+    cd /host
+    for path in $paths; do  # patterns
+        [ -e "$path" ] || [ -L "$path" ] || continue
+        parent=/new/$(dirname "$path")
+        mkdir -p "$parent"
+        cp -a "$path" "$parent/"
+    done
+    cd /
+}
+
+root_of_host() {
+    mount -t tmpfs -o size=60% overlay /overlay
+    mkdir /overlay/upper /overlay/work
+    mount -t overlay -o lowerdir=/host,upperdir=/overlay/upper,workdir=/overlay/work overlay /new
+}
+
+copy_home() {
+    mkdir "/new$home"
+    for each in kernels qemu; do
+        [ ! -d "/host$host_home/$each" ] || cp -a "/host$host_home/$each" "/new$home/"
+    done
+}
+
+# Not exec: the shell stays, and reaps what others leave. The code is moved into its place when it is whole.
+in_root() {
+    export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+    busybox=/run/bed/busybox
+    $busybox mount --make-rshared /
+    ulimit -n 20000
+    /bin/sh /run/bed/command </dev/null >"$results/printed" 2>&1
+    code=$?
+    echo $code >"$results/code.part" && $busybox mv "$results/code.part" "$results/code"
+    echo o >/proc/sysrq-trigger
+    $busybox sleep 60
+}
+
+if [ "$1" = main ]; then
+    . /run/bed/settings
+    in_root
+else
+    . /settings
+    in_initramfs
+fi
