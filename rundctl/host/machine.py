@@ -1,4 +1,4 @@
-"""What this host is: the boot it is in, its kernel's release, its processor."""
+"""What this host is: the boot it is in, its kernel's release, its processor, its memory."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def boot_id() -> str:
     """The host's boot id (random(4)): pids and start times mean nothing after a reboot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
+
+
+def memory_mib() -> int:
+    """All of the host's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def known(memo: Memo) -> str | None:

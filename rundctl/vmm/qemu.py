@@ -6,6 +6,7 @@ leaves only named files out of the migration stream.
 
 from __future__ import annotations
 
+from rundctl.host import machine
 from rundctl.types import Accelerator, MemoryMode
 from rundctl.vmm.cmdline import cmdline
 
@@ -163,7 +164,9 @@ def clone_argv(shape: MachineShape, wiring: Wiring, state: int) -> tuple[list[st
 
 def cold_argv(shape: MachineShape, wiring: Wiring, tsc_khz: int = 0) -> tuple[list[str], list[int]]:
     """Boot from the kernel, as the template did, over memory of its own."""
-    memory = Option("object", "memory-backend-ram", {"id": "memory", "size": f"{shape.memory_mib}M"})
+    memory = Option(
+        "object", "memory-backend-ram", {"id": "memory", "size": f"{shape.memory_mib}M", **_unreserved(shape)}
+    )
     if shape.memory_mode is MemoryMode.COPY:
         memory = _own_memory(shape, wiring)
     shares = [*_shares(wiring), *(Option("device", "", {**device}) for device in plugged(wiring))]
@@ -252,7 +255,18 @@ def _memory_file(shape: MachineShape, wiring: Wiring, *, share: bool) -> Option:
     }  # fmt: skip
     if not share and maps_memory_read_only(shape.qemu_version):
         properties |= {"readonly": True, "rom": False}  # the file is, the guest's memory over it is not
+    if not share:
+        properties |= _unreserved(shape)
     return Option("object", "memory-backend-file", properties)
+
+
+def _unreserved(shape: MachineShape) -> dict[str, bool]:
+    """For memory that is private to this QEMU.
+
+    The kernel refuses one mapping that is larger than the host's memory (overcommit-accounting.rst), unless it is told that not all will be used. A
+    container's limit may be that large, for it promises nothing. Smaller ones go without: QEMU refuses the word where the host's accounting is strict.
+    """
+    return {"reserve": False} if shape.memory_mib > machine.memory_mib() else {}
 
 
 def _own_memory(shape: MachineShape, wiring: Wiring) -> Option:

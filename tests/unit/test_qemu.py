@@ -189,6 +189,19 @@ def test_cold_memory_is_private_and_anonymous() -> None:
     assert "-incoming" not in argv
 
 
+def test_memory_larger_than_the_host_s_is_not_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(argv: list[str]) -> bool:
+        (memory,) = [word for word in argv if word.startswith("memory-backend-") and "id=memory" in word]
+        return "reserve=off" in memory
+
+    cold = _wiring(kernel=20, initrd=21)
+    for host_mib, unreserved in ((127, True), (128, False)):
+        monkeypatch.setattr(qemu.machine, "memory_mib", lambda mib=host_mib: mib)
+        assert told(qemu.clone_argv(_shape(), _wiring(), 14)[0]) == unreserved
+        assert told(qemu.cold_argv(_shape(), cold)[0]) == unreserved
+        assert not told(qemu.template_argv(_shape(), cold)[0])  # its memory is a shared file
+
+
 def test_kvm() -> None:
     argv, _ = qemu.clone_argv(_shape(Accelerator.KVM), _wiring(), 14)
     assert argv[argv.index("-accel") + 1] == "kvm"
