@@ -12,7 +12,7 @@ export RUNDCTL_HOME ?= /var/lib/rundctl
 export VENV
 
 .DEFAULT_GOAL = help
-.PHONY: help setup setup-test setup-system demo test check lint test-unit test-native test-contract test-system test-stress test-cgroup2 test-systemd bench bench-cgroup bench-rootfs bench-template test-rebuild clean
+.PHONY: help setup setup-test setup-system demo test check lint test-unit test-native test-contract test-system test-stress test-cgroup2 test-systemd test-kvm bench bench-cgroup bench-rootfs bench-template test-rebuild clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -55,6 +55,9 @@ test-cgroup2: setup-system ## Control groups of version 2, in a VM over the host
 
 test-systemd: setup-system ## Scopes made by a real systemd, the init of such a VM
 	$(PYTEST) tests/systemd
+
+test-kvm: setup-system ## KVM itself, and all system tests under it, in emulated machines in which it works: some hours (a part of it in test; TESTS=tests/system/test_verbs.py: those alone)
+	RUNDCTL_TEST_KVM=1 $(PYTEST) $(or $(TESTS),tests/kvm tests/system)
 
 test-stress: setup-system ## 1000 containers, 20 at once, everything killed at random, and each verb at each step; 100,000 odd config.json and command lines (a part of it in test-system and test-unit)
 	RUNDCTL_STRESS_CYCLES=1000 RUNDCTL_STEPS=all $(PYTEST) -s tests/system/test_stress.py tests/system/test_steps.py

@@ -2,7 +2,9 @@
 
 On the host the tests of a directory are not run: one VM runs a pytest over all that were chosen, that one writes each report down as it comes, and the host
 reports them as its own, tracebacks and captured output included (the serialization is pytest's own, made for pytest-xdist). A test without a complete report has
-failed, whatever the reason, and so has every test of a run that ended other than by pytest.
+failed, whatever the reason, and so has every test of a run that ended other than by pytest. Where this host can have no such VM, each is skipped, with the reason.
+
+A test that is marked `outside` is one of the host all the same: it has machines of its own.
 """
 
 from __future__ import annotations
@@ -18,17 +20,25 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import host_vm
+import kvm_bed
+
+from rundctl.errors import RundctlError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    Runner = Callable[[list[str], Path, dict[str, str]], tuple[int, str]]
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _MARK = "RUNDCTL_TEST_INSIDE"  # set in the VM
 INSIDE = os.environ.get(_MARK, "")
+OUTSIDE = "outside"
 _REPORTS = "reports"
 _PHASES = ["setup", "call", "teardown"]
 _QUIET = ("cacheprovider", "doctest", "junitxml", "pastebin", "legacypath", "debugging", "stepwise", "faulthandler")
 _TAIL = 6000
+_KVM_DEADLINE_S = 3600.0
+_KVM_DISK_MIB = 16384  # a sparse file
 # pytest's own: all passed, some failed. Anything else is no result.
 _EXIT_CODES = (0, 1)
 
@@ -39,11 +49,25 @@ def argv(nodes: list[str]) -> list[str]:
     return [sys.executable, "-m", "pytest", f"--rootdir={_CHECKOUT}", f"-c{_CHECKOUT}/pyproject.toml", *off, *nodes]
 
 
+def command(nodes: list[str]) -> list[str]:
+    """The same, in the checkout, from wherever a VM begins."""
+    return ["/bin/sh", "-c", f'cd {_CHECKOUT} && exec "$@"', "sh", *argv(nodes)]
+
+
 def run(nodes: list[str], results: Path, environment: dict[str, str]) -> tuple[int, str]:
     """The usual way: pytest in the cgroup ``/init`` of the VM, controllers given to the other children of the root."""
-    return host_vm.run(
-        ["/bin/sh", "-c", f'cd {_CHECKOUT} && exec "$@"', "sh", *argv(nodes)], results, environment=environment
-    )
+    return host_vm.run(command(nodes), results, environment=environment)
+
+
+def run_with_kvm(nodes: list[str], results: Path, environment: dict[str, str]) -> tuple[int, str]:
+    """pytest in an emulated machine in which KVM works. Each test is skipped, with the reason, where there can be none."""
+    if lacking := kvm_bed.missing():
+        pytest.skip(lacking)
+    machine = kvm_bed.Machine(disk_mib=_KVM_DISK_MIB)
+    try:
+        return kvm_bed.run(command(nodes), results, environment=environment, machine=machine, timeout_s=_KVM_DEADLINE_S)
+    except (kvm_bed.BedError, RundctlError) as error:
+        return -1, str(error)
 
 
 class Writer:
@@ -58,35 +82,64 @@ class Writer:
             file.write(json.dumps(data, default=str) + "\n")
 
 
-class Reader:
-    """On the host: what a VM reported of the tests of one directory; the VM runs when the first of them is due."""
+class Batch:
+    """What one VM said of the tests that it was given: its exit code, what it printed, each report; ``lacking``: why there can be no such VM."""
 
-    def __init__(self, config: pytest.Config, directory: Path, runner: Any) -> None:
+    def __init__(self) -> None:
+        self.code = -1
+        self.printed = ""
+        self.lacking = ""
+        self.reports: dict[str, list[pytest.TestReport]] = {}
+
+
+class Reader:
+    """On the host: what VMs reported of the tests of one directory. A VM runs when the first of its tests is due.
+
+    One runs all of them, or one those of each file. ``left_out`` says why a test is not run in there; "": it is.
+    """
+
+    def __init__(
+        self,
+        config: pytest.Config,
+        directory: Path,
+        runner: Runner,
+        *,
+        by_file: bool = False,
+        left_out: Callable[[str], str] = lambda _: "",
+    ) -> None:
         self._config = config
         self._directory = directory
         self._runner = runner
-        self._reports: dict[str, list[pytest.TestReport]] | None = None
-        self._code = -1
-        self._printed = ""
+        self._by_file = by_file
+        self._left_out = left_out
+        self._batches: dict[Path, Batch] = {}
 
     def _is_ours(self, item: pytest.Item) -> bool:
-        return item.path.is_relative_to(self._directory)
+        return item.path.is_relative_to(self._directory) and item.get_closest_marker(OUTSIDE) is None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         """Report what happened instead of making it happen."""
         if not self._is_ours(item):
             return None
-        if self._reports is None:
-            self._reports = self._run([each.nodeid for each in item.session.items if self._is_ours(each)])
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self._of(item):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
-    def _run(self, nodes: list[str]) -> dict[str, list[pytest.TestReport]]:
-        found: dict[str, list[pytest.TestReport]] = {}
+    def _batch_of(self, item: pytest.Item) -> Batch:
+        """Of the file, or of all; run, if it was not."""
+        name = item.path if self._by_file else self._directory
+        if name not in self._batches:
+            ours = [
+                each.nodeid for each in item.session.items if self._is_ours(each) and each.path.is_relative_to(name)
+            ]
+            self._batches[name] = self._run([nodeid for nodeid in ours if not self._left_out(nodeid)])
+        return self._batches[name]
+
+    def _run(self, nodes: list[str]) -> Batch:
+        batch = Batch()
         with tempfile.TemporaryDirectory(prefix="inside-") as scratch:
             results = Path(scratch)
             environment = {
@@ -95,10 +148,13 @@ class Reader:
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
                 "TMPDIR": "/var/tmp",
             }
-            self._code, self._printed = self._runner(nodes, results, environment)
+            try:
+                batch.code, batch.printed = self._runner(nodes, results, environment)
+            except pytest.skip.Exception as skipped:
+                batch.lacking = str(skipped)
             for report in self._read(results / _REPORTS):
-                found.setdefault(report.nodeid, []).append(report)
-        return found
+                batch.reports.setdefault(report.nodeid, []).append(report)
+        return batch
 
     def _read(self, path: Path) -> Iterator[pytest.TestReport]:
         for line in path.read_text().splitlines() if path.exists() else ():
@@ -110,17 +166,21 @@ class Reader:
 
     def _of(self, item: pytest.Item) -> list[pytest.TestReport]:
         """Its reports; if they do not tell all, one that says so and fails."""
-        assert self._reports is not None
-        reports = self._reports.get(item.nodeid, [])
+        if reason := self._left_out(item.nodeid):
+            return _skipped(item, reason)
+        batch = self._batch_of(item)
+        if batch.lacking:
+            return _skipped(item, batch.lacking)
+        reports = batch.reports.get(item.nodeid, [])
         phases = [report.when for report in reports]
         skipped = any(report.skipped for report in reports)
         broken = any(report.failed for report in reports)
         complete = phases == _PHASES or ((skipped or broken) and phases[:1] == ["setup"] and phases[-1] == "teardown")
-        if complete and self._code in _EXIT_CODES:
+        if complete and batch.code in _EXIT_CODES:
             return reports
         words = (
-            f"the run in the VM is no result: it ended with {self._code}, and reported of this test: {phases or 'nothing'}\n"
-            f"{self._printed[-_TAIL:]}"
+            f"the run in the VM is no result: it ended with {batch.code}, and reported of this test: {phases or 'nothing'}\n"
+            f"{batch.printed[-_TAIL:]}"
         )
         return [
             *(report for report in reports if report.failed),
@@ -128,10 +188,18 @@ class Reader:
         ]
 
 
-def install(config: pytest.Config, directory: Path, runner: Any = run) -> None:
-    """Called by a conftest.py for its directory."""
+def _skipped(item: pytest.Item, reason: str) -> list[pytest.TestReport]:
+    place = (str(item.path), (item.location[1] or 0) + 1, f"Skipped: {reason}")
+    return [
+        pytest.TestReport(item.nodeid, item.location, {}, "skipped", place, "setup"),
+        pytest.TestReport(item.nodeid, item.location, {}, "passed", None, "teardown"),
+    ]
+
+
+def install(config: pytest.Config, directory: Path, runner: Runner = run, **options: Any) -> None:
+    """Called by a conftest.py for its directory; ``options`` are the reader's. A runner may raise what `pytest.skip` raises: there can be no such VM here."""
     if INSIDE:
         if not config.pluginmanager.has_plugin("inside"):
             config.pluginmanager.register(Writer(config), "inside")
     else:
-        config.pluginmanager.register(Reader(config, directory, runner), f"inside-{directory.name}")
+        config.pluginmanager.register(Reader(config, directory, runner, **options), f"inside-{directory.name}")

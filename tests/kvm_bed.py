@@ -6,7 +6,7 @@
     python tests/kvm_bed.py COMMAND...                                         # by hand
 
 In the machine: ``results`` is `RESULTS`, and what is written there stays. `DISK` is an XFS of its own, `HOME` on it has copies of the host's guest kernels and QEMUs
-and is ``RUNDCTL_HOME``. Control groups are version 2, all controllers. `hold` stops the whole machine for a while, as a host that sleeps.
+and is ``RUNDCTL_HOME``; /var/tmp is there, too. Control groups are version 2, all controllers. `hold` stops the whole machine for a while, as a host that sleeps.
 
 **Counting.** With ``Machine(counts=True, paths=PATHS)`` the processor's time is the number of instructions that it has executed: one nanosecond each, the same in
 every run. Time jumps while the machine waits for something outside. So its root is made of copies in memory: of ``paths`` and nothing else, ``DISK`` is a tmpfs,
@@ -267,12 +267,12 @@ class Bed:
 
     def _initramfs(self, found: Path) -> bytes:
         machine = self._machine
-        home = settings.load().home
         given = {
             "results": RESULTS,
             "disk": DISK,
             "home": HOME,
-            "host_home": home,
+            "host_home": settings.load().home,
+            "patience": str(PATIENCE),
             "paths": " ".join(path.lstrip("/") for path in machine.paths),
         }
         environment = {
@@ -280,7 +280,7 @@ class Bed:
             "LANG": "C.UTF-8",
             "RUNDCTL_HOME": HOME,
             "RUNDCTL_PATIENCE": str(PATIENCE),
-            "TMPDIR": f"{DISK}/tmp",
+            "TMPDIR": "/var/tmp",
             **self._environment,
         }
         exports = [f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()]

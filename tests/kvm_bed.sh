@@ -22,7 +22,11 @@ in_initramfs() {
     mount -t 9p -o $share,cache=none results "/new$results"
     if [ "$paths" ]; then mount -t tmpfs disk "/new$disk"; else mount -t xfs /new/dev/vda "/new$disk"; fi
     mkdir -p -m 1777 "/new$disk/tmp"
+    mount -o bind "/new$disk/tmp" /new/var/tmp
     [ -d "/new$home" ] || copy_home
+    # For callers that give rundctl no environment.
+    mkdir -p /new/etc/rundctl
+    printf 'home = "%s"\npatience = %s\n' "$home" "$patience" >/new/etc/rundctl/config.toml
     [ -z "$paths" ] || umount /host
     ifconfig lo up
     cd /new/sys/fs/cgroup

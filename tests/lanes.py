@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
 _SYSTEM = "tests/system"
-# One VM runs all of them (inside.py); the C programs are built once.
-_WHOLE = ("tests/cgroup2", "tests/systemd", "tests/native")
+_KVM = "tests/kvm"
+# One VM runs all of them (inside.py), and that of tests/kvm keeps one processor busy; the C programs are built once.
+_WHOLE = (_KVM, "tests/cgroup2", "tests/systemd", "tests/native")
 _BESIDE = tuple(
     f"{_SYSTEM}/test_{name}.py"
     for name in (
@@ -35,7 +36,7 @@ _BESIDE = tuple(
     )
 )
 # What is longest begins first, so that both workers end at about the same time.
-_ORDER = (_SYSTEM, *_BESIDE, *_WHOLE, "tests/contract", "tests/house", "tests/unit")
+_ORDER = (_SYSTEM, _KVM, *_BESIDE, *_WHOLE[1:], "tests/contract", "tests/house", "tests/unit")
 
 
 def part_of(nodeid: str) -> str:

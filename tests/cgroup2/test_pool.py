@@ -16,7 +16,7 @@ from rundctl.engine.cgroups import kinds
 from rundctl.host import cgroup_settings, cgroupfs, native
 from rundctl.host.cgroup_settings import Limits
 
-from ..unit.cgroup_rig import PARENT, Rig, remove_all  # noqa: TID252
+from ..unit.cgroup_rig import PARENT, Rig, remove_all
 
 GREEDY = ["/usr/bin/python3", "-I", "-S", "-c", "x = bytearray(200 << 20)"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from rundctl.host import cgroupfs
 
-from ..unit import cgroup_rig, test_cgroup_contract, test_cgroup_pool  # noqa: TID252
+from ..unit import cgroup_rig, test_cgroup_contract, test_cgroup_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ..unit import hypothesis_profile  # noqa: TID252
+from ..unit import hypothesis_profile
 
 hypothesis_profile.load()

@@ -17,14 +17,27 @@ import pytest
 
 from rundctl.engine import settings
 from rundctl.guest import kernel
+from rundctl.host import patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import inside
+
+from . import under_kvm
+
 RUNDCTL = os.environ.get("RUNDCTL", f"{sys.prefix}/bin/rundctl")
-DEADLINE_S = 120.0
+DEADLINE_S = patience.seconds(120.0)
 JsonDict = dict[str, Any]
 T = TypeVar("T")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`make test-kvm`: reports of machines with KVM in place of runs on the host."""
+    if under_kvm.ASKED_FOR or inside.INSIDE:
+        options = {"by_file": True, "left_out": under_kvm.left_out}
+        inside.install(config, Path(__file__).resolve().parent, inside.run_with_kvm, **options)
 
 
 def eventually(probe: Callable[[], T], what: str | Callable[[], str], timeout_s: float = DEADLINE_S) -> T:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ..house.imports import HEAVY, OF_SETTINGS, PROBE, loaded  # noqa: TID252
+from ..house.imports import HEAVY, OF_SETTINGS, PROBE, loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,6 +18,7 @@ import lanes
         ("tests/system/test_stress.py::test_a", "tests/system"),
         ("tests/system/test_verbs.py::test_a", "tests/system/test_verbs.py"),
         ("tests/cgroup2/test_pool.py::test_a", "tests/cgroup2"),
+        ("tests/kvm/test_ends.py::test_a", "tests/kvm"),
         ("tests/unit/test_plan.py::TestIt::test_a", "tests/unit/test_plan.py"),
     ],
 )
