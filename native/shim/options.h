@@ -33,7 +33,7 @@ struct options {
 	bool rootfs_writable;
 	int cgroup2;
 	int oom_events; /* memory.events of v2 or memory.oom_control of v1: counts the host's kills for want of memory */
-	int *cgroups;	/* open cgroup.procs files of v1 hierarchies */
+	int *cgroups;	/* open `tasks` files of v1 hierarchies */
 	size_t cgroup_count;
 	int *keep; /* what QEMU inherits */
 	size_t keep_count;

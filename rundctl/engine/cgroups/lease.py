@@ -54,14 +54,18 @@ class Lease:
         """Undo the naming, if no record came to be: what `give_back` cannot know."""
 
     def join_descriptors(self) -> tuple[list[int], int | None]:
-        """Open what the launcher joins by: ``cgroup.procs`` of each v1 cgroup, and the v2 directory."""
+        """Open what the launcher joins by: ``tasks`` of each v1 cgroup, and the v2 directory.
+
+        The launcher has one thread. A thread that moves itself takes no lock of all processes, for which the kernel waits for an RCU grace period: 3 to 20 ms
+        (``cgroup_procs_write_start``, Linux 5.5). By ``cgroup.procs`` it would.
+        """
         v1: list[int] = []
         v2 = None
         for place in self.places:
             if place.hierarchy.is_v2:
                 v2 = os.open(place.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             else:
-                v1.append(os.open(f"{place.directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+                v1.append(os.open(f"{place.directory}/tasks", os.O_WRONLY | os.O_CLOEXEC))
         return v1, v2
 
     def joined(self) -> None:
