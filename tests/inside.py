@@ -38,7 +38,7 @@ _PHASES = ["setup", "call", "teardown"]
 _QUIET = ("cacheprovider", "doctest", "junitxml", "pastebin", "legacypath", "debugging", "stepwise", "faulthandler")
 _TAIL = 6000
 _KVM_DEADLINE_S = 3600.0
-_KVM_DISK_MIB = 16384  # a sparse file
+_KVM_DISK_MIB = 8192
 # pytest's own: all passed, some failed. Anything else is no result.
 _EXIT_CODES = (0, 1)
 
@@ -66,7 +66,7 @@ def run_with_kvm(nodes: list[str], results: Path, environment: dict[str, str]) -
     machine = kvm_bed.Machine(disk_mib=_KVM_DISK_MIB)
     try:
         return kvm_bed.run(command(nodes), results, environment=environment, machine=machine, timeout_s=_KVM_DEADLINE_S)
-    except (kvm_bed.BedError, RundctlError) as error:
+    except (kvm_bed.BedError, RundctlError, OSError) as error:
         return -1, str(error)
 
 

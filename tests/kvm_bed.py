@@ -64,19 +64,18 @@ PATHS = (
     *("/etc/passwd", "/etc/group", "/etc/ld.so.cache", "/etc/os-release", "/etc/mke2fs.conf"),
 )
 _SPARE_MIB = 512  # of the host's memory: QEMU's own, translated code among it
-_ROOM_MIB = 64
 _INIT = Path(__file__).with_suffix(".sh")
 _DIRECTORIES = "bin modules proc sys dev host overlay new"
 _BARE = ("-nodefaults", "-no-user-config", "-display", "none")
 
 
 class BedError(Exception):
-    """A machine that did not come up, or not to its command's end: what happened, and what it said last."""
+    """A machine that did not come up, or not to its command's end: what it said, and in the last line what happened."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine is. ``memory_mib`` is taken of the host only as it is used, and so are the MiB of its disk, a sparse file.
+    """What the machine is. The host must have ``memory_mib`` free, and room for the disk where temporary files are (TMPDIR, else /var/tmp).
 
     disk       an image with the XFS of an earlier machine (`make_disk`), to go on with; "": a new one of ``disk_mib``
     disks      further raw images: /dev/vdb ...
@@ -147,9 +146,14 @@ def _fetch(store: Path) -> Path:
 
 
 def make_disk(path: str | Path, mib: int) -> None:
-    """A new image with an XFS, for ``Machine(disk=...)``. BedError if there is no room for all of it."""
-    with open(path, "wb") as file:
-        file.truncate(mib << 20)
+    """A new image with an XFS, for ``Machine(disk=...)``. All its room is taken at once: BedError if there is none."""
+    try:
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, mib << 20)
+    except OSError as error:
+        raise BedError(
+            f"a disk of {mib} MiB for the machine: {path}: {error.strerror} (TMPDIR: another place)"
+        ) from error
     done = subprocess.run(["mkfs.xfs", "-q", "-K", str(path)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise BedError(f"{path}: mkfs.xfs: {done.stderr.strip()}")
@@ -167,7 +171,7 @@ def hold(seconds: float) -> None:
 
 
 class Bed:
-    """A running machine; a ``with`` block ends it, and so does the end of this process's thread."""
+    """A running machine; a ``with`` block ends it, and so does the end of the thread that began it."""
 
     def __init__(
         self, command: list[str], results: Path, machine: Machine = Machine(), environment: dict[str, str] | None = None
@@ -212,10 +216,10 @@ class Bed:
         try:
             ended = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise BedError(f"the machine is not done after {timeout_s:g} s\n{self.said()}") from None
+            raise BedError(f"{self.said()}\nthe machine is not done after {timeout_s:g} s") from None
         code = self._results / "code"
         if not code.exists():
-            raise BedError(f"the machine did not come to its command's end: {_words(ended)}\n{self.said()}")
+            raise BedError(f"{self.said()}\nthe machine did not come to its command's end: {_words(ended)}")
         return int(code.read_text()), self._read(self._results / "printed")
 
     def said(self) -> str:
@@ -248,7 +252,7 @@ class Bed:
                 make_disk(self._scratch / "disk", machine.disk_mib)
             drives.insert(0, machine.disk or str(self._scratch / "disk"))
         return [
-            QEMU, "-machine", "q35", "-cpu", f"{machine.cpu},+svm,+npt", "-smp", str(machine.processors), "-m", str(machine.memory_mib),
+            "setpriv", "--pdeathsig", "KILL", QEMU, "-machine", "q35", "-cpu", f"{machine.cpu},+svm,+npt", "-smp", str(machine.processors), "-m", str(machine.memory_mib),
             *(
                 ("-accel", "tcg,thread=single,tb-size=1024", "-icount", "shift=0,sleep=off")
                 if machine.counts
@@ -314,7 +318,7 @@ def _escaped(path: str) -> str:
 def _words(ended: int) -> str:
     if ended < 0:
         return f"QEMU was killed by signal {-ended} ({signal.Signals(-ended).name})"
-    return f"QEMU ended with {ended}"
+    return f"QEMU ended with {ended}: what it or the machine's kernel said is above"
 
 
 def _scratch_directory() -> str:

@@ -23,7 +23,7 @@ in_initramfs() {
     if [ "$paths" ]; then mount -t tmpfs disk "/new$disk"; else mount -t xfs /new/dev/vda "/new$disk"; fi
     mkdir -p -m 1777 "/new$disk/tmp"
     mount -o bind "/new$disk/tmp" /new/var/tmp
-    [ -d "/new$home" ] || copy_home
+    [ -d "/new$home" ] || make_home
     # For callers that give rundctl no environment.
     mkdir -p /new/etc/rundctl
     printf 'home = "%s"\npatience = %s\n' "$home" "$patience" >/new/etc/rundctl/config.toml
@@ -57,10 +57,11 @@ root_of_host() {
     mount -t overlay -o lowerdir=/host,upperdir=/overlay/upper,workdir=/overlay/work overlay /new
 }
 
-copy_home() {
+make_home() {
     mkdir "/new$home"
     for each in kernels qemu; do
-        [ ! -d "/host$host_home/$each" ] || cp -a "/host$host_home/$each" "/new$home/"
+        [ -d "/host$host_home/$each" ] || continue
+        if [ "$paths" ]; then cp -a "/host$host_home/$each" "/new$home/"; else ln -s "$host_home/$each" "/new$home/$each"; fi
     done
 }
 

@@ -12,12 +12,17 @@ _TESTS = Path(__file__).resolve().parents[1]
 _CONFTEST = f"""
 import os, subprocess, sys
 from pathlib import Path
+import pytest
 sys.path.insert(0, {str(_TESTS)!r})
 import host_vm, inside
 
 def here(nodes, results, environment):
     "Runs pytest on this host, where a VM would."
     mode = Path(__file__).with_name("mode").read_text()
+    with Path(__file__).with_name("given").open("a") as file:
+        file.write(" ".join(nodes) + "\\n")
+    if mode == "lacking":
+        pytest.skip("no VM of this kind here")
     if mode == "nothing":
         return 0, "no VM came up"
     argv = [sys.executable, "-m", "pytest", *nodes] if mode != "collects nothing" else ["/bin/true"]
@@ -32,7 +37,10 @@ if inside.INSIDE:
     host_vm.RESULTS = os.environ["RESULTS_HERE"]
 
 def pytest_configure(config):
-    inside.install(config, Path(__file__).resolve().parent, here)
+    options = {{}}
+    if Path(__file__).with_name("mode").read_text() == "by file":
+        options = {{"by_file": True, "left_out": lambda nodeid: "said why" if "broken" in nodeid else ""}}
+    inside.install(config, Path(__file__).resolve().parent, here, **options)
 """
 _TESTS_INSIDE = """
 import os
@@ -89,6 +97,25 @@ def test_no_result_is_a_failure(tmp_path: Path, mode: str) -> None:
     assert done.returncode == 1, done.stdout
     assert "passed" not in done.stdout.splitlines()[-1]
     assert "no result" in done.stdout
+
+
+def test_where_there_can_be_no_vm_each_is_skipped_by_name(tmp_path: Path) -> None:
+    done = outcome(tmp_path, "lacking", "-v")
+    assert done.returncode == 0, done.stdout
+    assert "4 skipped in" in done.stdout
+    for name in ("good", "bad", "skipped", "broken"):
+        assert f"test_it.py::test_{name} SKIPPED (no VM of this kind here)" in done.stdout
+
+
+def test_a_vm_for_each_file_without_what_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "test_more.py").write_text("def test_more(): pass\n")
+    (tmp_path / "test_out.py").write_text("def test_broken(): assert False\n")
+    done = outcome(tmp_path, "by file", "-v")
+    assert "1 failed, 2 passed, 3 skipped in" in done.stdout, done.stdout
+    assert done.stdout.count("SKIPPED (said why)") == 2
+    assert (tmp_path / "given").read_text().splitlines() == [
+        "test_it.py::test_good test_it.py::test_bad test_it.py::test_skipped", "test_more.py::test_more",
+    ]  # fmt: skip
 
 
 def test_half_a_result_is_a_failure(tmp_path: Path) -> None:
