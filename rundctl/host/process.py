@@ -14,7 +14,7 @@ from rundctl.host import interruption, patience
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
 TOOL_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
@@ -69,7 +69,12 @@ def run(
     return done.stdout
 
 
-def spawn(argv: Sequence[str], keep_fds: Sequence[int] = (), stdio: tuple[int, int, int] = (0, 1, 2)) -> int:
+def spawn(
+    argv: Sequence[str],
+    keep_fds: Sequence[int] = (),
+    stdio: tuple[int, int, int] = (0, 1, 2),
+    environment: Mapping[str, str] = _ENVIRONMENT,
+) -> int:
     """Start a program and return its pid; it inherits ``stdio`` as 0, 1, 2 and ``keep_fds`` under the same numbers, nothing else.
 
     Only descriptors above 2 may be kept. HostError if it cannot be executed.
@@ -79,7 +84,7 @@ def spawn(argv: Sequence[str], keep_fds: Sequence[int] = (), stdio: tuple[int, i
         actions = [*moved, *closing(keep_fds)]
         try:
             return os.posix_spawn(
-                argv[0], list(argv), _ENVIRONMENT, file_actions=actions, setsigmask=(), setsigdef=_RESET_SIGNALS
+                argv[0], list(argv), environment, file_actions=actions, setsigmask=(), setsigdef=_RESET_SIGNALS
             )
         except OSError as error:
             raise HostError(f"start {argv[0]}: {words(error)}") from error

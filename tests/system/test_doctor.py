@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+from pathlib import Path
 
-from .conftest import RUNDCTL, Cli, JsonDict, eventually
+import pytest
+
+from rundctl.engine import bench, settings
+
+from .conftest import DEADLINE_S, RUNDCTL, Cli, JsonDict, eventually
+
+CLOCK_TICK_MS = 10  # to which the interpreter's stage is known
 
 
 def _findings(cli: Cli, code: int = 0, **environment: str) -> dict[str, list[JsonDict]]:
@@ -62,3 +70,68 @@ def test_not_root(template: str) -> None:
     assert done.returncode == 1, done.stderr
     assert "fail user        uid 65534 is not root (sudo rundctl doctor)" in done.stdout.splitlines()
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("template")
+def test_bench(cli: Cli) -> None:
+    """Starts that were really made: their stages add up to less than the call, and nothing is left of them."""
+    home = Path(settings.load().home)
+    report = json.loads(cli("doctor", "--bench", "--json").stdout)
+    assert report["starts"] == bench.STARTS
+    ours = report["rundctl"]
+    assert set(ours["stages_ms"]) >= {"interpreter", "template", "restore", "plan", "start", "total"}
+    assert 0 < ours["min_ms"] <= ours["median_ms"] <= ours["max_ms"]
+    assert all(ms >= 0 for ms in ours["stages_ms"].values())
+    assert ours["stages_ms"]["restore"] > 0
+    assert ours["stages_ms"]["total"] < ours["max_ms"] + CLOCK_TICK_MS
+    assert not report["runc_failed"]
+    assert report["runc"]["median_ms"] > 0
+    assert report["host"]["accelerator"].split(":")[0] in ("kvm", "tcg")
+    assert not (home / ".bench.tmp").exists()
+
+
+@pytest.mark.usefixtures("template")
+def test_bench_as_a_table(cli: Cli) -> None:
+    lines = cli("doctor", "--bench").stdout.decode().splitlines()
+    assert all(line.startswith("| ") and line.endswith(" |") and line.count("|") == 4 for line in lines)
+    assert any(line.startswith("| whole call | ") for line in lines)
+
+
+@pytest.mark.usefixtures("template")
+@pytest.mark.parametrize(
+    ("settings_", "words"),
+    [('qemu = "/nowhere"', b"/nowhere"), ('lower = "virtiofs"\nvirtiofsd = "/nowhere"', b"measure starts: ")],
+)
+def test_bench_that_cannot_run_says_why(cli: Cli, tmp_path: Path, settings_: str, words: bytes) -> None:
+    """Without a template, or by the words of the run that failed. Nothing is left."""
+    home = settings.load().home
+    (tmp_path / "config.toml").write_text(f'home = "{home}"\n{settings_}\n')
+    done = cli("doctor", "--bench", code=1, env={**os.environ, "RUNDCTL_CONFIG": str(tmp_path / "config.toml")})
+    said = done.stderr.splitlines()[-1]
+    assert words in said
+    assert b"/nowhere" in said
+    assert b"Traceback" not in done.stderr
+    assert not (Path(home) / ".bench.tmp").exists()
+
+
+@pytest.mark.usefixtures("template")
+@pytest.mark.parametrize("signo", [signal.SIGINT, signal.SIGTERM])
+def test_bench_that_is_interrupted_leaves_nothing(cli: Cli, signo: int) -> None:
+    workspace = Path(settings.load().home) / ".bench.tmp"
+    process = cli.popen("doctor", "--bench")
+    eventually(lambda: list(workspace.glob("rundctl/*")), "a container is being made")
+    process.send_signal(signo)
+    assert process.wait(DEADLINE_S) == -signo
+    assert not workspace.exists()
+
+
+@pytest.mark.usefixtures("template")
+def test_bench_that_was_killed_is_swept(cli: Cli) -> None:
+    workspace = Path(settings.load().home) / ".bench.tmp"
+    process = cli.popen("doctor", "--bench")
+    eventually(lambda: list(workspace.glob("rundctl/*")), "a container is being made")
+    process.kill()
+    process.wait(DEADLINE_S)
+    assert workspace.exists()
+    cli("doctor", "--bench")
+    assert not workspace.exists()
