@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 
 from rundctl.commands import table
@@ -17,6 +16,7 @@ from rundctl.commands.output import OutputClosed, write
 from rundctl.commands.parse import HelpAsked, Parser
 from rundctl.errors import RundctlError, UsageError
 from rundctl.host import patience, stdio
+from rundctl.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

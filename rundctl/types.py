@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import enum
+from rundctl.lean import enum
 
 TYPE_CHECKING = False  # typing costs 4 ms to import, on every call
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rundctl.commands import engine
 from rundctl.commands.declare import ID, Argument, Flag, Options, Verb
 from rundctl.errors import UsageError
+from rundctl.lean import signal
 
 _DIGITS = 9
 _LAST = 64  # SIGRTMAX of the guest: the same ABI as the host's
@@ -34,13 +35,10 @@ def _is_short_number(text: str) -> bool:
 
 
 def _by_name(name: str) -> int:
-    import signal
-
     base, plus, offset = name.partition("+")
     if plus and base == "RTMIN" and _is_short_number(offset):
         return int(signal.SIGRTMIN) + int(offset)
-    number = getattr(signal, f"SIG{name}", 0)
-    return int(number) if isinstance(number, signal.Signals) else 0
+    return 0 if name.startswith("_") else int(getattr(signal, f"SIG{name}", 0))  # SIG_BLOCK is none
 
 
 VERB = Verb(

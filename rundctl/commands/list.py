@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from rundctl.commands import engine
 from rundctl.commands.declare import Flag, Options, Verb
 from rundctl.commands.output import columns, write
+from rundctl.lean import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from rundctl.commands import engine
 from rundctl.commands.declare import Options, Verb
 from rundctl.commands.output import write
+from rundctl.lean import json
 
 
 def run(options: Options) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
 from rundctl.host import process
+from rundctl.lean import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ is on the path of every start: the same table as 32 dataclasses took 30 ms to im
 
 from __future__ import annotations
 
-import enum
 import struct
 
 from rundctl.guest.wire import MESSAGE_MAX, MOUNT_COPY_UP, MOUNT_NO_LINK
+from rundctl.lean import enum
 
 _OP = struct.Struct("<III")
 _LENGTH = struct.Struct("<I")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import _socket as socket
 import errno
 import os
 import select
-import socket
 import struct
 import time
 

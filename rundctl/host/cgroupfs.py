@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import time
-from contextlib import suppress
 
 from rundctl.errors import HostError, words
 from rundctl.host import cgroup_files, mountinfo, patience
+from rundctl.lean.contextlib import suppress
 
 CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "pids")  # of v2, that limits and figures need
 CPUSET_INHERITED = ("cpuset.cpus", "cpuset.mems")

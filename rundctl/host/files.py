@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from contextlib import suppress
 
 from rundctl.errors import HostError
 from rundctl.host import interruption
+from rundctl.lean.contextlib import suppress
 
 _CHUNK = 1 << 16
 

@@ -6,8 +6,8 @@ these signals back (sigprocmask(2)). They come through where nothing can be lost
 
 from __future__ import annotations
 
-import signal
-from contextlib import contextmanager
+from rundctl.lean import signal
+from rundctl.lean.contextlib import contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 
 TYPE_CHECKING = False
@@ -10,13 +9,15 @@ if TYPE_CHECKING:
     from rundctl.host.memo import Memo
 
 _CPU_FIELDS = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags", "bugs")
+_boot_id: list[str] = []
 
 
-@functools.cache
 def boot_id() -> str:
-    """The host's boot id (random(4)): pids and start times mean nothing after a reboot."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    """The host's boot id (random(4)), read once: pids and start times mean nothing after a reboot."""
+    if not _boot_id:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            _boot_id.append(file.read().strip())
+    return _boot_id[0]
 
 
 def memory_mib() -> int:

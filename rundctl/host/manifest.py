@@ -5,8 +5,9 @@ Templates, images and kernels are stored so. The manifest is written last: a dir
 
 from __future__ import annotations
 
-import json
 import os
+
+from rundctl.lean import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ is worth nothing goes, and of the rest the oldest beyond `MOST`, which is found 
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from contextlib import suppress
 
 from rundctl.host import files
 from rundctl.host.manifest import identity_here
+from rundctl.lean import json
+from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 
 from rundctl.errors import HostError, printable, words
 from rundctl.host import interruption, patience
+from rundctl.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from rundctl.lean.contextlib import contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

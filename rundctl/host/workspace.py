@@ -10,9 +10,9 @@ import fcntl
 import os
 import shutil
 import time
-from contextlib import suppress
 
 from rundctl.host import files
+from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 
 from rundctl.errors import ConfigError
 from rundctl.host import files
+from rundctl.lean import json
 from rundctl.oci import options, validate
 
 TYPE_CHECKING = False

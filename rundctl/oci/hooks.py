@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
-import signal
-from contextlib import contextmanager, suppress
 
 from rundctl.errors import GuestError, HostError, printable
 from rundctl.host import interruption, process
 from rundctl.host import pidfd as pidfds
+from rundctl.lean import json, signal
+from rundctl.lean.contextlib import contextmanager, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

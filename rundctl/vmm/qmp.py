@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import _socket as socket
 import select
-import socket
+import sys
 import time
 
 from rundctl.errors import GuestError, printable
 from rundctl.host import interruption, patience
+from rundctl.lean import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Qmp:
         """Stop the guest and write the device state to a file, without the memory, which is in its own."""
         self._execute([("stop", {}), _IGNORE_SHARED], _deadline(_TIMEOUT_S))
         # Unlike `migrate-incoming`, `migrate` takes no number of an inherited descriptor: it must be sent.
-        socket.send_fds(self._socket, [b'{"execute": "getfd", "arguments": {"fdname": "state"}}\n'], [state_fd])
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, state_fd.to_bytes(4, sys.byteorder))]
+        self._socket.sendmsg([b'{"execute": "getfd", "arguments": {"fdname": "state"}}\n'], rights)
         self._answer("getfd", _deadline(_TIMEOUT_S))
         self.execute("migrate", uri="fd:state")
         self._wait_migrated(_deadline(_SAVE_TIMEOUT_S), "save the device state")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from _blake2 import blake2b  # the C module itself: hashlib loads OpenSSL, for 5 ms
 
+from rundctl.lean import json
 from rundctl.types import MemoryMode, TemplateKey
 
 TYPE_CHECKING = False

@@ -31,18 +31,35 @@ HEAVY = frozenset(
         "importlib.metadata",
         "tomllib",
         "threading",
+        # rundctl/lean stands in for these.
+        "enum",
+        "contextlib",
+        "json",
+        "signal",
+        # What they and others would bring: half of an interpreter's start, and more.
+        "collections",
+        "functools",
+        "re",
+        "selectors",
+        "socket",
+        "types",
         "rundctl.engine.rootfs.disk",
         "rundctl.engine.rootfs.shares",
         "rundctl.vmm.virtiofsd",
     ]
 )
 # tomllib reads a settings file; nothing else may need it, and what it brings.
-OF_SETTINGS = frozenset(["tomllib", "typing"])
-PROBE = """
-import json, sys
+OF_SETTINGS = frozenset(["tomllib", "typing", "collections", "contextlib", "enum", "functools", "re", "types"])
+SAY = """
+code, modules = locals().get("code", 0), sorted(sys.modules)
+import json
+print(json.dumps([code, modules]))
+"""
+PROBE = f"""
+import sys
 from rundctl import cli
 code = cli.main(sys.argv[1:])
-print(json.dumps([code, sorted(sys.modules)]))
+{SAY}
 """
 
 

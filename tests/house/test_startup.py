@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .imports import HEAVY, OF_SETTINGS, PROBE, loaded
+from .imports import HEAVY, OF_SETTINGS, PROBE, SAY, loaded
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 HOT = ("create", "start", "state", "kill", "delete")
-CREATE = """
-import json, sys
+CREATE = f"""
+import sys
 import rundctl.cli, rundctl.commands.create, rundctl.engine.container.lifecycle, rundctl.engine.container.create, rundctl.engine.cgroups.cgroup_pool
-print(json.dumps([0, sorted(sys.modules)]))
+{SAY}
 """
-DELETE = """
-import json, sys
+DELETE = f"""
+import sys
 import rundctl.cli, rundctl.commands.delete, rundctl.engine.container.lifecycle, rundctl.engine.cgroups.cgroup_pool, rundctl.engine.cgroups.refill
-print(json.dumps([0, sorted(sys.modules)]))
+{SAY}
 """
 
 

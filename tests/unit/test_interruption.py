@@ -44,7 +44,7 @@ def _blocked() -> set[int]:
 @pytest.mark.parametrize("signo", ENDING)
 def test_it_waits_until_it_is_allowed(signo: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(signal, "raise_signal", ended.append)
+    monkeypatch.setattr("rundctl.lean.signal.raise_signal", ended.append)
     steps = []
     with pytest.raises(KeyboardInterrupt), interruption.Held():
         _send(signo)
@@ -57,7 +57,7 @@ def test_it_waits_until_it_is_allowed(signo: int, monkeypatch: pytest.MonkeyPatc
 
 
 def test_it_comes_in_what_is_allowed_and_then_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signal, "raise_signal", lambda _: None)
+    monkeypatch.setattr("rundctl.lean.signal.raise_signal", lambda _: None)
     undone = False
     with pytest.raises(KeyboardInterrupt) as caught, interruption.Held():
         try:
@@ -98,7 +98,7 @@ except KeyboardInterrupt:
 
 def test_a_block_within_a_block_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(signal, "raise_signal", ended.append)
+    monkeypatch.setattr("rundctl.lean.signal.raise_signal", ended.append)
     with pytest.raises(KeyboardInterrupt), interruption.Held():
         with interruption.Held():
             _send(signal.SIGTERM)
@@ -135,7 +135,7 @@ def test_handed_over_they_stay_blocked() -> None:
 
 def test_what_is_allowed_stays_so_after_an_inner_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """A template is built, with many waits, in what is allowed as a whole; its programs inherit no blocked signals."""
-    monkeypatch.setattr(signal, "raise_signal", lambda _: None)
+    monkeypatch.setattr("rundctl.lean.signal.raise_signal", lambda _: None)
     with pytest.raises(KeyboardInterrupt), interruption.Held():
         with interruption.allowed():
             with interruption.allowed():

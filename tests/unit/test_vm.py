@@ -104,7 +104,7 @@ def test_who_waits_for_a_stopped_shim_can_be_ended(
     """Also while its signals are held: nothing is lost by it."""
     container, _ = stopped
     monkeypatch.setattr(vm, "LAST_WORDS_S", 0)
-    monkeypatch.setattr(signal, "raise_signal", lambda _: None)
+    monkeypatch.setattr("rundctl.lean.signal.raise_signal", lambda _: None)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with ExitStack() as opened, pytest.raises(KeyboardInterrupt):

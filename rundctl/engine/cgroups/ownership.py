@@ -13,16 +13,16 @@ and only if it still is the one that was judged.
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from contextlib import suppress
 
 from rundctl.engine.records import store
 from rundctl.errors import HostError, StateError
 from rundctl.host import files
 from rundctl.host.machine import boot_id
 from rundctl.host.pidfd import start_time
+from rundctl.lean import json
+from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

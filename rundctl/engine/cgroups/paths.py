@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 from rundctl.errors import ConfigError
+from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

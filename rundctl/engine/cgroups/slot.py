@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 
 from rundctl.engine.cgroups import paths
 from rundctl.errors import HostError, words
 from rundctl.host import cgroupfs, patience
 from rundctl.host.cgroupfs import Place
 from rundctl.host.pidfd import Process
+from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import suppress
 
 from rundctl.engine import background
 from rundctl.engine.cgroups import cgroup_pool, ownership, paths, retire, slot
@@ -16,6 +15,7 @@ from rundctl.engine.cgroups.ownership import Pool
 from rundctl.engine.cgroups.slot import Slot
 from rundctl.errors import ConfigError, HostError, StateError, words
 from rundctl.host import files
+from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

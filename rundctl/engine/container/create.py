@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from contextlib import ExitStack
 
 from rundctl.engine.cgroups import kinds, limits
 from rundctl.engine.container import pid_file, poststop, shapes, vm
@@ -20,6 +19,7 @@ from rundctl.guest import wire
 from rundctl.guest.ops import Op, Opcode, Plan
 from rundctl.host import cgroup_settings, cgroupfs, interruption, patience, rlimits, stdio
 from rundctl.host import devices as host_devices
+from rundctl.lean.contextlib import ExitStack
 from rundctl.oci import bundle as bundles
 from rundctl.oci import hooks, identity
 from rundctl.oci.state import state_json

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from contextlib import ExitStack
 
 from rundctl.engine.container import vm
 from rundctl.errors import GuestError, StateError
 from rundctl.guest import wire
 from rundctl.host import patience
+from rundctl.lean.contextlib import ExitStack
 from rundctl.types import Status
 
 TYPE_CHECKING = False

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import time
-from contextlib import ExitStack, contextmanager, suppress
 
 from rundctl.engine.container import pid_file, poststop, vm
 from rundctl.engine.container.stages import Stages
@@ -24,6 +22,8 @@ from rundctl.errors import (
 from rundctl.guest import wire
 from rundctl.host import interruption, patience
 from rundctl.host.pidfd import Process, reap
+from rundctl.lean import signal
+from rundctl.lean.contextlib import ExitStack, contextmanager, suppress
 from rundctl.oci import hooks
 from rundctl.oci.state import state_json
 from rundctl.types import Status

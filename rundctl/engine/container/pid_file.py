@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 from rundctl.errors import HostError, words
 from rundctl.host import files
+from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from rundctl.host import native
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from contextlib import ExitStack
+
+    from rundctl.lean.contextlib import ExitStack
 
 
 class ShimCommand:

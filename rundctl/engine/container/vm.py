@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import _socket as socket
 import os
-import socket
 import struct
 import time
-from contextlib import ExitStack
 
 from rundctl.errors import GuestError, words
 from rundctl.guest import wire
 from rundctl.host import interruption, patience, process
 from rundctl.host.pidfd import Process, reap
+from rundctl.lean.contextlib import ExitStack
 from rundctl.vmm.qmp import Qmp
 
 TYPE_CHECKING = False
@@ -39,7 +39,7 @@ class Sockets:
         self.creator = _pair(undo)
         self.agent = _pair(undo)
         self.qmp = _pair(undo)
-        self.control = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        self.control = _stream(undo)
         self.control.bind(_control_path(undo, container.directory))
         self.control.listen(8)
 
@@ -57,8 +57,16 @@ def _end_child(pid: int) -> None:
 
 
 def _pair(undo: ExitStack) -> tuple[socket.socket, socket.socket]:
-    near, far = socket.socketpair()
-    return undo.enter_context(near), undo.enter_context(far)
+    pair = socket.socketpair()
+    for end in pair:
+        undo.callback(end.close)
+    return pair
+
+
+def _stream(undo: ExitStack) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    undo.callback(made.close)
+    return made
 
 
 def _control_path(undo: ExitStack, directory: str) -> str:
@@ -126,7 +134,7 @@ def connect(undo: ExitStack, container: Container, timeout_s: float) -> wire.Cha
     """A conversation with a running container's shim, which may take so long (`patience.seconds`), from now to its end. GuestError if it does not take one."""
     allowed_s = patience.seconds(timeout_s)
     deadline = time.monotonic() + allowed_s
-    client = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    client = _stream(undo)
     # connect(2) to a socket whose backlog is full, since nobody accepts, waits for as long as a send may (socket(7); unix_stream_connect in the kernel).
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(*divmod(round(allowed_s * 1e6), 10**6)))
     try:

@@ -14,9 +14,8 @@ from rundctl.host import mountinfo, rlimits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from contextlib import ExitStack
-
     from rundctl.engine.plan.mounts import Mount
+    from rundctl.lean.contextlib import ExitStack
     from rundctl.oci.bundle import Bundle
 
 _GUEST_DIRECTORY = "/volumes"

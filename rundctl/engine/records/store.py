@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import time
-from contextlib import ExitStack, contextmanager, suppress
 
 from rundctl.engine.records import trust
 from rundctl.errors import DamagedError, HostError, StateError, UsageError, printable, words
@@ -15,6 +13,8 @@ from rundctl.host import interruption, patience
 from rundctl.host.files import is_path_of, replace, unlink
 from rundctl.host.machine import boot_id
 from rundctl.host.pidfd import Process, start_time
+from rundctl.lean import json
+from rundctl.lean.contextlib import ExitStack, contextmanager, suppress
 from rundctl.oci import identity
 from rundctl.types import Status
 

@@ -13,7 +13,7 @@ from rundctl.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from contextlib import ExitStack
+    from rundctl.lean.contextlib import ExitStack
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 

@@ -18,13 +18,13 @@ from rundctl.oci import options
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import ExitStack
 
     from rundctl.engine.rootfs.images.content import Image
     from rundctl.engine.rootfs.images.overlay import Overlay
     from rundctl.engine.rootfs.transport import Rootfs
     from rundctl.engine.settings import Settings
     from rundctl.host.memo import Memo
+    from rundctl.lean.contextlib import ExitStack
     from rundctl.oci.bundle import Bundle
     from rundctl.types import Progress
     from rundctl.vmm.virtiofsd import Daemon

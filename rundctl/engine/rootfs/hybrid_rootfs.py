@@ -44,12 +44,12 @@ from rundctl.vmm import qemu
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import ExitStack
 
     from rundctl.engine.rootfs.transport import Rootfs
     from rundctl.engine.settings import Settings
     from rundctl.engine.template.store import Template
     from rundctl.host.memo import Memo
+    from rundctl.lean.contextlib import ExitStack
     from rundctl.oci.bundle import Bundle
     from rundctl.types import Progress
 

@@ -15,9 +15,8 @@ from rundctl.vmm import qemu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from contextlib import ExitStack
-
     from rundctl.engine.rootfs.images.content import Image
+    from rundctl.lean.contextlib import ExitStack
     from rundctl.vmm.virtiofsd import Daemon
 
 LOWER = "/lower"  # where the guest has the shared layer

@@ -8,10 +8,8 @@ So a kill at any moment leaves nothing, or an image that is not mounted, which `
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +17,8 @@ from rundctl.engine.template import builders, store
 from rundctl.errors import HostError, words
 from rundctl.host import ficlone, files, loop, mounts, process, workspace
 from rundctl.host import manifest as manifests
+from rundctl.lean import json
+from rundctl.lean.contextlib import contextmanager, suppress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,10 +7,10 @@ that were written is never used.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 from rundctl.errors import HostError, words
 from rundctl.host import manifest as manifests
+from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

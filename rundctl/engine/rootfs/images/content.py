@@ -11,20 +11,20 @@ import fcntl
 import os
 import time
 from _blake2 import blake2b  # the C module itself: hashlib loads OpenSSL, for 5 ms
-from contextlib import suppress
 
 from rundctl.engine import background
 from rundctl.errors import ConfigError, HostError, words
 from rundctl.host import files
 from rundctl.host import manifest as manifests
+from rundctl.lean.contextlib import suppress
 from rundctl.oci.options import IMMUTABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from contextlib import ExitStack
     from typing import Any, Self
 
     from rundctl.engine.settings import Settings
+    from rundctl.lean.contextlib import ExitStack
 
 FORMAT = 2  # of image and manifest: raise it with every change of what `rootfs.images.build` makes out of a content
 IMAGE = "image"

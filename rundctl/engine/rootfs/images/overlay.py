@@ -7,10 +7,10 @@ for each layer (since 6.5, verbatim), perhaps relative to what was the mounter's
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 from rundctl.errors import words
 from rundctl.host import mountinfo
+from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

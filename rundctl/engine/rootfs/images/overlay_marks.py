@@ -8,9 +8,9 @@ one. Whiteouts that are devices come through. ``security.capability`` does not, 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 from rundctl.errors import words
+from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
