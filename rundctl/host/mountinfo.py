@@ -11,6 +11,13 @@ PATH = "/proc/self/mountinfo"
 _QUOTED = ("context=", "fscontext=", "defcontext=", "rootcontext=")
 
 
+# mount(2) changes nothing about "/" then: so it is for every runtime.
+ROOT_IS_NO_MOUNT = (
+    "the root directory is no mount, as in a chroot into a plain directory: what is mounted cannot be kept apart"
+)
+ROOT_HINT = "mount --bind DIR DIR, then chroot DIR"
+
+
 class Mount:
     """One line: ``root`` is the directory of the file system that is mounted at ``target``; ``options`` are those of the file system.
 
@@ -73,6 +80,11 @@ def at(path: str, lines: list[bytes]) -> Mount | None:
     finally:
         os.close(fd)
     return found if found is not None and found.target == real else None
+
+
+def root_is_mount() -> bool:
+    """Whether this process's root directory is where something is mounted: not so in a chroot into a plain directory. OSError as of `read`."""
+    return any(line.split(b" ", 5)[4] == b"/" for line in read())
 
 
 def is_mount_point(directory: str) -> bool:

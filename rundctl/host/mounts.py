@@ -6,7 +6,11 @@ Cold: ctypes takes milliseconds to load.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+
+from rundctl.errors import HostError
+from rundctl.host.mountinfo import ROOT_HINT, ROOT_IS_NO_MOUNT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,18 +80,20 @@ def attach(mounted: int, directory: str) -> None:
 class PrivateMounts:
     """What is mounted inside the block is seen by this thread and by programs that it starts there, and is gone with the last of them.
 
-    The kernel keeps that promise even if the process is killed. OSError if the host refuses (root is needed).
+    The kernel keeps that promise even if the process is killed. OSError if the host refuses (root is needed), HostError in a chroot that is no mount.
+    Afterwards root and working directory are the caller's again: setns(2) goes to the namespace's root, which is not ours in a chroot.
     """
 
-    __slots__ = ("_cwd", "_outside")
+    __slots__ = ("_cwd", "_outside", "_root")
 
     def __enter__(self) -> Self:
         self._outside = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        self._root = os.open("/", os.O_PATH | os.O_CLOEXEC)
         self._cwd = os.open(".", os.O_PATH | os.O_CLOEXEC)
         try:
             _call("unshare", _CLONE_NEWNS, about="unshare")
-            mount("none", "/", None, _MS_REC | _MS_SLAVE)  # what the host unmounts must not be held by us
-        except OSError:
+            _hold_nothing()
+        except (OSError, HostError):
             self.__exit__()
             raise
         return self
@@ -95,10 +101,22 @@ class PrivateMounts:
     def __exit__(self, *_: object) -> None:
         try:
             _call("setns", self._outside, _CLONE_NEWNS, about="setns")
-            os.fchdir(self._cwd)  # setns(2) went to the root
+            os.fchdir(self._root)
+            os.chroot(".")
+            os.fchdir(self._cwd)
         finally:
-            os.close(self._outside)
-            os.close(self._cwd)
+            for fd in (self._outside, self._root, self._cwd):
+                os.close(fd)
+
+
+def _hold_nothing() -> None:
+    """Let the host's unmounts come through to this namespace, and no mount of it back."""
+    try:
+        mount("none", "/", None, _MS_REC | _MS_SLAVE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise HostError(ROOT_IS_NO_MOUNT, hint=ROOT_HINT) from error
 
 
 def _call(name: str, *arguments: int | bytes | ctypes.c_ulong | None, about: str | None = None) -> int:
