@@ -29,13 +29,13 @@ def keep_only(job: Mapping[str, object]) -> int:
     return lock
 
 
-def start(program: str, job: Mapping[str, object], lock: int, log_path: str) -> None:
+def start(program: str, job: Mapping[str, object], lock: int, log_path: str, *, idle: bool = True) -> None:
     """Run a Python program that finds ``job`` (JSON) under that name. HostError or OSError if it cannot be started.
 
-    A new interpreter, since a fork of ours would go on with our memory and descriptors. setsid's fork makes it an orphan at once; it has the lowest priority
-    for CPU and disk. It inherits the lock, and so holds it as long as it lives; what it prints is appended to the log.
+    A new interpreter, since a fork of ours would go on with our memory and descriptors. setsid's fork makes it an orphan at once; if it is ``idle``
+    work, it has the lowest priority for CPU and disk. It inherits the lock, and so holds it as long as it lives; what it prints is appended to the log.
     """
-    tools = (("setsid", "--fork"), ("ionice", "-t", "-c3"), ("nice", "-n19"))
+    tools = (("setsid", "--fork"), *((("ionice", "-t", "-c3"), ("nice", "-n19")) if idle else ()))
     argv = [word for name, *rest in tools for word in (process.need_tool(name, "apt-get install util-linux"), *rest)]
     text = json.dumps({"path": [os.path.abspath(path) for path in sys.path], **job})
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)

@@ -24,7 +24,7 @@ from rundctl.guest import kernel
 from rundctl.host import cgroupfs, ficlone, machine, native, process
 from rundctl.host import memo as memos
 from rundctl.types import Accelerator
-from rundctl.vmm import accelerator, binary, qemu, qemu_build, virtiofsd
+from rundctl.vmm import accelerator, binary, kvm, qemu, qemu_build, virtiofsd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,6 +43,7 @@ _CONTAINERS_CONF = (
 )
 # At 1.2 MiB 200 copies at once took twice as long as 200 reflinks, at 52 KiB about as long (docs/rootfs.md).
 _STORE_PAYS_KIB = 1024
+_FASTER = "with KVM guests run many times faster"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -159,21 +160,28 @@ def _version(version: tuple[int, int]) -> str:
 
 def _accelerator(chosen: Settings) -> Iterator[Finding]:
     memo = memos.of_home(chosen.home)
-    verdict = accelerator.given(chosen.accelerator)
+    found = kvm.ask(memo)  # what was remembered may be a minute old
+    if chosen.accelerator == Accelerator.KVM.value and found.refusal:
+        raise HostError(f'accelerator = "kvm": {found.refusal}', hint=found.hint)
+    host = machine.known(memo) or machine.examine(memo)
+    digest = memo.digest(inputs.find_qemu(chosen))
+    verdict = inputs.judge(chosen, found, inputs.circumstances(digest, host, found), memo)
     if verdict is None:
-        host = machine.known(memo) or machine.examine(memo)
-        digest = memo.digest(inputs.find_qemu(chosen))
-        verdict = accelerator.recall(memo, accelerator.circumstances(digest, host))
-    if verdict is None:
-        text = f"not known yet: {accelerator.KVM_DEVICE} is there, but only booting a guest tells whether it works"
+        text = f"not known yet: {kvm.DEVICE} makes virtual machines, but only booting a guest tells whether it works"
         yield Finding("accelerator", Level.WARN, text, "rundctl template build")
     elif verdict.accelerator is Accelerator.KVM:
         yield Finding("accelerator", Level.OK, f"kvm: {verdict.reason}")
+    elif chosen.accelerator == Accelerator.TCG.value:
+        yield Finding("accelerator", Level.WARN, f"tcg (emulation): {verdict.reason}", _FASTER)
     else:
-        hint = "with KVM guests run many times faster; it is tried again when QEMU, the host's kernel or its processor change"
-        if not os.path.exists(accelerator.KVM_DEVICE):
-            hint = "modprobe kvm_intel or kvm_amd; in a virtual machine, enable nested virtualisation on its host"
-        yield Finding("accelerator", Level.WARN, f"tcg (emulation): {verdict.reason}", hint)
+        yield Finding("accelerator", Level.WARN, f"tcg (emulation): {verdict.reason}", verdict.hint or _retry(verdict))
+
+
+def _retry(verdict: accelerator.Verdict) -> str:
+    """When KVM that failed is tried again."""
+    minutes = max(0.0, verdict.retry_s - accelerator.now_s()) / 60
+    when = f"it is tried again by a create in {minutes:.0f} minutes" if minutes else "the next create tries it again"
+    return f"{_FASTER}; {when}, or after a reboot; {accelerator.ACCEPT_HINT}"
 
 
 def _kernel(chosen: Settings) -> Iterator[Finding]:

@@ -98,6 +98,10 @@ class Result:
         return f"{self.detail}: {words}" if self.detail else words
 
 
+class LateError(GuestError):
+    """Nothing came in time: it may come yet."""
+
+
 class Channel:
     """One conversation over a connected stream socket. Every failure is a GuestError in words.
 
@@ -242,7 +246,7 @@ class Channel:
         with interruption.allowed():
             ready = left_s >= 0 and poller.poll(left_s * 1000)
         if not ready:
-            raise GuestError("the VM did not answer in time")
+            raise LateError("the VM did not answer in time")
 
     def _receive(self, deadline: float) -> None:
         self._poll(select.POLLIN, deadline)

@@ -6,8 +6,11 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from rundctl.host.memo import Memo
 
+VIRTUALISATION = {"vmx", "svm"}  # flags of the processor
 _CPU_FIELDS = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags", "bugs")
 _boot_id: list[str] = []
 
@@ -27,10 +30,20 @@ def memory_mib() -> int:
 
 def known(memo: Memo) -> str | None:
     """Identity of kernel and processor, if it was read since the host booted (a processor does not change while it runs)."""
+    kept = _kept(memo)
+    return None if kept is None else str(kept["identity"])
+
+
+def virtualises(memo: Memo) -> bool:
+    """Whether the processor can run guests itself (Intel's VMX, AMD's SVM), as was read with what is `known`."""
+    kept = _kept(memo)
+    return kept is not None and bool(kept["virtualises"])
+
+
+def _kept(memo: Memo) -> dict[str, Any] | None:
     kept = memo.recall("host")
-    if not isinstance(kept, dict) or kept.get("boot") != boot_id():
-        return None
-    return str(kept["identity"])
+    whole = isinstance(kept, dict) and kept.get("boot") == boot_id() and "virtualises" in kept
+    return kept if whole else None
 
 
 def examine(memo: Memo) -> str:
@@ -38,8 +51,12 @@ def examine(memo: Memo) -> str:
     import hashlib
 
     fields = [line for line in _first_processor() if line.partition(":")[0].strip() in _CPU_FIELDS]
-    identity = f"linux-{os.uname().release} cpu-{hashlib.sha256(chr(10).join(fields).encode()).hexdigest()[:16]}"
-    memo.remember("host", {"boot": boot_id(), "identity": identity})
+    # The release alone is the same for all of a distribution's builds of it: the version tells them apart.
+    build = hashlib.sha256(os.uname().version.encode()).hexdigest()[:8]
+    cpu = hashlib.sha256(chr(10).join(fields).encode()).hexdigest()[:16]
+    identity = f"linux-{os.uname().release}-{build} cpu-{cpu}"
+    virtualises = bool(processor()[1] & VIRTUALISATION)
+    memo.remember("host", {"boot": boot_id(), "identity": identity, "virtualises": virtualises})
     return identity
 
 

@@ -14,7 +14,10 @@ from rundctl.engine.settings import Settings
 from rundctl.engine.template import store
 from rundctl.errors import HostError
 from rundctl.host.cgroupfs import Hierarchy
-from rundctl.vmm import binary, virtiofsd
+from rundctl.types import Accelerator
+from rundctl.vmm import accelerator, binary, virtiofsd
+from rundctl.vmm.accelerator import Verdict
+from rundctl.vmm.kvm import Kvm
 
 
 def _of(check: doctor.Check, home: Path) -> list[Finding]:
@@ -136,32 +139,60 @@ def test_a_lean_qemu_that_debian_has_mended(
     assert (found.level, found.hint) == (Level.OK, "rundctl qemu build")
 
 
+def _on(monkeypatch: pytest.MonkeyPatch, found: Kvm, *, virtualises: bool = True) -> None:
+    """Another host than this one."""
+    monkeypatch.setattr(doctor.kvm, "ask", lambda _: found)
+    monkeypatch.setattr(doctor.machine, "virtualises", lambda _: virtualises)
+
+
+WORKS = Kvm("1")
+BUSY = Kvm(refusal="/dev/kvm: device or resource busy", hint="end the other hypervisor")
+MISSING = Kvm(refusal="/dev/kvm is missing", hint="modprobe", is_there=False)
+
+
 @pytest.mark.parametrize(
-    ("setting", "device", "level", "words"),
+    ("setting", "kvm", "level", "words"),
     [
-        ("tcg", "/dev/null", Level.WARN, "asked for in the settings"),
-        ("kvm", "/dev/null", Level.OK, "asked for in the settings"),
-        ("auto", "/nowhere", Level.WARN, "/nowhere is missing"),
+        ("tcg", WORKS, Level.WARN, ("asked for in the settings", "many times faster")),
+        ("kvm", WORKS, Level.OK, ("asked for in the settings", "")),
+        (
+            "kvm",
+            BUSY,
+            Level.FAIL,
+            ('accelerator = "kvm": /dev/kvm: device or resource busy', "end the other hypervisor"),
+        ),
+        ("kvm", MISSING, Level.FAIL, ('accelerator = "kvm": /dev/kvm is missing', "modprobe")),
+        ("auto", MISSING, Level.WARN, ("/dev/kvm is missing", "modprobe")),
+        ("auto", BUSY, Level.WARN, ("tcg (emulation): /dev/kvm: device or resource busy", "end the other hypervisor")),
+        ("auto", WORKS, Level.WARN, ("not known yet", "rundctl template build")),
     ],
 )
-def test_accelerator_that_needs_no_boot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, device: str, level: Level, words: str
+def test_accelerator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, kvm: Kvm, level: Level, words: tuple[str, str]
 ) -> None:
-    given = doctor.accelerator.given
-    monkeypatch.setattr(doctor.accelerator, "given", lambda setting: given(setting, device))
+    _on(monkeypatch, kvm)
     settings = Settings()
     settings.home, settings.accelerator = str(tmp_path), setting
     (found,) = doctor._run("accelerator", doctor._accelerator, settings)
     assert found.level is level
-    assert words in found.text
+    assert words[0] in found.text
+    assert words[1] in found.hint
 
 
-def test_accelerator_that_no_boot_has_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.accelerator, "given", lambda _: None)
+def test_a_processor_that_cannot_virtualise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _on(monkeypatch, WORKS, virtualises=False)
     (found,) = _of(doctor._accelerator, tmp_path)
-    assert found.level is Level.WARN
-    assert "not known yet" in found.text
-    assert found.hint == "rundctl template build"
+    assert (found.level, "neither vmx nor svm" in found.text) == (Level.WARN, True)
+    assert "nested virtualisation" in found.hint
+
+
+def test_when_kvm_that_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _on(monkeypatch, WORKS)
+    failed = Verdict(Accelerator.TCG, "KVM does not work here", has_fallen=True, retry_s=accelerator.now_s() + 600)
+    monkeypatch.setattr(doctor.accelerator, "recall", lambda *_: failed)
+    (found,) = _of(doctor._accelerator, tmp_path)
+    assert "KVM does not work here" in found.text
+    assert "tried again by a create in 10 minutes" in found.hint
 
 
 @pytest.mark.parametrize("inside", [".", "templates"])

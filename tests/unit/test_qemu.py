@@ -10,7 +10,7 @@ import pytest
 from rundctl.errors import HostError
 from rundctl.host.memo import Memo
 from rundctl.types import Accelerator, MemoryMode
-from rundctl.vmm import accelerator, binary, cmdline, qemu
+from rundctl.vmm import binary, cmdline, qemu
 from rundctl.vmm.shape import MachineShape
 
 if TYPE_CHECKING:
@@ -274,31 +274,6 @@ def test_version() -> None:
     assert binary._version("QEMU emulator version 7.2.22 (Debian 1:7.2)\nCopyright") == (7, 2)
     with pytest.raises(HostError):
         binary._version("hello")
-
-
-def test_accelerator_that_needs_no_boot(tmp_path: object) -> None:
-    missing = accelerator.given("auto", f"{tmp_path}/kvm")
-    assert missing is not None
-    assert missing.accelerator is Accelerator.TCG
-    assert "missing" in missing.reason
-    assert accelerator.given("auto", "/dev/null") is None
-    asked = accelerator.given("kvm", f"{tmp_path}/kvm")
-    assert asked is not None
-    assert asked.accelerator is Accelerator.KVM
-
-
-def test_that_kvm_fails_holds_until_the_next_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memo = Memo(str(tmp_path / "memo"))
-    accelerator.remember(memo, "works", accelerator.Verdict(Accelerator.KVM, "a guest booted with it"))
-    accelerator.remember(memo, "fails", accelerator.Verdict(Accelerator.TCG, "KVM does not work here"))
-
-    def recalled() -> list[Accelerator | None]:
-        verdicts = [accelerator.recall(memo, name) for name in ("works", "fails")]
-        return [verdict and verdict.accelerator for verdict in verdicts]
-
-    assert recalled() == [Accelerator.KVM, Accelerator.TCG]
-    monkeypatch.setattr(accelerator, "boot_id", lambda: "another")
-    assert recalled() == [Accelerator.KVM, None]
 
 
 def test_firmware_that_moved_is_looked_for(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from rundctl.engine.template import inputs, kernel_template
 from rundctl.errors import ConfigError, GuestError, HostError, ProcessError, RundctlError
 from rundctl.guest import wire
 from rundctl.guest.ops import Op, Opcode, Plan
-from rundctl.host import cgroup_settings, cgroupfs, interruption, patience, rlimits, stdio
+from rundctl.host import cgroup_settings, cgroupfs, interruption, mountinfo, patience, rlimits, stdio
 from rundctl.host import devices as host_devices
 from rundctl.lean.contextlib import ExitStack
 from rundctl.oci import bundle as bundles
 from rundctl.oci import hooks, identity
 from rundctl.oci.state import state_json
-from rundctl.types import MemoryMode, Status
+from rundctl.types import Accelerator, MemoryMode, Status
 from rundctl.vmm import qemu
 
 TYPE_CHECKING = False
@@ -65,7 +65,7 @@ def create(ctx: Context, options: CreateOptions, stages: Stages) -> int:
             if rootfs.live:
                 shared.add_live(sources, rootfs.live)
             request = shapes.request_for(asked, ctx.settings, rootfs, volumes=bool(shared.descriptors))
-            template = kernel_template.find(ctx.settings, ctx.memo, request) or kernel_template.ensure(
+            template = kernel_template.find(ctx.settings, ctx.memo, request, warn=ctx.warn) or kernel_template.ensure(
                 ctx.settings, ctx.memo, ctx.progress, request, warn=ctx.warn
             )
         stages.mark("template")
@@ -177,9 +177,13 @@ class Launch:
     def run(self, undo: ExitStack, sources: ExitStack, lease: Lease) -> int:
         """Spawn, and compile the plan while QEMU starts; then wake the guest, set up the container, commit. ``sources`` are closed when the shim has them."""
         with ExitStack() as opened:
-            machine, saved = self._spawn(opened, lease)
+            try:
+                machine, saved = self._spawn(opened, lease)
+            except GuestError as error:  # it was gone before it was greeted
+                raise self._explain(error) from error
             undo.callback(machine.end)
             sources.close()
+            is_awake = False
             try:
                 compiled = self._compile()
                 self.stages.mark("compile")
@@ -188,12 +192,24 @@ class Launch:
                 self.stages.mark("shim")
                 self.stages.beside(join=machine.join_us, clone=machine.clone_us)
                 self._wake(machine, saved)
+                is_awake = True
                 self._set_up(machine, compiled)
                 self._commit(machine, undo)
             except GuestError as error:
                 machine.end()  # so that the shim has said all it will say
-                raise GuestError(vm.with_last_words(error.message, self.container), hint=error.hint) from error
+                told = GuestError(vm.with_last_words(error.message, self.container), hint=error.hint)
+                raise (told if is_awake else self._explain(told)) from error
         return machine.pid
+
+    def _explain(self, error: GuestError) -> RundctlError:
+        """Why a VM did not wake up, as far as the host is at fault: the caller's chroot, or KVM."""
+        if not mountinfo.root_is_mount():
+            return HostError(f"{mountinfo.ROOT_IS_NO_MOUNT}: {error.message}", hint=mountinfo.ROOT_HINT)
+        if self.template.shape.accelerator is not Accelerator.KVM:
+            return error
+        from rundctl.engine.template import trial
+
+        return trial.explain(self.ctx.settings, self.ctx.memo, error)
 
     def _spawn(self, opened: ExitStack, lease: Lease) -> tuple[vm.Vm, Saved | None]:
         """Start launcher, shim and QEMU, with every descriptor they will need; and what is to be restored, None for a VM that boots."""

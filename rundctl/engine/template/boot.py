@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from contextlib import contextmanager
 
 from rundctl.engine.plan import device_filter
@@ -11,7 +12,6 @@ from rundctl.engine.template import clock, store, upper
 from rundctl.errors import GuestError, RundctlError
 from rundctl.guest import initramfs, ops, wire
 from rundctl.host import files, patience, process
-from rundctl.types import Accelerator
 from rundctl.vmm import accelerator, qemu
 from rundctl.vmm.qmp import Qmp
 
@@ -37,15 +37,21 @@ _MS_NOEXEC = 8
 
 
 class Recipe:
-    """What to boot: the shape, the kernel and the agent that go into it. ``tsc_khz``: the time stamp counter's rate, if it is known, else 0."""
+    """What to boot: the shape, the kernel and the agent that go into it.
 
-    __slots__ = ("agent", "kernel", "shape", "tsc_khz")
+    ``tsc_khz``: the time stamp counter's rate, if it is known, else 0. ``allowed_s``: how long the boot may take, 0: as long as any.
+    """
 
-    def __init__(self, shape: MachineShape, kernel: Kernel, agent: str, tsc_khz: int = 0) -> None:
+    __slots__ = ("agent", "allowed_s", "kernel", "shape", "tsc_khz")
+
+    def __init__(
+        self, shape: MachineShape, kernel: Kernel, agent: str, tsc_khz: int = 0, allowed_s: float = 0.0
+    ) -> None:
         self.shape = shape
         self.kernel = kernel
         self.agent = agent
         self.tsc_khz = tsc_khz
+        self.allowed_s = allowed_s
 
 
 @contextmanager
@@ -54,13 +60,13 @@ def booted(directory: str, recipe: Recipe, progress: Progress) -> Iterator[Guest
 
     GuestError with its last words, for all that goes wrong with it within the ``with`` block as well; one with a wrong clock is booted again.
     """
-    deadline_s = patience.seconds(accelerator.BOOT_DEADLINE_S[recipe.shape.accelerator])
+    allowed_s = recipe.allowed_s or patience.seconds(accelerator.BOOT_TIMEOUT_S)
     for boots_left in reversed(range(_BOOTS)):
         _make_disk(f"{directory}/{_DISK}", recipe.shape, progress)
         progress(f"booting the guest ({recipe.shape.accelerator.value})")
         with Guest(directory, recipe) as guest:
             try:
-                guest.set_up(deadline_s)
+                guest.set_up(allowed_s)
                 guest.clock = clock.compare(guest.tell_time, patience.seconds(clock.PATIENCE_S))
                 if guest.clock.is_right:
                     yield guest
@@ -69,7 +75,7 @@ def booted(directory: str, recipe: Recipe, progress: Progress) -> Iterator[Guest
                 kind = clock.ClockError if isinstance(error, clock.ClockError) else GuestError
                 raise kind(f"build the template: {error.message}", hint=guest.last_words()) from error
         progress(f"the guest's clock {guest.clock.describe()}: its kernel measured it wrongly")
-        recipe = Recipe(recipe.shape, recipe.kernel, recipe.agent, guest.clock.tsc_khz)
+        recipe = Recipe(recipe.shape, recipe.kernel, recipe.agent, guest.clock.tsc_khz, recipe.allowed_s)
         if not boots_left:
             hint = "a guest with a wrong clock is not saved; is this host too busy, or its own clock wrong?"
             raise clock.ClockError(
@@ -124,6 +130,7 @@ class Guest:
         "_sockets",
         "_state",
         "_timeout_s",
+        "boot_s",
         "clock",
     )
 
@@ -133,6 +140,7 @@ class Guest:
         self._plan = setup_plan(recipe.kernel, recipe.shape)
         self._fds: list[int] = []
         self.clock = clock.Figures(0, 0, 0)  # until it is compared
+        self.boot_s = 0.0  # until it has booted
         self._sockets = [*socket.socketpair(), *socket.socketpair()]
 
     def __enter__(self) -> Self:
@@ -159,12 +167,32 @@ class Guest:
         self._close(self._sockets)
 
     def set_up(self, timeout_s: float) -> None:
-        """Boot, and run the set-up plan. It is sent at once: the agent reads it when it is there."""
-        self._timeout_s = timeout_s
+        """Boot, and run the set-up plan. It is sent at once: the agent reads it when it is there.
+
+        GuestError if that takes longer, or if the guest says nothing on its console for so long that nothing more is to be expected.
+        """
+        began_s = time.monotonic()
+        self._timeout_s = patience.seconds(accelerator.BOOT_TIMEOUT_S)  # of all that comes later
         self._channel.hello(wire.ROLE_SHIM)
-        result = self._ask(wire.PLAN, self._plan.encode())
+        result = self._await_boot(self._channel.post(wire.PLAN, self._plan.encode()), began_s + timeout_s)
+        self.boot_s = time.monotonic() - began_s
         if result.error:
             raise GuestError(f"{self._plan.ops[result.index].describe()}: {result.describe()}")
+
+    def _await_boot(self, tag: int, deadline: float) -> wire.Result:
+        """A guest that makes progress is waited for: a slow host is no reason against what it boots with."""
+        said = 0
+        while True:
+            now = time.monotonic()
+            allowed_s = min(patience.seconds(accelerator.SILENCE_TIMEOUT_S), deadline - now)
+            try:
+                return self._channel.wait(tag, allowed_s)
+            except wire.LateError as error:
+                before, said = said, os.stat(f"{self._directory}/console.log").st_size
+                if time.monotonic() >= deadline:
+                    raise wire.LateError("the guest did not boot in time") from error
+                if said == before:
+                    raise wire.LateError(f"the guest said nothing more for {allowed_s:.0f} s") from error
 
     def tell_time(self) -> wire.Result:
         """Its clock, for `clock.compare`."""
@@ -193,8 +221,6 @@ class Guest:
         room = os.statvfs(self._directory)
         if room.f_bavail * room.f_frsize < _ROOM_LEAST:
             yield f"no space left in {os.path.dirname(self._directory)}"
-        if self._recipe.shape.accelerator is Accelerator.KVM:
-            yield 'accelerator = "auto" finds out whether KVM works here'
 
     def _ask(self, kind: int, payload: bytes = b"") -> wire.Result:
         return self._channel.wait(self._channel.post(kind, payload), self._timeout_s)

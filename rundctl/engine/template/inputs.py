@@ -12,7 +12,8 @@ import rundctl
 from rundctl.errors import HostError, words
 from rundctl.guest import kernel as kernels
 from rundctl.host import machine
-from rundctl.vmm import accelerator, binary, qemu
+from rundctl.types import Accelerator
+from rundctl.vmm import accelerator, binary, kvm, qemu
 from rundctl.vmm.cmdline import cmdline
 from rundctl.vmm.shape import MachineShape
 
@@ -20,7 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.engine.settings import Settings
     from rundctl.host.memo import Memo
-    from rundctl.types import Accelerator, TemplateKey
+    from rundctl.types import TemplateKey
+    from rundctl.vmm.accelerator import Verdict
 
 AGENT = os.path.join(os.path.dirname(rundctl.__file__), "_native", "agent")
 
@@ -47,9 +49,12 @@ class Request:
 
 
 class Ingredients:
-    """All of a machine but its accelerator, which may have to be found by booting."""
+    """All of a machine but its accelerator, which may have to be found by booting.
 
-    __slots__ = ("binary", "digests", "host", "kernel", "request", "settings")
+    ``host`` is the identity of processor and kernel, ``kvm`` what KVM is here.
+    """
+
+    __slots__ = ("binary", "digests", "host", "kernel", "kvm", "request", "settings")
 
     def __init__(
         self,
@@ -58,7 +63,9 @@ class Ingredients:
         kernel: kernels.Kernel,
         found: binary.Binary,
         digests: dict[str, str],
+        *,
         host: str,
+        found_kvm: kvm.Kvm,
     ) -> None:
         self.settings = settings
         self.request = request
@@ -66,10 +73,11 @@ class Ingredients:
         self.binary = found
         self.digests = digests
         self.host = host
+        self.kvm = found_kvm
 
     def circumstances(self) -> str:
         """What a verdict about the accelerator depends on."""
-        return accelerator.circumstances(self.digests["qemu"], self.host)
+        return circumstances(self.digests["qemu"], self.host, self.kvm)
 
     def shape(self, chosen: Accelerator) -> MachineShape:
         """The machine with this accelerator."""
@@ -82,29 +90,30 @@ class Ingredients:
             vcpus=self.request.vcpus or self.settings.vcpus,
             upper_mib=0 if self.request.root_device == qemu.DISK else self.settings.upper_mib,
             digests=self.digests,
-            host=self.host,
+            host=_with_kvm(self.host, self.kvm) if chosen is Accelerator.KVM else self.host,
             root_device=self.request.root_device,
             root_mib=self.request.root_mib,
             volumes=self.request.volumes,
         )
 
 
-def known(settings: Settings, request: Request, memo: Memo) -> tuple[MachineShape, TemplateKey] | None:
-    """Shape and key if all about them is remembered. HostError or ConfigError for what no finding out can mend (no QEMU, no kernel)."""
+def known(settings: Settings, request: Request, memo: Memo) -> tuple[MachineShape, TemplateKey, Verdict] | None:
+    """Shape, key and why this accelerator, if all about them is remembered. HostError or ConfigError for what no finding out can mend (no QEMU, no kernel)."""
     found = binary.known(find_qemu(settings), memo)
     kernel = kernels.find(_choice(settings), memo)
     host = machine.known(memo)
-    if found is None or kernel is None or host is None:
+    asked = known_kvm(settings, memo)
+    if found is None or kernel is None or host is None or asked is None:
         return None
     digests = {name: memo.known_digest(path) or "" for name, path in _files(found, kernel).items()}
     if not all(digests.values()):
         return None
-    ingredients = Ingredients(settings, request, kernel, found, digests, host)
+    ingredients = Ingredients(settings, request, kernel, found, digests, host=host, found_kvm=asked)
     verdict = verdict_of(ingredients, memo)
     if verdict is None:
         return None
     shape = ingredients.shape(verdict.accelerator)
-    return shape, key_of(shape)
+    return shape, key_of(shape), verdict
 
 
 def discover(settings: Settings, request: Request, memo: Memo) -> Ingredients:
@@ -120,7 +129,10 @@ def discover(settings: Settings, request: Request, memo: Memo) -> Ingredients:
         raise HostError(
             f"read {error.filename}: {words(error)}", hint="python native/build.py" if error.filename == AGENT else ""
         ) from error
-    return Ingredients(settings, request, kernel, found, digests, host)
+    asked = known_kvm(settings, memo)
+    if asked is None or (asked.refusal and asked.is_there):  # nothing here is so quick that asking once more mattered
+        asked = kvm.ask(memo)
+    return Ingredients(settings, request, kernel, found, digests, host=host, found_kvm=asked)
 
 
 def find_qemu(settings: Settings) -> str:
@@ -141,9 +153,33 @@ def able(settings: Settings, memo: Memo) -> frozenset[str]:
     return frozenset(known)
 
 
-def verdict_of(ingredients: Ingredients, memo: Memo) -> accelerator.Verdict | None:
+def known_kvm(settings: Settings, memo: Memo) -> kvm.Kvm | None:
+    """What KVM is here, None if it must be asked. Who wants no KVM need not know."""
+    return kvm.Kvm() if settings.accelerator == Accelerator.TCG.value else kvm.known(memo)
+
+
+def verdict_of(ingredients: Ingredients, memo: Memo) -> Verdict | None:
     """The accelerator, if no boot is needed to tell."""
-    return accelerator.given(ingredients.settings.accelerator) or accelerator.recall(memo, ingredients.circumstances())
+    return judge(ingredients.settings, ingredients.kvm, ingredients.circumstances(), memo)
+
+
+def judge(settings: Settings, found: kvm.Kvm, circumstances: str, memo: Memo) -> Verdict | None:
+    """The accelerator by what is set, by what KVM is here, and by what booting has told; None if a boot must tell."""
+    return (
+        accelerator.given(settings.accelerator)
+        or accelerator.without(found, virtualises=machine.virtualises(memo))
+        or accelerator.recall(memo, circumstances)
+    )
+
+
+def circumstances(qemu_digest: str, host: str, found: kvm.Kvm) -> str:
+    """What a verdict about the accelerator depends on: QEMU, host kernel and processor, and what KVM shows of them."""
+    return f"{qemu_digest[:16]} {_with_kvm(host, found)}"
+
+
+def _with_kvm(host: str, found: kvm.Kvm) -> str:
+    """What a guest that KVM runs is at home on. An emulated one knows nothing of KVM."""
+    return f"{host} kvm-{found.identity}"
 
 
 def key_of(shape: MachineShape) -> TemplateKey:

@@ -31,10 +31,12 @@ from rundctl.engine.template import inputs, store
 from rundctl.engine.template.inputs import Request
 from rundctl.errors import GuestError, HostError, words
 from rundctl.types import Accelerator
-from rundctl.vmm import accelerator, qemu
+from rundctl.vmm import qemu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from rundctl.engine.settings import Settings
     from rundctl.engine.template.boot import Recipe
     from rundctl.engine.template.builders import Builders
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from rundctl.engine.template.store import Template
     from rundctl.host.memo import Memo
     from rundctl.types import Progress
+    from rundctl.vmm.accelerator import Verdict
 
     # The device state's name for QMP, and the devices to be plugged in beside it: what `container.vm.Vm.restore` takes.
     Saved = tuple[str, list[dict[str, str]]]
@@ -50,17 +53,33 @@ if TYPE_CHECKING:
 _DEFAULT = Request()
 
 
-def find(settings: Settings, memo: Memo, request: Request = _DEFAULT) -> Template | None:
+def find(
+    settings: Settings, memo: Memo, request: Request = _DEFAULT, *, warn: Progress | None = None
+) -> Template | None:
     """The template for this machine, if it is there and all about it is remembered. Every start comes here: no subprocess, no hashing.
 
-    HostError or ConfigError if QEMU or the kernel is missing, which `ensure` could not mend either.
+    ``warn`` is told that it is one for emulation, where KVM was to be expected. HostError or ConfigError if QEMU or the kernel is missing, which `ensure`
+    could not mend either.
     """
     known = inputs.known(settings, request, memo)
-    return None if known is None else store.open_template(settings.home, known[1], known[0])
+    if known is None:
+        return None
+    shape, key, verdict = known
+    found = store.open_template(settings.home, key, shape)
+    if found is not None:
+        _tell(settings, memo, request, verdict, warn)
+    return found
 
 
-def build(directory: str, recipe: Recipe, progress: Progress) -> Figures:
-    """Make the files of a template: boot the guest, settle it, save it. Return how fast its clock runs. Cold.
+def _tell(settings: Settings, memo: Memo, request: Request, verdict: Verdict, warn: Progress | None) -> None:
+    if verdict.has_fallen and warn is not None:
+        from rundctl.engine.template import trial
+
+        trial.tell(settings, memo, request, verdict, warn)
+
+
+def build(directory: str, recipe: Recipe, progress: Progress) -> tuple[Figures, float]:
+    """Make the files of a template: boot the guest, settle it, save it. Return how fast its clock runs, and how many seconds it took to boot. Cold.
 
     GuestError with the guest's last words, HostError for what the host refuses.
     """
@@ -72,7 +91,7 @@ def build(directory: str, recipe: Recipe, progress: Progress) -> Figures:
         guest.settle()  # the agent writes out what is dirty, and drops what no clone needs
         progress("saving the guest")
         guest.save()  # this machine stops for ever; each clone goes on from here
-        return guest.clock
+        return guest.clock, guest.boot_s
 
 
 def clone(template: Template, wiring: qemu.Wiring, state: int) -> tuple[list[str], list[int], Saved]:
@@ -89,75 +108,89 @@ def ensure(
 ) -> Template:
     """The template for this machine, built if it is not there. A second caller waits and finds it. A reflink store that is not mounted is mounted first.
 
-    ``progress`` is told each step. ``warn`` is told, if it takes long, that another process builds what we wait for.
+    ``progress`` is told each step. ``warn`` is told, if it takes long, that another process builds what we wait for; and as by `find`. HostError if the
+    settings insist on a KVM that makes no virtual machine.
     """
-    from rundctl.engine.template import builders, reflink_store
+    from rundctl.engine.template import builders, reflink_store, trial
 
     store.make_root(settings.home)
     reflink_store.mount_if_there(settings.home, progress)
     ingredients = inputs.discover(settings, request, memo)
     memo.save()
+    if settings.accelerator == Accelerator.KVM.value and ingredients.kvm.refusal:
+        raise HostError(f'accelerator = "kvm": {ingredients.kvm.refusal}', hint=ingredients.kvm.hint)
     with builders.Builders(settings.home, progress, warn) as turns:
         verdict = inputs.verdict_of(ingredients, memo)
-        if verdict is not None:
-            return _find_or_build(ingredients, verdict, memo, turns)
-        with turns.turn("accelerator", "finds out whether KVM works"):
-            memo.refresh()
-            verdict = inputs.verdict_of(ingredients, memo)
-            if verdict is None:
-                return _try_accelerators(ingredients, memo, turns)
-        return _find_or_build(ingredients, verdict, memo, turns)
+        if verdict is None:
+            found, verdict = trial.hold(ingredients, memo, turns, _find_or_build)
+            _tell(settings, memo, request, verdict, warn)
+            return found
+        _tell(settings, memo, request, verdict, warn)
+        return trial.as_told(ingredients, verdict, memo, turns, _find_or_build)
 
 
-def _try_accelerators(ingredients: Ingredients, memo: Memo, turns: Builders) -> Template:
-    """Build with the accelerator that works. Only booting a guest shows which one that is."""
-    from rundctl.engine.template.clock import ClockError
+def try_again(job: dict[str, Any]) -> None:
+    """Find out whether KVM works by now, in the background of a start that is emulated because it did not: what `trial.tell` has begun."""
+    from rundctl.engine.template import trial
 
-    verdict = accelerator.Verdict(Accelerator.KVM, "a guest booted with it")
-    try:
-        made = _find_or_build(ingredients, verdict, memo, turns)
-    except ClockError:  # a guest booted: KVM works, and what is remembered here is for good
-        raise
-    except GuestError as error:
-        verdict = accelerator.Verdict(Accelerator.TCG, f"KVM does not work here: {error}")
-        turns.progress(f"KVM does not work here, trying emulation: {error}")
-        made = _find_or_build(ingredients, verdict, memo, turns)
-    accelerator.remember(memo, ingredients.circumstances(), verdict)
-    memo.save()
-    return made
+    trial.run_in_background(job, _find_or_build)
 
 
-def _find_or_build(ingredients: Ingredients, verdict: accelerator.Verdict, memo: Memo, turns: Builders) -> Template:
+def _find_or_build(
+    ingredients: Ingredients,
+    verdict: Verdict,
+    memo: Memo,
+    turns: Builders,
+    *,
+    prove: bool = False,
+    allowed_s: float = 0.0,
+) -> Template:
+    """The template for the verdict's accelerator, built if it is not there.
+
+    ``prove``: if it is there, another guest is booted all the same, and forgotten. ``allowed_s``: how long a guest may take to boot, 0: as long as any.
+    GuestError if one does not.
+    """
     shape = ingredients.shape(verdict.accelerator)
     key = inputs.key_of(shape)
     home = ingredients.settings.home
     with turns.turn(key, "builds this template") as directory:
         found = store.open_template(home, key, shape)
-        if found is None:
-            _build_and_publish(ingredients, verdict, memo, turns.progress, directory)
+        if found is None or prove:
+            work = _Work(ingredients, verdict, directory, allowed_s)
+            _build(work, memo, turns.progress, publish_it=found is None)
             found = store.open_template(home, key, shape)
     if found is None:
         raise GuestError(f"template {key}: changed while it was being built")
     return found
 
 
-def _build_and_publish(
-    ingredients: Ingredients, verdict: accelerator.Verdict, memo: Memo, progress: Progress, directory: str
-) -> None:
+class _Work:
+    """What is to be built, why, where, and how long its guest may take to boot (0: as long as any)."""
+
+    __slots__ = ("allowed_s", "directory", "ingredients", "verdict")
+
+    def __init__(self, ingredients: Ingredients, verdict: Verdict, directory: str, allowed_s: float) -> None:
+        self.ingredients = ingredients
+        self.verdict = verdict
+        self.directory = directory
+        self.allowed_s = allowed_s
+
+
+def _build(work: _Work, memo: Memo, progress: Progress, *, publish_it: bool) -> None:
     from rundctl.engine.template import boot, clock, prune, publish
 
     started_s = time.monotonic()
-    shape = ingredients.shape(verdict.accelerator)
+    ingredients, directory = work.ingredients, work.directory
+    shape = ingredients.shape(work.verdict.accelerator)
+    recipe = boot.Recipe(shape, ingredients.kernel, inputs.AGENT, clock.remembered(memo), work.allowed_s)
     try:
         store.make_directories(directory)
-        figures = build(
-            directory, boot.Recipe(shape, ingredients.kernel, inputs.AGENT, clock.remembered(memo)), progress
-        )
-        facts = {"accelerator": {"name": verdict.accelerator.value, "reason": verdict.reason}, "clock": figures.facts()}
-        publish.publish(
-            directory, f"{store.root(ingredients.settings.home)}/{inputs.key_of(shape)}", shape,
-            {**facts, "kernel": ingredients.kernel.name, "build_s": round(time.monotonic() - started_s, 3)},
-        )  # fmt: skip
+        figures, boot_s = build(directory, recipe, progress)
+        if publish_it:
+            facts = {"accelerator": work.verdict.facts(), "clock": figures.facts(), "kernel": ingredients.kernel.name}
+            took = {"boot_s": round(boot_s, 3), "build_s": round(time.monotonic() - started_s, 3)}
+            place = f"{store.root(ingredients.settings.home)}/{inputs.key_of(shape)}"
+            publish.publish(directory, place, shape, {**facts, **took})
     except OSError as error:
         raise HostError(f"build the template in {directory}: {words(error)}") from error
     clock.remember(memo, figures)
