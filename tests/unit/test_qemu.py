@@ -155,7 +155,7 @@ def test_emulation_s_buffer_is_not_part_of_the_machine() -> None:
         ((9, 0), 4, Accelerator.TCG, "tcg,tb-size=16,thread=single"),
         ((7, 2), 1, Accelerator.TCG, "tcg,tb-size=16"),
         ((9, 1), 2, Accelerator.TCG, "tcg,tb-size=16"),
-        ((7, 2), 2, Accelerator.KVM, "kvm"),
+        ((7, 2), 2, Accelerator.KVM, "kvm,kernel-irqchip=split"),
     ],
 )
 def test_an_emulator_that_misses_changes_of_code_runs_all_vcpus_on_one_thread(
@@ -204,8 +204,11 @@ def test_memory_larger_than_the_host_s_is_not_reserved(monkeypatch: pytest.Monke
 
 def test_kvm() -> None:
     argv, _ = qemu.clone_argv(_shape(Accelerator.KVM), _wiring(), 14)
-    assert argv[argv.index("-accel") + 1] == "kvm"
+    assert argv[argv.index("-accel") + 1] == "kvm,kernel-irqchip=split"
     assert argv[argv.index("-cpu") + 1] == "host,svm=off,vmx=off,pmu=off"
+    assert "pit=off" in argv[argv.index("-machine") + 1].split(",")
+    emulated, _ = qemu.clone_argv(_shape(), _wiring(), 14)
+    assert "pit=" not in emulated[emulated.index("-machine") + 1]  # its Linux measures the APIC's timer by it
 
 
 def test_state_of_newer_qemu_is_a_descriptor_set() -> None:
