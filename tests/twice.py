@@ -31,7 +31,7 @@ class Repeater:
         self._directory = directory
         self._repeated = 0
 
-    @pytest.hookimpl(tryfirst=True)
+    @pytest.hookimpl  # before pytest's own, and behind what reports of a VM (inside.py)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         if not item.path.is_relative_to(self._directory):
             return None

@@ -14,7 +14,7 @@ import os, subprocess, sys
 from pathlib import Path
 import pytest
 sys.path.insert(0, {str(_TESTS)!r})
-import host_vm, inside
+import host_vm, inside, twice
 
 def here(nodes, results, environment):
     "Runs pytest on this host, where a VM would."
@@ -41,6 +41,8 @@ def pytest_configure(config):
     if Path(__file__).with_name("mode").read_text() == "by file":
         options = {{"by_file": True, "left_out": lambda nodeid: "said why" if "broken" in nodeid else ""}}
     inside.install(config, Path(__file__).resolve().parent, here, **options)
+    if not inside.INSIDE:  # whichever is registered first
+        config.pluginmanager.register(twice.Repeater(Path(__file__).resolve().parent), "repeater")
 """
 _TESTS_INSIDE = """
 import os
