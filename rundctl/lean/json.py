@@ -50,7 +50,10 @@ def loads(text: str | bytes, **hooks: Any) -> Any:
             value, end = _scanner(hooks)(text, len(text) - len(text.lstrip(_BLANK)))
             if not text[end:].strip(_BLANK):
                 return value
-        except StopIteration:
+        except (
+            StopIteration,
+            SystemError,
+        ):  # nothing begins there; an error, which this Python makes with a module that it does not load itself
             pass
     import json
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 import json
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -75,6 +77,22 @@ def test_json_writes_nothing_else(value: object, indent: int | None) -> None:
     said = outcome(lambda: lean_json.dumps(value, indent=indent))
     assert said[0] == "TypeError"
     assert said == outcome(lambda: json.dumps(value, indent=indent))
+
+
+@pytest.mark.parametrize("text", DOCUMENTS[:-6], ids=repr)
+def test_json_refuses_the_same_in_a_process_that_has_no_other(text: str) -> None:
+    """The scanner asks for the standard module by name when something is wrong."""
+    program = "import sys\nfrom rundctl.lean import json\nassert 'json' not in sys.modules\njson.loads(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", program, text], capture_output=True, check=False)
+    said = done.stderr.decode().splitlines()[-1:] if done.returncode else []
+    expected = outcome(lambda: json.loads(text))
+    assert said == ([] if expected[0] == "returned" else [f"json.decoder.JSONDecodeError: {_sentence(text)}"])
+
+
+def _sentence(text: str) -> str:
+    with pytest.raises(json.JSONDecodeError) as caught:
+        json.loads(text)
+    return str(caught.value)
 
 
 def test_json_has_the_rest_of_the_standard_module() -> None:
