@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "attach.h"
 #include "clock.h"
 #include "log.h"
 #include "record.h"
@@ -52,6 +53,15 @@ static void tell_creator(struct shim *shim, int error, const char *detail)
 	}
 }
 
+static void kill_qemu(struct shim *shim)
+{
+	if (shim->qemu <= 0 || shim->killed)
+		return;
+	shim->killed = true;
+	attach_ahead(shim->options->attach);
+	(void)kill(shim->qemu, SIGKILL);
+}
+
 void end_early(struct shim *shim, int error, int code, const char *reason, int status, const char *detail)
 {
 	if (shim->exited)
@@ -60,8 +70,7 @@ void end_early(struct shim *shim, int error, int code, const char *reason, int s
 	shim->kill_asked = true;
 	if (!shim->committed)
 		tell_creator(shim, error, detail);
-	if (shim->qemu > 0)
-		(void)kill(shim->qemu, SIGKILL);
+	kill_qemu(shim);
 }
 
 static bool is_waiting(const struct shim *shim)
@@ -88,10 +97,9 @@ void end_when_flushed(struct shim *shim)
 void finish(struct shim *shim)
 {
 	record_write(shim->options->state, &shim->ending);
-	if (shim->qemu > 0) {
-		(void)kill(shim->qemu, SIGKILL);
+	kill_qemu(shim);
+	if (shim->qemu > 0)
 		(void)waitpid(shim->qemu, NULL, 0);
-	}
 	log_take(shim->options->log, &shim->words, LOG_PIECES);
 	_exit(shim->ending.code);
 }

@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "attach.h"
 #include "clock.h"
 #include "log.h"
 #include "memory.h"
@@ -193,6 +194,7 @@ static void become_shim(const struct options *options)
 
 	if (creator_is_gone(options->creator))
 		_exit(255);
+	attach_ahead(options->attach);
 	(void)setsid();
 	signals = open_signals();
 	if (signals < 0)

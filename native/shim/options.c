@@ -25,6 +25,7 @@ enum key {
 	KEY_CGROUP,
 	KEY_CGROUP2,
 	KEY_OOM_EVENTS,
+	KEY_ATTACH,
 	KEY_KEEP,
 	KEY_VOLUME,
 	KEY_VOLUMES_FD,
@@ -51,6 +52,7 @@ static const struct option long_options[] = {
 	{"cgroup", required_argument, NULL, KEY_CGROUP},
 	{"cgroup2", required_argument, NULL, KEY_CGROUP2},
 	{"oom-events", required_argument, NULL, KEY_OOM_EVENTS},
+	{"attach", required_argument, NULL, KEY_ATTACH},
 	{"keep", required_argument, NULL, KEY_KEEP},
 	{"volume", required_argument, NULL, KEY_VOLUME},
 	{"volumes-fd", required_argument, NULL, KEY_VOLUMES_FD},
@@ -223,6 +225,8 @@ static bool take(struct options *options, int key, char *value)
 		return parse_descriptor(value, '\0', &options->cgroup2, NULL);
 	case KEY_OOM_EVENTS:
 		return parse_descriptor(value, '\0', &options->oom_events, NULL);
+	case KEY_ATTACH:
+		return parse_descriptor(value, '\0', &options->attach, NULL);
 	case KEY_VOLUMES_FD:
 		return parse_descriptor(value, '\0', &options->volumes_fd, NULL);
 	case KEY_EXPORT:
@@ -267,6 +271,7 @@ bool options_parse(struct options *options, int argc, char **argv, const char **
 				    .log = -1,
 				    .cgroup2 = -1,
 				    .oom_events = -1,
+				    .attach = -1,
 				    .volumes_fd = -1,
 				    .exported = -1,
 				    .copy_from = -1,
@@ -304,6 +309,7 @@ void options_close_others(const struct options *options)
 			      options->log,
 			      options->cgroup2,
 			      options->oom_events,
+			      options->attach,
 			      options->copy_from,
 			      options->copy_to,
 			      options->exported};

@@ -33,6 +33,7 @@ struct options {
 	bool rootfs_writable;
 	int cgroup2;
 	int oom_events; /* memory.events of v2 or memory.oom_control of v1: counts the host's kills for want of memory */
+	int attach;	/* `cgroup.procs` of a cgroup of the container's, where KVM attaches a thread to it; -1: it does not */
 	int *cgroups;	/* open `tasks` files of v1 hierarchies */
 	size_t cgroup_count;
 	int *keep; /* what QEMU inherits */

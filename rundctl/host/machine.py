@@ -23,6 +23,12 @@ def boot_id() -> str:
     return _boot_id[0]
 
 
+def kernel() -> tuple[int, int]:
+    """Version of the host's kernel."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int(minor.partition("-")[0])
+
+
 def memory_mib() -> int:
     """All of the host's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20

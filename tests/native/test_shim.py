@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from shim_rig import wait_for
 
 from rundctl.errors import GuestError
 from rundctl.guest import wire
@@ -382,6 +383,26 @@ def test_launch_says_which_option_is_wrong(sanitized):
     assert (done.returncode, done.stderr) == (2, b"shim: x\n")
     done = subprocess.run([sanitized["shim"]], capture_output=True, check=False)
     assert done.returncode == 2
+
+
+def test_the_cgroups_lock_is_taken_ahead_of_kvm_at_the_start_and_at_the_end(launch, tmp_path):
+    procs = tmp_path / "cgroup.procs"  # the kernel's takes each "0" for a process that attaches itself
+    with procs.open("a") as attach:
+        shim = launch(options=("--attach", str(attach.fileno())), keep=(attach.fileno(),))
+    wait_for(lambda: procs.read_text() == "00")
+    shim.channel.close()
+    shim.wait()
+    assert procs.read_text().startswith("00")
+    assert set(procs.read_text()) == {"0"}
+
+
+def test_a_lock_that_is_not_to_be_had_keeps_nobody_from_a_start(launch, tmp_path):
+    (tmp_path / "cgroup.procs").touch()
+    with (tmp_path / "cgroup.procs").open() as attach:  # open for reading: EBADF
+        shim = launch(options=("--attach", str(attach.fileno())), keep=(attach.fileno(),))
+    shim.running()
+    shim.agent.exited(EXIT_7)
+    assert shim.wait() == 7
 
 
 def test_launcher_joins_its_cgroups_and_tells_how_long_it_took(launch):

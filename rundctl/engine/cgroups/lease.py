@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from rundctl.host import machine
 from rundctl.host.cgroupfs import Hierarchy, Place
 
 TYPE_CHECKING = False
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rundctl.host.cgroup_settings import Limits
 
     Facts = dict[str, Any]
+
+_KVM_ATTACHES_NOTHING = (6, 13)  # from here on its kernel thread is the VM's own (vhost_task)
 
 
 class Lease:
@@ -67,6 +70,12 @@ class Lease:
             else:
                 v1.append(os.open(f"{place.directory}/tasks", os.O_WRONLY | os.O_CLOEXEC))
         return v1, v2
+
+    def attach_descriptor(self) -> int | None:
+        """Open the ``cgroup.procs`` of one of the cgroups: what the shim needs where KVM attaches a thread to them. None if it does not, or there is none."""
+        if not self.places or machine.kernel() >= _KVM_ATTACHES_NOTHING:
+            return None
+        return os.open(f"{self.directories[0]}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
 
     def joined(self) -> None:
         """The launcher has joined, or never will. For kinds that hold a place for it until then."""

@@ -221,7 +221,7 @@ class Launch:
             shim.add(["--patience", str(patience.factor())])
         shim.add(["--hostname", hostname, "--domainname", domainname or _NO_DOMAIN])
         self._give_files(shim, sockets)
-        _give_cgroups(shim, lease)
+        _give_cgroups(shim, lease, self.template.shape.accelerator)
         source = -1 if self.rootfs.is_disk else self.rootfs.open(opened)
         served = self._serve(opened, source)
         for share in served:
@@ -402,16 +402,17 @@ class Launch:
         self.stages.mark("commit")
 
 
-def _give_cgroups(shim: ShimCommand, lease: Lease) -> None:
+def _give_cgroups(shim: ShimCommand, lease: Lease, accelerator: Accelerator) -> None:
     """What it joins, or is born in; and where it learns that the host has killed one of the VM's processes for its memory."""
     v1, v2 = lease.join_descriptors()
     for fd in v1:
         shim.give("cgroup", shim.held(fd))
     if v2 is not None:
         shim.give("cgroup2", shim.held(v2))
-    events = cgroup_settings.open_oom_events(lease.directories)
-    if events is not None:
-        shim.give("oom-events", shim.held(events))
+    attach = lease.attach_descriptor() if accelerator is Accelerator.KVM else None
+    for name, fd in (("attach", attach), ("oom-events", cgroup_settings.open_oom_events(lease.directories))):
+        if fd is not None:
+            shim.give(name, shim.held(fd))
 
 
 def _check(result: wire.Result, sent: Plan, what: str) -> None:
