@@ -91,7 +91,7 @@ def test_of_create_at_any_step(cli: Cli, bundle, stepper: Stepper) -> None:
     assert stepper(0, signal.SIGKILL, *words) == 0
     cli("delete", "--force", "k")
     steps = stepper.told()
-    assert steps > 50
+    assert steps > 25  # of version 2 there is one hierarchy; all of version 1 take twice as many
     for step in some(steps, 12):
         assert stepper(step, signal.SIGKILL, *words) == -signal.SIGKILL, step
         for known in json.loads(cli("list", "--format", "json").stdout) or []:
