@@ -35,7 +35,7 @@ struct request {
 
 struct shim {
 	const struct options *options;
-	pid_t qemu; /* 0: ended */
+	pid_t qemu;  /* 0: ended */
 	bool killed; /* QEMU was, by us */
 	int signals;
 	int control;
