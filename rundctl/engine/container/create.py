@@ -410,9 +410,9 @@ def _give_cgroups(shim: ShimCommand, lease: Lease, accelerator: Accelerator) -> 
     if v2 is not None:
         shim.give("cgroup2", shim.held(v2))
     attach = lease.attach_descriptor() if accelerator is Accelerator.KVM else None
-    for name, fd in (("attach", attach), ("oom-events", cgroup_settings.open_oom_events(lease.directories))):
-        if fd is not None:
-            shim.give(name, shim.held(fd))
+    for name, given in (("attach", attach), ("oom-events", cgroup_settings.open_oom_events(lease.directories))):
+        if given is not None:
+            shim.give(name, shim.held(given))
 
 
 def _check(result: wire.Result, sent: Plan, what: str) -> None:
