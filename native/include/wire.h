@@ -55,7 +55,7 @@ enum wire_type {
 	WIRE_STOP = 14,	     /* empty; request client -> shim: end the VM now, without asking the guest */
 	WIRE_PAUSE = 15,     /* empty; request client -> shim: RESULT when QEMU has stopped the machine */
 	WIRE_RESUME = 16,    /* empty; request client -> shim: RESULT when it runs again */
-	WIRE_CLOCK = 17,     /* tag 0: uint64_t CLOCK_REALTIME of the host in ns, shim -> agent after a RESUME; request: RESULT has struct wire_clock */
+	WIRE_CLOCK = 17,     /* tag 0: uint64_t CLOCK_REALTIME of the host in ns, shim -> agent after RESUME or a step; request: RESULT has wire_clock */
 	WIRE_READ = 18,	     /* names of files, each with its NUL; request: RESULT has them, read in the container's cgroup */
 	WIRE_PROCESSES = 19, /* uint64_t where to begin, 0 at first; request: RESULT has some of the container's processes */
 };

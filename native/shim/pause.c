@@ -5,7 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "clock.h"
+#include "date.h"
 #include "monitor.h"
 #include "peers.h"
 #include "record.h"
@@ -24,15 +24,6 @@ void pause_request(struct shim *shim, struct client *client, const struct messag
 		error = monitor_send(&shim->monitor, client->id, &message->head);
 	if (error)
 		reply(shim, client, &message->head, -error, "QEMU takes no command");
-}
-
-/* It slept for as long as it was paused, and did not notice. */
-static void tell_time(struct shim *shim)
-{
-	struct wire_header head = {.type = WIRE_CLOCK};
-	uint64_t realtime_ns = (uint64_t)clock_ns(CLOCK_REALTIME);
-
-	send_agent(shim, &head, &realtime_ns, sizeof(realtime_ns));
 }
 
 /* One that stands still without the mark would be running for all the world, and nobody could resume it. The answer is nobody's. */
@@ -57,8 +48,8 @@ static int note_answer(struct shim *shim, const struct answer *answer)
 		go_on(shim, &answer->command.head);
 	else
 		shim->paused = paused;
-	if (!paused)
-		tell_time(shim);
+	if (!paused) /* it slept, and did not notice */
+		date_tell(shim);
 	return -error;
 }
 

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "date.h"
 #include "end.h"
 #include "log.h"
 #include "oom.h"
@@ -29,6 +30,7 @@ enum {
 	POLL_CONTROL,
 	POLL_AGENT,
 	POLL_QMP,
+	POLL_DATE,
 	POLL_WORDS,
 	POLL_INPUT,
 	POLL_OUTPUTS,
@@ -296,6 +298,7 @@ static size_t fill_polls(struct shim *shim, struct pollfd *polls)
 	if (conn_pending(&shim->agent))
 		polls[POLL_AGENT].events |= POLLOUT;
 	polls[POLL_QMP] = (struct pollfd){.fd = shim->committed ? shim->monitor.fd : -1, .events = POLLIN};
+	polls[POLL_DATE] = (struct pollfd){.fd = shim->date, .events = POLLIN};
 	polls[POLL_WORDS] = (struct pollfd){.fd = shim->words_rest ? -1 : shim->words, .events = POLLIN};
 	polls[POLL_INPUT] = (struct pollfd){.fd = wants_input(shim) ? shim->input.end.fd : -1, .events = POLLIN};
 	for (size_t i = 0; i < 2; i++) {
@@ -368,6 +371,8 @@ static void turn(struct shim *shim)
 		accept_clients(shim);
 	if (polls[POLL_QMP].fd >= 0 && polls[POLL_QMP].revents)
 		pause_serve(shim);
+	if (polls[POLL_DATE].revents)
+		date_serve(shim);
 	shim->words_rest = polls[POLL_WORDS].fd >= 0 && polls[POLL_WORDS].revents;
 	if (shim->words_rest)
 		log_take(shim->options->log, &shim->words, LOG_PIECES);
@@ -409,6 +414,7 @@ void serve(const struct options *options, pid_t qemu, int signals, int words)
 			    .words = words,
 			    .agent.fd = -1,
 			    .monitor.fd = options->qmp,
+			    .date = date_watch(),
 			    .oom_kills = oom_kills(options->oom_events)};
 	int error;
 

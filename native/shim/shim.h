@@ -43,6 +43,7 @@ struct shim {
 	bool control_rests; /* a connection could not be accepted: the next turn does not try again */
 	int words;	    /* of QEMU and the helpers, -1: none of them lives */
 	struct monitor monitor;
+	int date;    /* -1: none */
 	bool paused; /* QEMU has confirmed that the machine stands still */
 	struct conn agent;
 	bool agent_active; /* HELLO was sent: not before the guest is restored */

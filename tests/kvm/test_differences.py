@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DATE_S = 0.5  # a date may be so wrong: idle it was 3 ms, but on a busy host a guest is told late
 RATE = 0.02  # as for a template (engine/template/clock.py)
 HELD_S = 4.0
+STEP_S = 1000.0
 LATE_S = 2.0  # a sleep of 10 ms may take so long, on a bed whose one processor all share
 CLONE_MIB = 48
 SVM, VMX, RDRAND = 1 << 2, 1 << 5, 1 << 30  # of ecx of CPUID leaves 0x80000001, 1 and 1
@@ -124,6 +125,23 @@ def test_a_host_that_stood_still(cli: Cli, probe: Callable[..., Path]) -> None:
         _is_right(again, after)
         assert again.guest["slept"] < LATE_S * 1e9
     is_quiet(messages_of_this_kernel())
+
+
+def test_a_host_whose_date_is_set(cli: Cli, probe: Callable[..., Path]) -> None:
+    """The guest's is, too, as that of a container of runc. So it is after a host has slept. Who is paused meanwhile is told when it goes on."""
+    with talking(cli, probe, "runs", "paused") as (runs, paused):
+        cli("pause", "paused")
+        before = Look(runs)
+        for seconds in (STEP_S, -STEP_S):
+            time.clock_settime(time.CLOCK_REALTIME, time.time() + seconds)
+            eventually(lambda: Look(runs).wrong_s() < DATE_S, "it knows the date")
+        for clock in ("monotonic", "boottime"):
+            assert Look(runs).went_s(before, clock) < STEP_S
+        time.clock_settime(time.CLOCK_REALTIME, time.time() + STEP_S)
+        cli("resume", "paused")
+        for talk in (runs, paused):
+            eventually(lambda talk=talk: Look(talk).wrong_s() < DATE_S, "it knows the date")
+        time.clock_settime(time.CLOCK_REALTIME, time.time() - STEP_S)
 
 
 def test_the_guest_s_processor(cli: Cli, probe: Callable[..., Path]) -> None:
