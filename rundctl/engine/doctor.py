@@ -171,10 +171,21 @@ def _accelerator(chosen: Settings) -> Iterator[Finding]:
         yield Finding("accelerator", Level.WARN, text, "rundctl template build")
     elif verdict.accelerator is Accelerator.KVM:
         yield Finding("accelerator", Level.OK, f"kvm: {verdict.reason}")
+        yield _tested(chosen, memo)
     elif chosen.accelerator == Accelerator.TCG.value:
         yield Finding("accelerator", Level.WARN, f"tcg (emulation): {verdict.reason}", _FASTER)
     else:
         yield Finding("accelerator", Level.WARN, f"tcg (emulation): {verdict.reason}", verdict.hint or _retry(verdict))
+
+
+def _tested(chosen: Settings, memo: memos.Memo) -> Finding:
+    """What of KVM the developers have seen, beside what this host has."""
+    extension = "Intel's VMX" if "vmx" in machine.processor()[1] else "AMD's SVM"
+    path = inputs.find_qemu(chosen)
+    version = _version((binary.known(path, memo) or binary.examine(path, memo)).version)
+    here = f"here are {extension}, Linux {os.uname().release}, QEMU {version}"
+    text = f"KVM was tested in an emulated machine only, with AMD's SVM, Linux 6.1 and QEMU 7.2; {here}"
+    return Finding("accelerator", Level.OK, text, "rundctl doctor --bench prints a table for a report")
 
 
 def _retry(verdict: accelerator.Verdict) -> str:

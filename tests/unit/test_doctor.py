@@ -173,10 +173,24 @@ def test_accelerator(
     _on(monkeypatch, kvm)
     settings = Settings()
     settings.home, settings.accelerator = str(tmp_path), setting
-    (found,) = doctor._run("accelerator", doctor._accelerator, settings)
+    found, *more = doctor._run("accelerator", doctor._accelerator, settings)
     assert found.level is level
     assert words[0] in found.text
     assert words[1] in found.hint
+    assert len(more) == (level is Level.OK)
+
+
+@pytest.mark.parametrize(("flag", "extension"), [("vmx", "Intel's VMX"), ("svm", "AMD's SVM")])
+def test_what_of_kvm_was_tested_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, extension: str
+) -> None:
+    _on(monkeypatch, WORKS)
+    monkeypatch.setattr(doctor.machine, "processor", lambda: ("a processor", {flag}))
+    settings = Settings()
+    settings.home, settings.accelerator = str(tmp_path), "kvm"
+    _, found = doctor._run("accelerator", doctor._accelerator, settings)
+    assert (found.level, found.hint) == (Level.OK, "rundctl doctor --bench prints a table for a report")
+    assert f"in an emulated machine only, with AMD's SVM, Linux 6.1 and QEMU 7.2; here are {extension}, " in found.text
 
 
 def test_a_processor_that_cannot_virtualise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
