@@ -12,6 +12,7 @@ in_initramfs() {
     mount -t 9p -o $share,cache=loose,ro host /host
     if [ "$paths" ]; then root_in_memory; else root_of_host; fi
     mkdir -p /new/proc /new/sys /new/dev /new/run /new/tmp /new/root /new/var/tmp "/new$disk" "/new$results"
+    if [ "$paths" ]; then mount -t tmpfs disk "/new$disk"; else mount -t xfs /dev/vda "/new$disk"; fi
     for each in proc sys dev; do mount -o move /$each /new/$each; done
     mkdir -p /new/dev/shm /new/dev/pts
     mount -t tmpfs -o mode=1777 shm /new/dev/shm
@@ -20,7 +21,6 @@ in_initramfs() {
     mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
     mount -t debugfs debugfs /new/sys/kernel/debug
     mount -t 9p -o $share,cache=none results "/new$results"
-    if [ "$paths" ]; then mount -t tmpfs disk "/new$disk"; else mount -t xfs /new/dev/vda "/new$disk"; fi
     mkdir -p -m 1777 "/new$disk/tmp"
     mount -o bind "/new$disk/tmp" /new/var/tmp
     [ -d "/new$home" ] || make_home

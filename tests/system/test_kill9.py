@@ -12,11 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rundctl.host import patience
+
 from .conftest import DEADLINE_S, Cli, eventually
 from .steps import Stepper, some
 
 SLEEP = ("/bin/sleep", "1000")
-BOUND_S = 30.0  # on any machine; that it was not what is waited for otherwise, other facts say
+BOUND_S = patience.seconds(30.0)  # on any machine; that it was not what is waited for otherwise, other facts say
 
 
 def _qemu_of(pid: int) -> int:
