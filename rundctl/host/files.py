@@ -11,11 +11,17 @@ from rundctl.host import interruption
 from rundctl.lean.contextlib import suppress
 
 _CHUNK = 1 << 16
+_BLOCK = 512  # of st_blocks, stat(2)
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR)  # open(2)
+# copy_file_range(2): between two kinds of file systems, on one that cannot, in a container that may not.
+_NO_COPY = (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
+
+    Extents = list[tuple[int, int]]  # (start, end) of parts of a file, in bytes
 
 
 def replace(path: str, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
@@ -160,23 +166,54 @@ class Lock:
 
 
 def nameless(directory: str, mode: int = 0o600) -> int:
-    """A new file without a name (O_TMPFILE) on the directory's file system, open for reading and writing."""
-    return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
+    """A new file without a name (O_TMPFILE) on the directory's file system, open for reading and writing. OSError if there can be none.
+
+    Not all file systems have such files (NFS, 9p, FUSE, overlay before Linux 6.3): there it loses its name as soon as it is open. Who is killed in between
+    leaves an empty file, which the next process of that pid removes.
+    """
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno not in _NO_TMPFILE:
+            raise
+    path = f"{directory}/.nameless.{os.getpid()}"
+    unlink(path)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    os.unlink(path)
+    return fd
 
 
-def copy_sparse(source: int, target: int, *, may_share: bool = True) -> int:
+def copy_sparse(source: int, target: int, *, may_share: bool = True, extents: Extents | None = None) -> int:
     """Copy the data extents of ``source`` into the empty file ``target`` and give it the same size. Bytes copied.
 
-    Where the file system can, both share their extents, unless they may not.
+    Where the file system can, both share their extents, unless they may not. ``extents``: where the data are, if that is known.
     """
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
     copy_some = _share_some if may_share else _write_some
-    return sum(_copy_range(copy_some, source, target, start, end) for start, end in data_extents(source, size))
+    ranges = data_extents(source, size) if extents is None else extents
+    return sum(_copy_range(copy_some, source, target, start, end) for start, end in ranges)
+
+
+def hidden_extents(fd: int) -> Extents | None:
+    """Where a file has other than zeroes, found by reading all of it; None if its file system tells that itself (`data_extents`), as most do."""
+    status = os.fstat(fd)
+    if status.st_blocks * _BLOCK >= status.st_size or list(data_extents(fd, status.st_size)) != [(0, status.st_size)]:
+        return None
+    found: Extents = []
+    for start in range(0, status.st_size, _CHUNK):
+        if not os.pread(fd, _CHUNK, start).strip(b"\0"):
+            continue
+        end = min(start + _CHUNK, status.st_size)
+        if found and found[-1][1] == start:
+            found[-1] = (found[-1][0], end)
+        else:
+            found.append((start, end))
+    return found
 
 
 def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of the parts of a file that are not holes (SEEK_DATA, SEEK_HOLE)."""
+    """(start, end) of the parts of a file that are not holes (SEEK_DATA, SEEK_HOLE): all of it where the file system does not tell (9p, FUSE, NFS 3)."""
     offset = 0
     while offset < size:
         try:
@@ -184,21 +221,27 @@ def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
         except OSError as error:
             if error.errno == errno.ENXIO:  # only a hole is left
                 return
+            if error.errno == errno.EINVAL:  # nobody tells where they are
+                yield offset, size
+                return
             raise
         end = os.lseek(fd, offset, os.SEEK_HOLE)
         yield offset, end
         offset = end
 
 
-def content_digest(fd: int) -> str:
-    """SHA-256 over (offset, contents) of all chunks that are not zero: the same for the same contents, however sparse the file is."""
+def content_digest(fd: int, extents: Extents | None = None) -> str:
+    """SHA-256 over (offset, contents) of all chunks that are not zero: the same for the same contents, however sparse the file is.
+
+    ``extents``: as of `copy_sparse`.
+    """
     import hashlib  # never on the path of a start
 
     size = os.fstat(fd).st_size
     digest = hashlib.sha256(size.to_bytes(8, "little"))
     zeroes = bytes(_CHUNK)
     done = 0
-    for start, end in data_extents(fd, size):
+    for start, end in data_extents(fd, size) if extents is None else extents:
         for offset in range(max(done, start // _CHUNK * _CHUNK), end, _CHUNK):
             chunk = os.pread(fd, _CHUNK, offset)
             done = offset + _CHUNK
@@ -221,7 +264,7 @@ def _share_some(source: int, target: int, at: int, end: int) -> int:
     try:
         return os.copy_file_range(source, target, end - at, at, at)
     except OSError as error:
-        if error.errno != errno.EXDEV:  # another kind of file system
+        if error.errno not in _NO_COPY:
             raise
     return _write_some(source, target, at, end)
 

@@ -14,6 +14,7 @@ from rundctl.host import ficlone, files, process
 from rundctl.host.pidfd import Process, start_time
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _MIB = 1 << 20
@@ -65,6 +66,77 @@ def test_sparse_copy(tmp_path: Path) -> None:
             assert os.fstat(copy).st_nlink == 0
         finally:
             os.close(copy)
+
+
+def _without(flag: int, error: int) -> Callable[..., int]:
+    """open(2) of a file system that does not know a flag."""
+    real = os.open
+
+    def opened(path: str, flags: int, *rest: int) -> int:
+        if flags & flag == flag:
+            raise OSError(error, os.strerror(error), path)
+        return real(path, flags, *rest)
+
+    return opened
+
+
+@pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EISDIR])
+def test_a_nameless_file_where_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    (tmp_path / f".nameless.{os.getpid()}").write_text("of an earlier process, which was killed")
+    monkeypatch.setattr(os, "open", _without(os.O_TMPFILE, error))
+    fd = files.nameless(str(tmp_path))
+    try:
+        assert os.listdir(tmp_path) == []
+        status = os.fstat(fd)
+        assert (status.st_nlink, status.st_size, status.st_mode & 0o777) == (0, 0, 0o600)
+        os.write(fd, b"data")
+        with open(f"/proc/self/fd/{fd}", "rb") as again:  # as QEMU and mkfs do
+            assert again.read() == b"data"
+    finally:
+        os.close(fd)
+
+
+def test_a_directory_that_takes_no_file_has_no_nameless_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.nameless(f"{tmp_path}/missing")
+    monkeypatch.setattr(os, "open", _without(os.O_TMPFILE, errno.EROFS))
+    with pytest.raises(OSError, match="Read-only"):
+        files.nameless(str(tmp_path))
+
+
+def test_holes_that_are_not_told_are_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _sparse(tmp_path / "source")
+    with source.open("rb") as file, (tmp_path / "copy").open("xb+") as copy:
+        assert files.hidden_extents(file.fileno()) is None, "here they are told"
+        digest = files.content_digest(file.fileno())
+        monkeypatch.setattr(files, "data_extents", lambda _, size: iter([(0, size)]))
+        extents = files.hidden_extents(file.fileno())
+        assert extents == [(_MIB, _MIB + 65536), (8 * _MIB - 65536, 8 * _MIB)]
+        assert files.copy_sparse(file.fileno(), copy.fileno(), extents=extents) == 2 * 65536
+        assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+        assert os.fstat(copy.fileno()).st_blocks * 512 < _MIB
+        assert files.content_digest(copy.fileno(), extents) == digest
+
+
+def test_holes_that_cannot_be_asked_for_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seek(_fd: int, _offset: int, _whence: int) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    with _sparse(tmp_path / "source").open("rb") as file:
+        monkeypatch.setattr(os, "lseek", seek)
+        assert list(files.data_extents(file.fileno(), 8 * _MIB)) == [(0, 8 * _MIB)]
+
+
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL])
+def test_a_copy_where_the_kernel_does_not_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    def refuse(*_: int) -> int:
+        raise OSError(error, os.strerror(error))
+
+    source = _sparse(tmp_path / "source")
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    with source.open("rb") as file, (tmp_path / "copy").open("xb") as copy:
+        files.copy_sparse(file.fileno(), copy.fileno())
+    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
 
 
 def test_clone_says_whether_it_could(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def open_private(rootfs: Rootfs, template: Template) -> int:
 
         return disk.open_copy(rootfs, template.directory, template.empty)
     image = template.upper(os.getpid())
-    return upper.clone(image, os.path.dirname(image))
+    return upper.clone(image, os.path.dirname(image), extents=template.upper_extents)
 
 
 def join(rootfs: Rootfs, *, volumes: bool = False, live: str = "") -> list[ops.Op]:

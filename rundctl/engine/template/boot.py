@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 import time
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 
 from rundctl.engine.plan import device_filter
 from rundctl.engine.template import clock, store, upper
-from rundctl.errors import GuestError, RundctlError
+from rundctl.errors import GuestError, HostError, RundctlError, words
 from rundctl.guest import initramfs, ops, wire
 from rundctl.host import files, patience, process
 from rundctl.vmm import accelerator, qemu
@@ -114,6 +115,15 @@ def _make_disk(path: str, shape: MachineShape, progress: Progress) -> None:
     else:  # each clone has a disk of its own there, of this size
         with open(path, "wb") as file:
             file.truncate(shape.root_mib << 20)
+
+
+def _try_to_map(fd: int, directory: str) -> None:
+    """What QEMU does with a guest's memory. HostError in plain words where that cannot be: it has only an error number for it."""
+    try:
+        mmap.mmap(fd, mmap.PAGESIZE).close()
+    except OSError as error:
+        text = f"the file system of {directory} does not map files that are written to (mmap: {words(error)})"
+        raise HostError(text, hint="RUNDCTL_HOME belongs on ext4, XFS, btrfs or tmpfs") from error
 
 
 class Guest:
@@ -227,8 +237,9 @@ class Guest:
 
     def _wiring(self, agent: int, monitor: int) -> qemu.Wiring:
         memory = f"{self._directory}/memory"
-        with open(memory, "wb") as file:
+        with open(memory, "wb+") as file:
             file.truncate(self._recipe.shape.memory_mib << 20)
+            _try_to_map(file.fileno(), self._directory)
         return qemu.Wiring(
             agent=agent,
             qmp=monitor,

@@ -25,16 +25,21 @@ def publish(directory: str, place: str, shape: MachineShape, facts: dict[str, An
     What is there, and is no template that could be used, makes room. OSError if the host refuses anything.
     """
     disk, *copies = store.UPPERS
+    extents = _hidden_extents(f"{directory}/{disk}")
     for name in copies:
-        _copy_disk(f"{directory}/{disk}", f"{directory}/{name}")
+        _copy_disk(f"{directory}/{disk}", f"{directory}/{name}", extents)
     for name in boot.LOGS:
         files.unlink(f"{directory}/{name}")
-    described = {name: _describe(f"{directory}/{name}", _mode(name, shape)) for name in store.FILES}
+    described = {
+        name: _describe(f"{directory}/{name}", _mode(name, shape), extents if name in store.UPPERS else None)
+        for name in store.FILES
+    }
     manifest = {
         "format": store.FORMAT,
         "key": os.path.basename(place),
         "shape": shape.facts(),
         "built_ns": time.time_ns(),
+        "upper_extents": extents,
         **facts,
         "files": described,
     }
@@ -45,10 +50,15 @@ def publish(directory: str, place: str, shape: MachineShape, facts: dict[str, An
     files.sync_directory(os.path.dirname(place))
 
 
-def _copy_disk(source: str, target: str) -> None:
+def _hidden_extents(path: str) -> files.Extents | None:
+    with open(path, "rb") as file:
+        return files.hidden_extents(file.fileno())
+
+
+def _copy_disk(source: str, target: str, extents: files.Extents | None) -> None:
     """Copy an image's data to blocks of its own: shared ones would be counted in one place for all copies."""
     with open(source, "rb") as old, open(target, "xb") as new:
-        files.copy_sparse(old.fileno(), new.fileno(), may_share=False)
+        files.copy_sparse(old.fileno(), new.fileno(), may_share=False, extents=extents)
 
 
 def _mode(name: str, shape: MachineShape) -> int:
@@ -56,12 +66,12 @@ def _mode(name: str, shape: MachineShape) -> int:
     return 0o600 if name == "memory" and not qemu.maps_memory_read_only(shape.qemu_version) else 0o400
 
 
-def _describe(path: str, mode: int) -> dict[str, object]:
+def _describe(path: str, mode: int, extents: files.Extents | None) -> dict[str, object]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fchmod(fd, mode)
         os.fsync(fd)
-        digest = files.content_digest(fd)
+        digest = files.content_digest(fd, extents)
         return {"size": os.fstat(fd).st_size, "digest": digest, "identity": manifests.file_identity(path)}
     finally:
         os.close(fd)

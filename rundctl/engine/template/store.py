@@ -48,6 +48,11 @@ class Template:
         return f"{self.directory}/{UPPERS[number % len(UPPERS)]}"
 
     @property
+    def upper_extents(self) -> list[tuple[int, int]] | None:
+        """Where that image has data, if its file system does not tell."""
+        return self.manifest.get("upper_extents")
+
+    @property
     def empty(self) -> str:
         """Path of an empty directory, for 9p devices that export nothing."""
         return f"{self.directory}/empty"

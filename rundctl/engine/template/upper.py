@@ -20,10 +20,13 @@ MS_NOATIME = 1024  # linux/mount.h
 OPTIONS = "discard,noinit_itable"
 
 
-def clone(image: str, directory: str, what: str = "the upper layer") -> int:
-    """A private copy of ``image`` in a nameless file in ``directory``: its descriptor. HostError says what the host refused."""
+def clone(image: str, directory: str, what: str = "the upper layer", extents: files.Extents | None = None) -> int:
+    """A private copy of ``image`` in a nameless file in ``directory``: its descriptor. HostError says what the host refused.
+
+    ``extents``: where its data are, where its file system does not tell.
+    """
     try:
-        return _clone(image, directory)
+        return _clone(image, directory, extents)
     except OSError as error:
         raise HostError(f"make {what} in {directory}: {words(error)}") from error
 
@@ -50,13 +53,13 @@ def setup_ops() -> list[ops.Op]:
     return [ops.mount(qemu.DISK_PATH, MOUNT_POINT, "ext4", MS_NOATIME, OPTIONS)]
 
 
-def _clone(image: str, directory: str) -> int:
+def _clone(image: str, directory: str, extents: files.Extents | None) -> int:
     source = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
     try:
         target = files.nameless(directory)
         try:
             if not ficlone.clone(source, target):
-                files.copy_sparse(source, target)
+                files.copy_sparse(source, target, extents=extents)
         except BaseException:
             os.close(target)
             raise
