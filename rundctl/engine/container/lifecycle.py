@@ -269,6 +269,11 @@ def _delete_ended(ctx: Context, container: Container, *, force: bool, directory:
         ctx.warn(f"{error}: the pool of cgroups is not filled up")
 
 
+def _load_what_delete_needs() -> None:
+    """While the container runs, when nobody waits for it."""
+    from rundctl.engine.cgroups import kinds, refill  # noqa: F401
+
+
 def _tell(ctx: Context, outcome: str) -> None:
     if outcome:
         ctx.debug(outcome)
@@ -306,7 +311,8 @@ def run(ctx: Context, options: CreateOptions) -> int:
         if not options.detach:  # before anything can end: a SIGCHLD that nobody keeps is lost
             signal.pthread_sigmask(signal.SIG_BLOCK, {*_forwarded(), signal.SIGCHLD})
         try:
-            _start(store.load(ctx.root, options.id))
+            container = store.load(ctx.root, options.id)
+            _start(container)
             stages.mark("start")
         except BaseException:
             with _only_told(ctx, f"delete {options.id}"):
@@ -318,16 +324,17 @@ def run(ctx: Context, options: CreateOptions) -> int:
     _report(ctx, options, stages)
     if options.detach:
         return 0
+    _load_what_delete_needs()
     code = _wait_forwarding(pid)
     sudden = ""
     with _only_told(ctx, f"delete {options.id}"):
-        container = store.load(ctx.root, options.id)
-        sudden = container.sudden_end()
         ending = container.exit_record()
+        sudden = container.sudden_end(ending)
         if not sudden and ending.get("oom") == "1":  # which no exit code tells
             ctx.warn(f"container {options.id}: {ending['detail']}")
         if not options.keep:
-            delete(ctx, options.id, directory=options.bundle)
+            with interruption.Held():
+                _delete_ended(ctx, container, force=False, directory=options.bundle)
     if sudden:
         raise GuestError(f"container {options.id} ended: {sudden}", exit_code=code)
     return code

@@ -125,9 +125,9 @@ class Container:
         except FileNotFoundError:
             return {}
 
-    def sudden_end(self) -> str:
-        """Why the VM ended before its container did; empty if it did not, or if its shim was killed and could not say."""
-        ending = self.exit_record()
+    def sudden_end(self, ending: dict[str, str] | None = None) -> str:
+        """Why the VM ended before its container did; empty if it did not, or if its shim was killed and could not say. ``ending``: its `exit_record`."""
+        ending = self.exit_record() if ending is None else ending
         if ending.get("reason") not in _SUDDEN:
             return ""
         return ": ".join(filter(None, (ending.get("detail", ""), self._panic())))
