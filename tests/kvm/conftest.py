@@ -17,25 +17,34 @@ import kvm_bed
 
 from rundctl.engine import settings
 
+from ..system import under_kvm
 from ..system.conftest import bundle, cli, configure, example, nothing_left, rootfs, settle, sh, spec, template
+from .machines import make_rootfs, privileged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
     from ..system.conftest import Cli
 
 __all__ = ["bundle", "cli", "configure", "example", "nothing_left", "rootfs", "settle", "sh", "spec", "template"]
 
 
+def _left_out(nodeid: str) -> str:
+    return "make test-kvm runs it" if "_long.py" in nodeid and not under_kvm.ASKED_FOR else ""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Reports of the machine in place of runs on the host."""
-    inside.install(config, Path(__file__).resolve().parent, inside.run_with_kvm)
+    inside.install(config, Path(__file__).resolve().parent, inside.run_with_kvm, left_out=_left_out)
 
 
 @pytest.fixture(autouse=True)
 def machines_can_be(request: pytest.FixtureRequest) -> None:
     """Those that boot machines of their own are skipped, too."""
-    if request.node.get_closest_marker(inside.OUTSIDE) and (lacking := kvm_bed.missing()):
+    if request.node.get_closest_marker(inside.OUTSIDE) and (
+        lacking := _left_out(request.node.nodeid) or kvm_bed.missing()
+    ):
         pytest.skip(lacking)
 
 
@@ -48,6 +57,27 @@ def all_is_kvm(request: pytest.FixtureRequest) -> Iterator[None]:
         made = {path.parent.name: json.loads(path.read_text())["accelerator"] for path in manifests}
         assert made
         assert {key: said for key, said in made.items() if said["name"] != "kvm"} == {}
+
+
+@pytest.fixture(scope="session")
+def machine_rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root file system with machine.c's program."""
+    return make_rootfs(tmp_path_factory.mktemp("machine"))
+
+
+@pytest.fixture
+def probe(bundle: Callable[..., Path], machine_rootfs: Path) -> Callable[..., Path]:
+    """A bundle with machine.c's program; ``change`` edits its config further."""
+
+    def make(*args: str, change: Callable[[dict[str, Any]], object] = lambda _: None) -> Path:
+        def both(config: dict[str, Any]) -> None:
+            config["root"]["path"] = str(machine_rootfs)
+            privileged(config)
+            change(config)
+
+        return bundle(*args, change=both)
+
+    return make
 
 
 def qemu_below(shim: int) -> psutil.Process:

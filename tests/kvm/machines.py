@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import time
 from contextlib import contextmanager
@@ -114,6 +115,16 @@ def talking(cli: Cli, bundle: Callable[..., Path], *names: str, argument: str = 
     yield talks
     for talk in talks:
         talk.end()
+
+
+def digests(home: Path) -> dict[Path, str]:
+    """Of the files that clones map."""
+    found = {}
+    for path in home.glob("templates/*/memory"):
+        with path.open("rb") as file:
+            found[path] = hashlib.file_digest(file, "blake2b").hexdigest()
+    assert found
+    return found
 
 
 def is_quiet(messages: str) -> None:

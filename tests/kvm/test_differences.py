@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kvm_bed
+import psutil
 import pytest
 
 from rundctl.engine import settings
@@ -19,7 +20,7 @@ from rundctl.oci import options
 
 from ..system.conftest import eventually
 from .conftest import qemu_of
-from .machines import PROBE, Look, is_quiet, make_rootfs, messages_of_this_kernel, privileged, talking
+from .machines import PROBE, Look, digests, is_quiet, messages_of_this_kernel, privileged, talking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,32 +32,12 @@ RATE = 0.02  # as for a template (engine/template/clock.py)
 HELD_S = 4.0
 STEP_S = 1000.0
 LATE_S = 2.0  # a sleep of 10 ms may take so long, on a bed whose one processor all share
-CLONE_MIB = 48
+CLONE_MIB = 16
 SVM, VMX, RDRAND = 1 << 2, 1 << 5, 1 << 30  # of ecx of CPUID leaves 0x80000001, 1 and 1
 SLOTS = 12  # of memory, at most; KVM has 32764, but looks through them at each access that is no page's
 READ_ONLY = 2  # KVM_MEM_READONLY
 _TRACING = Path("/sys/kernel/tracing")
 _SLOT = re.compile(r"slots: .* slot=(\d+) flags=(\d+) gpa=(0x[0-9a-f]+) size=(0x[0-9a-f]+)")
-
-
-@pytest.fixture(scope="module")
-def machine_rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_rootfs(tmp_path_factory.mktemp("machine"))
-
-
-@pytest.fixture
-def probe(bundle: Callable[..., Path], machine_rootfs: Path) -> Callable[..., Path]:
-    """A bundle with machine.c's program; ``change`` edits its config further."""
-
-    def make(*args: str, change: Callable[[dict[str, Any]], object] = lambda _: None) -> Path:
-        def both(config: dict[str, Any]) -> None:
-            config["root"]["path"] = str(machine_rootfs)
-            privileged(config)
-            change(config)
-
-        return bundle(*args, change=both)
-
-    return make
 
 
 @pytest.fixture
@@ -86,6 +67,9 @@ def test_a_clone_s_clocks(cli: Cli, probe: Callable[..., Path]) -> None:
     """Those of a template that was saved a while ago. Its date is the host's. What counts from its boot goes on from where it was saved, at the host's pace."""
     with talking(cli, probe, "one", "two") as (one, two):
         first = [Look(one), Look(two)]
+        assert not [each for each in psutil.process_iter(["name"]) if each.info["name"].startswith("kvm-pit")], (
+            "a timer that nobody listens to"
+        )
         eventually(lambda: Look(two).host_went_s(first[1], "monotonic")[0] > 2, "two seconds go by")
         for talk, since in zip((one, two), first, strict=True):
             look = Look(talk)
@@ -190,7 +174,7 @@ def _ranges(pattern: str, text: str, inclusive: int) -> list[tuple[int, int]]:
 
 def test_clones_share_memory_that_none_of_them_changes(cli: Cli, probe: Callable[..., Path]) -> None:
     """Each has what it wrote, and nothing of another's. What is written through a private mapping stays in it, with KVM's page tables between."""
-    before = _digests()
+    before = digests(Path(settings.load().home))
     with talking(cli, probe, "one", "two", argument=f"memory {CLONE_MIB} {{}}") as talks:
         assert [talk.read() for talk in talks] == ["full", "full"]
         for talk in talks:
@@ -198,17 +182,7 @@ def test_clones_share_memory_that_none_of_them_changes(cli: Cli, probe: Callable
             maps = Path(f"/proc/{qemu_of(cli, talk.name).pid}/maps").read_text()
             (mapping,) = [line for line in maps.splitlines() if line.endswith("/memory")]
             assert mapping.split()[1] == "rw-p"
-    assert _digests() == before
-
-
-def _digests() -> dict[Path, str]:
-    """Of the files that clones map, in this file system."""
-    found = {}
-    for path in Path(settings.load().home).glob("templates/*/memory"):
-        with path.open("rb") as file:
-            found[path] = hashlib.file_digest(file, "blake2b").hexdigest()
-    assert found
-    return found
+    assert digests(Path(settings.load().home)) == before
 
 
 @pytest.fixture
