@@ -12,7 +12,7 @@ export RUNDCTL_HOME ?= /var/lib/rundctl
 export VENV
 
 .DEFAULT_GOAL = help
-.PHONY: help setup setup-test setup-system demo test check lint test-unit test-native test-contract test-system test-stress test-cgroup2 test-systemd test-kvm bench bench-cgroup bench-rootfs bench-template test-rebuild clean
+.PHONY: help setup setup-test setup-system demo test check lint test-unit test-native test-contract test-system test-stress test-cgroup2 test-systemd test-kvm bench bench-cgroup bench-kvm bench-rootfs bench-template test-rebuild clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -78,6 +78,9 @@ bench-rootfs: setup-system ## Compare transports of the root file system: time, 
 
 bench-cgroup: setup-system ## Measure cgroups at a start: on the spot against the pool, v1 and v2, up to 200 at once
 	$(PYTHON) bench/cgroup.py
+
+bench-kvm: setup-system ## Count a container's instructions where KVM works, in an emulated machine; RECORD=1: as the figures that `make test` holds
+	$(PYTHON) bench/kvm.py $(if $(RECORD),--record)
 
 clean: ## Remove what was built; kernels, QEMUs and templates in RUNDCTL_HOME stay
 	rm -rf $(VENV) build dist rundctl/_native rundctl/oci/_generated

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from . import twice
+from . import notes, twice
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -19,6 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
         lanes.install(config)
     config.pluginmanager.register(twice.Repeater(CHECKOUT / "tests/system"), "repeater")
     config.pluginmanager.register(twice.Names(), "unstable")
+    config.pluginmanager.register(notes.Notes(), "notes")
 
 
 @pytest.fixture(scope="session")
