@@ -19,6 +19,8 @@ than the second, so a disk image, which would have to be made first, gains nothi
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import shlex
 import shutil
@@ -67,8 +69,12 @@ PATHS = (
 _SPARE_MIB = 512  # of the host's memory: QEMU's own, translated code among it
 _INIT = Path(__file__).with_suffix(".sh")
 _DIRECTORIES = "bin modules proc sys dev host overlay new"
-# Of the kernel. On a busy host the machine's timers are late: it must not take the first for missing ("MP-BIOS bug"), nor its own counter for wrong.
-_WORDS = "console=ttyS0 panic=-1 quiet mitigations=off no_timer_check tsc=reliable"
+# Of the kernel. On a busy host the machine's timers are late: it must not take the first for missing ("MP-BIOS bug"), nor guess how fast its processor's
+# counter is (it went four times too fast). That is the host's, or the number of instructions.
+_WORDS = "console=ttyS0 panic=-1 quiet mitigations=off no_timer_check tsc=reliable tsc_early_khz={}"
+_COUNTED_KHZ = 1_000_000
+_RDTSC = "0f31 48c1e220 4809d0 c3"  # rdtsc; shl $32, %rdx; or %rdx, %rax; ret
+_MEASURED_S = 0.1
 _BARE = ("-nodefaults", "-no-user-config", "-display", "none")
 
 
@@ -277,7 +283,7 @@ class Bed:
             ),
             *_BARE, "-serial", f"file:{self._scratch}/console", "-no-reboot",
             "-kernel", f"{found}/vmlinuz", "-initrd", f"{self._scratch}/initramfs",
-            "-append", _WORDS,
+            "-append", _WORDS.format(_COUNTED_KHZ if machine.counts else _counter_khz()),
             "-device", "virtio-rng-pci",
             "-chardev", f"socket,id=bed,fd={port}", "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=bed,name=bed",
             *_export("host", "/", "readonly=on"),
@@ -316,6 +322,27 @@ class Bed:
         for module in sorted((found / "modules").iterdir()):
             archive.file(f"modules/{module.name}", module.read_bytes())
         return archive.close()
+
+
+def _counter_khz() -> int:
+    """How fast the host's time stamp counter is: the emulator hands it on."""
+    with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as page:
+        page.write(bytes.fromhex(_RDTSC))
+        code = ctypes.c_char.from_buffer(page)
+        counter = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(code))
+
+        def now() -> tuple[int, int, int]:
+            """Between two readings of the clock: that of many where they were closest."""
+            before = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+            ticks = counter()
+            after = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+            return after - before, before, ticks
+
+        _, began, first = min(now() for _ in range(50))
+        time.sleep(_MEASURED_S)
+        _, ended, last = min(now() for _ in range(50))
+        del code  # the page is not closed while it is borrowed
+    return round((last - first) * 1e6 / (ended - began))
 
 
 def _export(tag: str, path: str, access: str) -> list[str]:
