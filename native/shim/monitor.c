@@ -77,6 +77,14 @@ static bool has(const char *line, const char *key)
 	return strstr(line, key) != NULL;
 }
 
+static bool is_stopping(const struct monitor *monitor)
+{
+	for (size_t i = 0; i < MONITOR_COMMANDS_MAX; i++)
+		if (monitor->commands[i].head.tag && monitor->commands[i].head.type == WIRE_PAUSE)
+			return true;
+	return false;
+}
+
 static void take_line(struct monitor *monitor, struct answer *answer)
 {
 	const char *line = monitor->line;
@@ -84,6 +92,8 @@ static void take_line(struct monitor *monitor, struct answer *answer)
 
 	monitor->line[monitor->length] = '\0';
 	monitor->length = 0;
+	if (has(line, "\"event\": \"STOP\"") && !is_stopping(monitor))
+		monitor->stopped = true;
 	refused = has(line, "\"error\": ");
 	if (!refused && !has(line, "\"return\": "))
 		return;

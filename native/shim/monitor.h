@@ -33,6 +33,7 @@ struct monitor {
 	struct command commands[MONITOR_COMMANDS_MAX];
 	char line[MONITOR_LINE_MAX]; /* what has come of the line that is being read */
 	size_t length;
+	bool stopped; /* QEMU has said that the machine stands still, and no command of ours was to make it */
 };
 
 /* Sends `stop` (for a PAUSE) or `cont`. 0, or -ENOBUFS: too many are under way, -EPIPE: nobody hears. */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "date.h"
+#include "end.h"
 #include "monitor.h"
 #include "peers.h"
 #include "record.h"
@@ -76,6 +77,8 @@ void pause_serve(struct shim *shim)
 			finish_command(shim, &answer.command, error, answer.refused ? "QEMU refused" : error ? "mark it" : NULL);
 		}
 	}
+	if (shim->monitor.stopped)
+		end_early(shim, ECHILD, 255, "qemu", 0, "qemu stopped its machine, which nobody had asked for: KVM could not go on with it");
 	while (shim->monitor.fd < 0 && monitor_give_up(&shim->monitor, &command))
 		finish_command(shim, &command, ECHILD, "QEMU's monitor closed");
 }

@@ -49,6 +49,24 @@ def shim(launch):
     return launch().running()
 
 
+def test_a_machine_that_qemu_stops_by_itself_is_ended(shim):
+    """KVM gave up: QEMU stays, and waits for somebody to look at it."""
+    shim.qmp.sendall(b'{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}\r\n')
+    assert shim.wait() == 255
+    assert shim.record()["reason"] == "qemu"
+    assert "KVM could not go on" in shim.record()["detail"]
+
+
+def test_that_a_pause_stops_the_machine_is_no_end(asked):
+    client, tag, monitor, command = asked
+    monitor.raw(b'{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}\r\n')
+    monitor.confirm(command)
+    assert result_of(client, tag).error == 0
+    resume = client.post(wire.RESUME, container=1)
+    monitor.confirm(monitor.command())
+    assert result_of(client, resume).error == 0
+
+
 @pytest.fixture
 def asked(shim):
     """A PAUSE that QEMU has been told of: the client, its tag, the monitor, the command."""
