@@ -2,7 +2,10 @@
 #ifndef RUNDCTL_SHIM_ATTACH_H
 #define RUNDCTL_SHIM_ATTACH_H
 
-/* Has a child take the lock that KVM is going to take; it is reaped as any other. `procs`: `cgroup.procs` of a cgroup that this process is in, -1: no need. */
+/* Takes the lock that KVM is going to take, and waits for it. Nothing depends on it but time. `procs`: `cgroup.procs` of a cgroup that this process is in, -1:
+ * no need. */
+void attach(int procs);
+/* Has a child do so, which is reaped as any other. */
 void attach_ahead(int procs);
 
 #endif

@@ -53,15 +53,6 @@ static void tell_creator(struct shim *shim, int error, const char *detail)
 	}
 }
 
-static void kill_qemu(struct shim *shim)
-{
-	if (shim->qemu <= 0 || shim->killed)
-		return;
-	shim->killed = true;
-	attach_ahead(shim->options->attach);
-	(void)kill(shim->qemu, SIGKILL);
-}
-
 void end_early(struct shim *shim, int error, int code, const char *reason, int status, const char *detail)
 {
 	if (shim->exited)
@@ -70,7 +61,8 @@ void end_early(struct shim *shim, int error, int code, const char *reason, int s
 	shim->kill_asked = true;
 	if (!shim->committed)
 		tell_creator(shim, error, detail);
-	kill_qemu(shim);
+	if (shim->qemu > 0)
+		(void)kill(shim->qemu, SIGKILL);
 }
 
 static bool is_waiting(const struct shim *shim)
@@ -97,9 +89,11 @@ void end_when_flushed(struct shim *shim)
 void finish(struct shim *shim)
 {
 	record_write(shim->options->state, &shim->ending);
-	kill_qemu(shim);
-	if (shim->qemu > 0)
+	if (shim->qemu > 0) {
+		(void)kill(shim->qemu, SIGKILL);
+		attach(shim->options->attach);
 		(void)waitpid(shim->qemu, NULL, 0);
+	}
 	log_take(shim->options->log, &shim->words, LOG_PIECES);
 	_exit(shim->ending.code);
 }

@@ -35,8 +35,7 @@ struct request {
 
 struct shim {
 	const struct options *options;
-	pid_t qemu;  /* 0: ended */
-	bool killed; /* QEMU was, by us */
+	pid_t qemu; /* 0: ended */
 	int signals;
 	int control;
 	bool words_rest;    /* QEMU has just said something, a letter perhaps: more of it is waited for */
