@@ -31,6 +31,7 @@ _ROOM_LEAST = 1 << 20  # bytes
 _CONSOLE_LINES = 8  # of a guest's last words in an error message
 _DISK = store.UPPERS[0]
 _CGROUP = "/sys/fs/cgroup"
+_IMAGE_READ_ONLY = "/sys/bus/nd/devices/region0/read_only"  # drivers/nvdimm/region_devs.c
 # linux/mount.h
 _MS_NOSUID = 2
 _MS_NODEV = 4
@@ -98,6 +99,8 @@ def setup_plan(kernel: Kernel, shape: MachineShape) -> ops.Plan:
     controllers = " ".join(f"+{name}" for name in kernel.manifest()["controllers"])
     made = [
         *(upper.setup_ops() if shape.upper_mib else ()),
+        # What would be written to an image goes nowhere, and QEMU's device, whose queue is in no saved state, never says that it was flushed.
+        *((ops.write(_IMAGE_READ_ONLY, "1"),) if shape.root_device == "pmem" else ()),
         ops.mount("cgroup2", _CGROUP, "cgroup2", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC),
         ops.write(f"{_CGROUP}/cgroup.subtree_control", controllers),
         # What containers without rules of their own have. Its verification is a quarter of an emulated container's plan.
