@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from .conftest import RUNDCTL, eventually
+from .conftest import DEADLINE_S, RUNDCTL, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +52,7 @@ class Podman:
     ) -> subprocess.CompletedProcess[bytes]:
         done = subprocess.run(
             ["/usr/bin/podman", *self.flags, *arguments],
-            env=self.environment, input=stdin, capture_output=True, timeout=120, check=False,
+            env=self.environment, input=stdin, capture_output=True, timeout=DEADLINE_S, check=False,
         )  # fmt: skip
         if code is not None:
             assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)

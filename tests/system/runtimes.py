@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from rundctl.host import patience
 from rundctl.oci import options
 
 from . import conftest
@@ -25,7 +26,7 @@ ON_PMEM = " on pmem"
 MEMORY_FOR_PMEM = (
     4032 << 20
 )  # a guest with so much takes an image of 8 GiB, as that of the contract's tree, on pmem and not as a disk
-DEADLINE_S = 300
+DEADLINE_S = patience.seconds(300)
 # What the checks take; all there are would be more than the host may give to runc.
 CAPABILITIES = [
     f"CAP_{name}"

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .conftest import DEADLINE_S
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -58,7 +60,7 @@ class Beside:
             str(self.directory),
             f"r{os.getpid()}-{self._count}",
         ]
-        return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
+        return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE_S, check=False)
 
     def same(self, text: str | bytes) -> subprocess.CompletedProcess[bytes]:
         """Both, of whom status, output and the process' own words on stderr must be the same; ours."""

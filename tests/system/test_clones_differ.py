@@ -126,7 +126,7 @@ def test_clones_made_at_once_differ_and_know_the_time(cli: Cli, identity: Path) 
 
 def _talk(made: list[Clone]) -> None:
     for clone in made:
-        assert clone.creating.wait(120) == 0, clone.creating.stdout and clone.creating.stdout.read()
+        assert clone.creating.wait(DEADLINE_S) == 0, clone.creating.stdout and clone.creating.stdout.read()
     starting = [clone.start() for clone in made]
     for clone in made:
         for _ in range(ANSWERS):

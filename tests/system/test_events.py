@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from rundctl.host import patience
+
 from .conftest import Cli, JsonDict, eventually
 
 MIB = 1 << 20
@@ -24,7 +26,7 @@ SLEEP = ("/bin/sleep", "1000")
 WORK = "head -c 30000000 /dev/zero > /dev/shm/held; echo held; read go; i=0; while [ $i -lt 50000 ]; do i=$((i + 1)); done; echo done; read forever"
 # One child of it is killed for want of memory each time a line comes in; the first process goes on.
 FILL = "while read line; do tail /dev/zero; echo filled; done; exit 3"
-DEADLINE_S = 120.0
+DEADLINE_S = patience.seconds(120.0)
 
 
 def limited(config: JsonDict) -> None:

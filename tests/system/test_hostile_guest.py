@@ -16,7 +16,7 @@ import pytest
 
 from rundctl.engine.settings import HOME
 from rundctl.engine.template import store
-from rundctl.host import files
+from rundctl.host import files, patience
 from rundctl.oci.linux import CAPABILITIES
 
 from .conftest import Cli, JsonDict, eventually
@@ -24,8 +24,8 @@ from .conftest import Cli, JsonDict, eventually
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-END_S = 60.0
-KILL_S = 30.0  # on any machine
+END_S = patience.seconds(60.0)
+KILL_S = patience.seconds(30.0)  # on any machine
 COMPLAINTS = 5000  # of QEMU, some 60 bytes each
 LOG_MAX = 64 * 1024
 NODE = 'node() { mknod "$1" "$2" $(tr : " " < "$3"); }; '

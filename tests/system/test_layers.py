@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rundctl.engine import settings
+from rundctl.host import patience
 from rundctl.oci import options
 
 from .conftest import Cli, JsonDict, eventually
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     Done = subprocess.CompletedProcess[bytes]
 
 pytestmark = pytest.mark.vm
-_DEADLINE_S = 120
+_DEADLINE_S = patience.seconds(120)
 _LOOK = "cat /app/*; ls -d /app/* /app/sub/* /moved /moved/* /data/* 2>/dev/null; cat /moved/inside /data/file; true"
 _REMOVER = """
 import shutil, sys

@@ -414,7 +414,7 @@ def _opened(container: str, rules: list[JsonDict], rootfs: Path, directory: Path
     )
     runtime = runtime_of(container, rootfs, directory)
     with bundled(runtime, "devices", ["/bin/sh", "-c", script + "exit 0"], limited(devices=rules)) as where:
-        done = subprocess.run(runtime.argv("devices", where), capture_output=True, timeout=120, check=False)
+        done = subprocess.run(runtime.argv("devices", where), capture_output=True, timeout=DEADLINE_S, check=False)
         runtime.delete("devices")
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -441,7 +441,9 @@ def test_numbers_that_ask_for_nothing_are_taken_as_by_runc(
     codes = []
     for number, asked in enumerate(odd):
         with bundled(runtime, f"odd{number}", ["/bin/true"], limited(**asked)) as where:
-            done = subprocess.run(runtime.argv(f"odd{number}", where), capture_output=True, timeout=120, check=False)
+            done = subprocess.run(
+                runtime.argv(f"odd{number}", where), capture_output=True, timeout=DEADLINE_S, check=False
+            )
             runtime.delete(f"odd{number}")
         codes.append(done.returncode)
     assert codes == [0, 0, 1, 1, 1]

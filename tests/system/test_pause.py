@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rundctl.host import patience
+
 from .conftest import DEADLINE_S, RUNDCTL, Cli, JsonDict, eventually
 from .steps import Stepper
 
@@ -22,7 +24,7 @@ SLEEP = ("/bin/sleep", "1000")
 WORK = ("/bin/sh", "-c", "while :; do :; done")
 COUNT = ("/bin/sh", "-c", "i=0; while :; do echo $i; i=$((i + 1)); done")
 TRAP = ("/bin/sh", "-c", "trap 'echo got; exit 5' TERM; echo ready; while :; do sleep 0.1; done")
-HUNG_S = 20.0
+HUNG_S = patience.seconds(20.0)
 
 
 def qemu_of(cli: Cli, container: str) -> psutil.Process:

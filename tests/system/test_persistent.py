@@ -195,7 +195,7 @@ def test_appends_of_two_containers_are_all_there(cli: Cli, bundle: Callable[...,
     (own / "log").touch()
     script = "i=0; while [ $i -lt 50 ]; do echo $0 $i >>/log; i=$((i+1)); done"
     runs = [cli.popen("run", "--bundle", str(bundle("/bin/sh", "-c", script, name)), name) for name in ("a", "b")]
-    assert [run.wait(120) for run in runs] == [0, 0]
+    assert [run.wait(DEADLINE_S) for run in runs] == [0, 0]
     lines = (own / "log").read_text().splitlines()
     assert sorted(lines) == sorted(f"{name} {number}" for name in "ab" for number in range(50))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import podman_rig
-from .conftest import RUNDCTL, eventually
+from .conftest import DEADLINE_S, RUNDCTL, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,7 +200,7 @@ def test_many_at_once(podman: Podman) -> None:
     flags = ["/usr/bin/podman", *podman.flags, "run", "--rm", "--network", "none", "localhost/bb", "/bin/sh", "-c"]
     running = [subprocess.Popen([*flags, f"exit {code}"], env=podman.environment) for code in range(5)]
     before = time.monotonic()
-    assert [process.wait(120) for process in running] == list(range(5))
+    assert [process.wait(DEADLINE_S) for process in running] == list(range(5))
     assert time.monotonic() - before < 120
 
 

@@ -73,7 +73,7 @@ class PoolOf:
             capture_output=True,
             text=True,
             check=True,
-            timeout=120,
+            timeout=DEADLINE_S,
         )
         return done.stderr
 
@@ -238,7 +238,7 @@ def test_a_hierarchy_that_cannot_be_written_is_passed_over(bundle, cli: Cli, poo
         ["unshare", "--mount", "sh", "-c", script],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE_S,
         check=False,
         stdin=subprocess.DEVNULL,
     )
@@ -277,7 +277,7 @@ class Killer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=120,
+            timeout=DEADLINE_S,
             check=False,
             cwd="/",
         )

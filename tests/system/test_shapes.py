@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import RUNDCTL, Cli, JsonDict
+from .conftest import DEADLINE_S, RUNDCTL, Cli, JsonDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ def test_creates_at_once_that_miss_a_template_build_it_once(
     where = bundle("/bin/true", change=lambda config: config["linux"].update(resources=resources))
     environment = {**os.environ, "RUNDCTL_HOME": str(home)}
     runs = [cli.popen("run", "--bundle", str(where), f"b{number}", env=environment) for number in range(4)]
-    assert [run.wait(120) for run in runs] == [0] * 4
+    assert [run.wait(DEADLINE_S) for run in runs] == [0] * 4
     listed = subprocess.run([RUNDCTL, "template", "list"], env=environment, capture_output=True, check=True)
     assert len(listed.stdout.splitlines()) == 2  # a heading and one template
     assert json.loads((next((home / "templates").glob("*/manifest.json"))).read_text())

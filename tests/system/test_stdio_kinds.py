@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import Cli, JsonDict, eventually
+from .conftest import DEADLINE_S, Cli, JsonDict, eventually
 from .runtimes import bind
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def run(bundle: Callable[..., Path], tmp_path: Path) -> Callable[[list[str], str
         name = f"kinds-{os.getpid()}"
         words = ["run", "--detach", "--bundle", str(bundle("/bin/sh", "-c", SCRIPT, change=change)), name]
         shell = ["sh", "-c", f'"$@" {redirections}', "sh"]
-        subprocess.run([*shell, *command, *words], cwd=tmp_path, check=True, timeout=60)
+        subprocess.run([*shell, *command, *words], cwd=tmp_path, check=True, timeout=DEADLINE_S)
 
         def has_stopped() -> bool:
             state = subprocess.run([*command, "state", name], capture_output=True, check=True).stdout

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rundctl.host import patience
+
 from .conftest import DEADLINE_S, Cli, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SLEEP = ("/bin/sleep", "1000")
-BOUND_S = 30.0  # on any machine: where nobody gives up it is for ever
+BOUND_S = patience.seconds(30.0)  # on any machine: where nobody gives up it is for ever
 STILL = ("stopped", "full", "frozen")
 
 

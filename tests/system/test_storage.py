@@ -53,7 +53,7 @@ def store(home: Path) -> Iterator[Path]:
 
 
 def _call(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([RUNDCTL, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([RUNDCTL, *arguments], capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert done.returncode == code, (arguments, done.stdout, done.stderr)
     return done
 

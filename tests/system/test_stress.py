@@ -93,7 +93,7 @@ class Stress:
 
 
 def pool(*words: str) -> bytes:
-    return subprocess.run([RUNDCTL, "pool", *words], check=True, capture_output=True, timeout=120).stdout
+    return subprocess.run([RUNDCTL, "pool", *words], check=True, capture_output=True, timeout=DEADLINE_S).stdout
 
 
 @pytest.fixture

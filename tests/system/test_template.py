@@ -21,7 +21,7 @@ from rundctl.engine.template.inputs import Request
 from rundctl.engine.template.prune import Limits
 from rundctl.errors import GuestError
 from rundctl.guest import kernel_fetch
-from rundctl.host import memo
+from rundctl.host import memo, patience
 from rundctl.types import Accelerator
 from rundctl.vmm import cmdline
 
@@ -41,7 +41,7 @@ from rundctl.host import memo
 host = settings.load()
 print(kernel_template.ensure(host, memo.of_home(host.home), print, Request(memory_mib=int(sys.argv[1]))).key)
 """
-_DEADLINE_S = 120.0
+_DEADLINE_S = patience.seconds(120.0)
 _DEFAULT = Request()
 
 

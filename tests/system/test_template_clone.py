@@ -17,7 +17,7 @@ from rundctl.engine.rootfs import hybrid_rootfs, transport
 from rundctl.engine.template import kernel_template, store
 from rundctl.engine.template.inputs import Request
 from rundctl.guest import kernel_fetch, ops, wire
-from rundctl.host import files, memo, process
+from rundctl.host import files, memo, patience, process
 from rundctl.vmm import qemu
 from rundctl.vmm.qmp import Qmp
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rundctl.engine.template.store import Template
 
 pytestmark = pytest.mark.vm
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = patience.seconds(60.0)
 _MACHINE = Request(volumes=True)
 _NEW_NAMESPACES = 0x00020000 | 0x20000000  # CLONE_NEWNS, CLONE_NEWPID
 

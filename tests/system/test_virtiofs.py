@@ -17,7 +17,7 @@ import pytest
 from rundctl.engine import settings
 from rundctl.engine.rootfs import shares
 from rundctl.engine.template import store
-from rundctl.host import memo
+from rundctl.host import memo, patience
 from rundctl.oci import options
 
 from . import host_mounts
@@ -26,7 +26,7 @@ from .runtimes import Change, bind
 
 pytestmark = pytest.mark.vm
 SLEEP = ("/bin/sleep", "1000")
-SECONDS = 10.0  # a container whose daemon was killed is gone by then, however busy the host
+SECONDS = patience.seconds(10.0)  # a container whose daemon was killed is gone by then, however busy the host
 REPLACED = 60  # how often the host writes another program to the same file
 NOTHING = 'asm volatile("nop; xor %%eax, %%eax" ::: "eax"); '
 BUSY = "while true; do cat /bin/busybox /v/* >/dev/null; done"
@@ -188,7 +188,7 @@ def test_many_at_once_and_the_template_stays_as_it_was(cli: Cli, bundle: Callabl
     home = settings.load().home
     before = {each.key: each.intact for each in store.entries(home)}
     runs = [cli.popen("run", "--bundle", str(where), f"v{n}", stdout=subprocess.PIPE) for n in range(4)]
-    assert [run.communicate(timeout=120)[0] for run in runs] == [b"of the host\n"] * 4
+    assert [run.communicate(timeout=DEADLINE_S)[0] for run in runs] == [b"of the host\n"] * 4
     after = {each.key: each.intact for each in store.entries(home)}
     assert {key: after.get(key) for key in before} == before
 
