@@ -51,7 +51,7 @@ def _words(found: dict[str, Any]) -> list[str]:
         f"* Million instructions in a millisecond of the recording machine: {rates}.",
         f"* Recorded {found['date']}: {calls['undisturbed']} calls of each kind were counted, {calls['sampled']} sampled, {calls['traced']} traced.",
         f"* The middle half of the counted `{_RUN}` lies within {found['spread_percent'][_RUN]} % of their median.",
-        f"* Emulated: the fastest of {native['runs']} starts, one-minute load {native['load_before']} before them.",
+        f"* Emulated: the least of {native['runs']} starts, each stage by itself. The one-minute load was {native['load_before']} before them.",
     ]
     return [*lines, *(f"* {name}: {text}" for name, text in found["environment"].items())]
 
