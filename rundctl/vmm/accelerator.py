@@ -63,6 +63,10 @@ class Verdict:
         """Whether KVM is to be tried again now."""
         return 0 < self.retry_s <= now_s()
 
+    def warning(self) -> str:
+        """What each start says while it ``has_fallen``."""
+        return f"emulated, so many times slower: {self.reason} ({self.hint or 'rundctl doctor'}; {ACCEPT_HINT})"
+
     def facts(self) -> dict[str, str]:
         """For a template's manifest."""
         return {"name": self.accelerator.value, "reason": self.reason}

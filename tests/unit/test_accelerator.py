@@ -10,7 +10,7 @@ import pytest
 
 from rundctl.engine import background
 from rundctl.engine.settings import Settings
-from rundctl.engine.template import inputs, trial
+from rundctl.engine.template import inputs, kernel_template, trial
 from rundctl.engine.template.inputs import Request
 from rundctl.errors import ConfigError, GuestError, HostError
 from rundctl.host import machine, patience
@@ -287,7 +287,9 @@ def test_how_slow_is_suspicious_is_a_matter_of_patience(memo: Memo) -> None:
 
 
 def test_kvm_that_boots_no_guest_is_told_with_its_words(memo: Memo) -> None:
-    name, verdict = _try(memo, Making(kvm=GuestError("the VM ended", hint="KVM internal error"), tcg=3.0))
+    name, verdict = _try(
+        memo, Making(kvm=GuestError("build the template: the VM ended", hint="KVM internal error"), tcg=3.0)
+    )
     assert name == "tcg"
     assert verdict.reason == "KVM does not work here: the VM ended (KVM internal error)"
 
@@ -327,7 +329,7 @@ def test_every_emulated_start_says_so_and_one_begins_a_trial(
     def start() -> None:
         verdict = accelerator.recall(memo, here)
         assert verdict is not None
-        trial.tell(settings, memo, Request(root_device="pmem", root_mib=64), verdict, said.append)
+        kernel_template._tell(settings, memo, Request(root_device="pmem", root_mib=64), verdict, said.append)
 
     start()
     assert not begun
@@ -345,12 +347,9 @@ def test_every_emulated_start_says_so_and_one_begins_a_trial(
 
 
 def test_a_refusal_names_its_way_out() -> None:
-    said: list[str] = []
     verdict = accelerator.without(Kvm(refusal="/dev/kvm: permission denied", hint="chmod"), virtualises=True)
     assert verdict is not None
-    trial.tell(Settings(), SimpleNamespace(), Request(), verdict, said.append)  # type: ignore[arg-type]
-    (line,) = said
-    assert "/dev/kvm: permission denied (chmod; " in line
+    assert "/dev/kvm: permission denied (chmod; " in verdict.warning()
 
 
 @pytest.mark.parametrize(
@@ -376,8 +375,6 @@ def test_a_clone_that_does_not_wake_up_by_kvm(
 def test_who_insists_on_a_kvm_that_refuses_is_refused(
     memo: Memo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rundctl.engine.template import kernel_template
-
     busy = Kvm(refusal="/dev/kvm: device or resource busy", hint="end the other hypervisor")
     monkeypatch.setattr(inputs, "discover", lambda *_: _ingredients(busy, "kvm"))
     settings = Settings()

@@ -72,10 +72,14 @@ def find(
 
 
 def _tell(settings: Settings, memo: Memo, request: Request, verdict: Verdict, warn: Progress | None) -> None:
-    if verdict.has_fallen and warn is not None:
+    """Say that a start is emulated where it should not be, and have KVM tried again if it is time."""
+    if not verdict.has_fallen or warn is None:
+        return
+    warn(verdict.warning())
+    if verdict.is_due:
         from rundctl.engine.template import trial
 
-        trial.tell(settings, memo, request, verdict, warn)
+        trial.begin(settings, memo, request, verdict, warn)
 
 
 def build(directory: str, recipe: Recipe, progress: Progress) -> tuple[Figures, float]:
@@ -130,7 +134,7 @@ def ensure(
 
 
 def try_again(job: dict[str, Any]) -> None:
-    """Find out whether KVM works by now, in the background of a start that is emulated because it did not: what `trial.tell` has begun."""
+    """Find out whether KVM works by now, in the background of a start that is emulated because it did not: what `trial.begin` has begun."""
     from rundctl.engine.template import trial
 
     trial.run_in_background(job, _find_or_build)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Make = Callable[..., Template]
 
 _NAME = "accelerator"  # of the right to try
-_LOG = "trial.log"
+_LOG = ".trial.log"
 _WORDS_MOST = 300  # of a reason; the guest's last words are in it
 
 
@@ -70,7 +70,7 @@ def _try(ingredients: Ingredients, remembered: Memo, turns: Builders, make: Make
     except ClockError:  # a guest booted: KVM works, and what is remembered here is for good
         raise
     except GuestError as error:
-        verdict = _fallen(f"KVM does not work here: {_shortened(str(error))}")
+        verdict = _fallen(f"KVM does not work here: {_shortened(str(error).removeprefix('build the template: '))}")
         turns.progress(f"KVM does not work here, trying emulation: {error}")
         made = make(ingredients, verdict, remembered, turns)
     else:
@@ -105,12 +105,8 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _WORDS_MOST else f"{text[:_WORDS_MOST]} ..."
 
 
-def tell(settings: Settings, remembered: Memo, request: Request, verdict: Verdict, warn: Progress) -> None:
-    """Say that this start is emulated where it should not be, and have KVM tried again if it is time. Raises nothing: the start goes on."""
-    way_out = verdict.hint or "rundctl doctor"
-    warn(f"emulated, so many times slower: {verdict.reason} ({way_out}; {accelerator.ACCEPT_HINT})")
-    if not verdict.is_due:
-        return
+def begin(settings: Settings, remembered: Memo, request: Request, verdict: Verdict, warn: Progress) -> None:
+    """Have KVM tried again in the background of a start. Raises nothing: the start goes on."""
     try:
         _begin(settings, remembered, request, verdict)
     except (HostError, OSError) as error:
@@ -167,7 +163,7 @@ def _facts(of: Settings | Request) -> dict[str, Any]:
 
 
 def run_in_background(job: dict[str, Any], make: Make) -> None:
-    """What `tell` starts, with the log as stderr: boot a guest by KVM, and remember if it worked. That it did not is remembered already."""
+    """What `begin` starts, with the log as stderr: boot a guest by KVM, and remember if it worked. That it did not is remembered already."""
     lock = background.keep_only(job)
     os.umask(0o077)
     patience.configured_by(lambda: int(job["patience"]))
