@@ -48,7 +48,7 @@ _NOT_NEEDED = {
     "unittest",
     "__phello__",
 }
-_PACKAGES = ("rundctl", "pyseccomp", "psutil", "jeepney")
+_PACKAGES = ("rundctl", "pyseccomp.py", "psutil", "jeepney")
 _PROGRAMS = (
     "/bin/busybox", "/usr/bin/dash", "/usr/bin/setpriv", "/usr/bin/readlink", "/usr/bin/true", "/usr/sbin/mke2fs", "/usr/sbin/runc",
     "/usr/lib/x86_64-linux-gnu/libseccomp.so.2",
@@ -209,9 +209,10 @@ def _package(root: Root, scratch: Path) -> None:
     root.file(f"{_ROOT}{inside.PREFIX}/bin/rundctl", installed / "bin/rundctl")
     root.link(f"{_ROOT}{inside.PREFIX}/bin/python3", "/usr/bin/python3")
     for name in _PACKAGES:
-        for source in sorted((installed / library / name).rglob("*")):
+        package = installed / library / name
+        for source in sorted(package.rglob("*")) if package.is_dir() else [package]:
             place = f"{inside.PREFIX}/{library}/{source.relative_to(installed / library)}"
-            if not source.is_file() or "__pycache__" in source.parts:
+            if source.is_dir() or "__pycache__" in source.parts:
                 continue
             root.file(f"{_ROOT}{place}", source)
             if source.suffix == ".py":
@@ -279,8 +280,8 @@ def _told(times: tuple[int, int, int]) -> list[dict[str, Any]]:
 
 def _one(times: tuple[int, int, int], seed: int) -> tuple[list[dict[str, Any]], str]:
     """A machine's reports, and what was said beside them."""
-    kvm_bed._need_room(kvm_bed.Machine(memory_mib=_MEMORY_MIB))  # noqa: SLF001  the machine is of its kind
-    place = kvm_bed._scratch_directory()  # noqa: SLF001
+    kvm_bed.need_room(_MEMORY_MIB)
+    place = kvm_bed.scratch_directory()
     with tempfile.TemporaryDirectory(prefix="kvm-machine-", dir=place) as directory:
         scratch = Path(directory)
         _root(scratch, [str(number) for number in times]).write(scratch / "initramfs")

@@ -5,12 +5,8 @@
     with kvm_bed.Bed(command, results, kvm_bed.Machine()) as bed: ...          # bed.pid is QEMU's, bed.wait(timeout_s) its end
     python tests/kvm_bed.py COMMAND...                                         # by hand
 
-In the machine: ``results`` is `RESULTS`, and what is written there stays. `DISK` is an XFS of its own, `HOME` on it has copies of the host's guest kernels and QEMUs
+In the machine: ``results`` is `RESULTS`, and what is written there stays. `DISK` is an XFS of its own, `HOME` on it leads to the host's guest kernels and QEMUs
 and is ``RUNDCTL_HOME``; /var/tmp is there, too. Control groups are version 2, all controllers. `hold` stops the whole machine for a while, as a host that sleeps.
-
-**Counting.** With ``Machine(counts=True, paths=PATHS)`` the processor's time is the number of instructions that it has executed: one nanosecond each, the same in
-every run. Time jumps while the machine waits for something outside. So its root is made of copies in memory: of ``paths`` and nothing else, ``DISK`` is a tmpfs,
-and nothing may be written to `RESULTS` between two readings of the clock.
 
 One processor: with two of QEMU 7.2 the kernel in the machine sometimes loses timer interrupts and locks up. Nothing is installed: the kernel is Debian's package,
 unpacked below the host's ``RUNDCTL_HOME``, once. The root comes by 9p and stays in the machine's page cache: the first pytest in there has 1.7 s of system time more
@@ -31,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,28 +47,14 @@ DISK = "/bed"
 HOME = f"{DISK}/home"
 PATIENCE = 10  # how many times longer than usual all takes in there (settings: patience)
 _BUSYBOX = "/bin/busybox"
-_PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 _MODULES = "virtio_pci virtio_console virtio_rng virtio_blk 9p 9pnet_virtio overlay kvm_amd msr tun loop ext4 xfs erofs squashfs fuse virtiofs"
-_LIBRARIES = "c m z expat ssl crypto ffi seccomp lzma bz2 uuid dl pthread rt util cap selinux pcre2-8 blkid mount ext2fs e2p com_err gcc_s lz4 tinfo acl attr"
-_PROGRAMS = (
-    "bin/sh bin/dash bin/bash bin/busybox bin/python3 bin/cat bin/ls bin/cp bin/mkdir bin/rm bin/sleep bin/true bin/env bin/setpriv bin/timeout"
-    " sbin/runc sbin/mkfs.ext4 sbin/mke2fs bin/mkfs.erofs"
-)
-# What rundctl, a shell, the interpreter and runc need, for a root in memory: a shell's patterns. A virtual environment and a bundle are the caller's to name.
-PATHS = (
-    *("/bin", "/sbin", "/lib", "/lib64", "/usr/lib64", f"/usr/lib/{_PYTHON}", "/usr/share/qemu", "/usr/share/seabios"),
-    *(f"/usr/{name}" for name in (*_PROGRAMS.split(), f"bin/{_PYTHON}")),
-    *(f"/usr/lib/x86_64-linux-gnu/lib{name}[.-]*" for name in _LIBRARIES.split()),
-    "/usr/lib/x86_64-linux-gnu/ld-linux*",
-    *("/etc/passwd", "/etc/group", "/etc/ld.so.cache", "/etc/os-release", "/etc/mke2fs.conf"),
-)
 _SPARE_MIB = 512  # of the host's memory: QEMU's own, translated code among it
+_TOLD = ("printed", "code")  # in the results
 _INIT = Path(__file__).with_suffix(".sh")
 _DIRECTORIES = "bin modules proc sys dev host overlay new"
 # Of the kernel. On a busy host the machine's timers are late: it must not take the first for missing ("MP-BIOS bug"), nor guess how fast its processor's
-# counter is (it went four times too fast). That is the host's, or the number of instructions.
+# counter is (it went four times too fast).
 _WORDS = "console=ttyS0 panic=-1 quiet mitigations=off no_timer_check tsc=reliable tsc_early_khz={}"
-_COUNTED_KHZ = 1_000_000
 _RDTSC = "0f31 48c1e220 4809d0 c3"  # rdtsc; shl $32, %rdx; or %rdx, %rax; ret
 _MEASURED_S = 0.1
 _BARE = ("-nodefaults", "-no-user-config", "-display", "none")
@@ -88,8 +70,6 @@ class Machine:
 
     disk       an image with the XFS of an earlier machine (`make_disk`), to go on with; "": a new one of ``disk_mib``
     disks      further raw images: /dev/vdb ...
-    counts     its time is the number of its instructions
-    paths      its root is a copy in memory of these, and its `DISK` is a tmpfs; (): the root is the host's
     arguments  further words for QEMU
     """
 
@@ -99,8 +79,6 @@ class Machine:
     disk: str = ""
     disk_mib: int = 4096
     disks: tuple[str, ...] = ()
-    counts: bool = False
-    paths: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
 
 
@@ -199,9 +177,11 @@ class Bed:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._scratch = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="kvm-bed-", dir=_scratch_directory()))
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="kvm-bed-", dir=scratch_directory()))
             )
-            _need_room(self._machine)
+            need_room(self._machine.memory_mib)
+            for name in _TOLD:
+                files.unlink(str(self._results / name))  # of a machine before this one
             here, there = socket.socketpair()
             stack.enter_context(here)
             with there, (self._scratch / "qemu").open("wb") as said:
@@ -256,13 +236,14 @@ class Bed:
                 self._process.send_signal(signal.SIGSTOP)
                 time.sleep(float(line))
                 self._process.send_signal(signal.SIGCONT)
-                channel.sendall(b".")
+                with suppress(OSError):  # the machine was ended meanwhile
+                    channel.sendall(b".")
 
     def _drives(self, stack: ExitStack) -> list[int]:
         """Descriptors of its disks. That of its own has no name, so it is gone with the machine, whatever ends this process."""
         machine = self._machine
         opened = []
-        if not machine.disk and not machine.paths:
+        if not machine.disk:
             opened.append(files.nameless(str(self._scratch)))
             stack.callback(os.close, opened[0])
             _format(opened[0], machine.disk_mib, str(self._scratch))
@@ -276,14 +257,10 @@ class Bed:
         (self._scratch / "initramfs").write_bytes(self._initramfs(found))
         return [
             "setpriv", "--pdeathsig", "KILL", QEMU, "-machine", "q35", "-cpu", f"{machine.cpu},+svm,+npt", "-smp", str(machine.processors), "-m", str(machine.memory_mib),
-            *(
-                ("-accel", "tcg,thread=single,tb-size=1024", "-icount", "shift=0,sleep=off")
-                if machine.counts
-                else ("-accel", "tcg,tb-size=1024")
-            ),
+            "-accel", "tcg,tb-size=1024",
             *_BARE, "-serial", f"file:{self._scratch}/console", "-no-reboot",
             "-kernel", f"{found}/vmlinuz", "-initrd", f"{self._scratch}/initramfs",
-            "-append", _WORDS.format(_COUNTED_KHZ if machine.counts else _counter_khz()),
+            "-append", _WORDS.format(_counter_khz()),
             "-device", "virtio-rng-pci",
             "-chardev", f"socket,id=bed,fd={port}", "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=bed,name=bed",
             *_export("host", "/", "readonly=on"),
@@ -293,14 +270,12 @@ class Bed:
         ]  # fmt: skip
 
     def _initramfs(self, found: Path) -> bytes:
-        machine = self._machine
         given = {
             "results": RESULTS,
             "disk": DISK,
             "home": HOME,
             "host_home": settings.load().home,
             "patience": str(PATIENCE),
-            "paths": " ".join(path.lstrip("/") for path in machine.paths),
         }
         environment = {
             "HOME": "/root",
@@ -365,18 +340,18 @@ def _words(ended: int) -> str:
     return f"QEMU ended with {ended}: what it or the machine's kernel said is above"
 
 
-def _scratch_directory() -> str:
+def scratch_directory() -> str:
     """Where disks are: /tmp may be the host's memory."""
     return os.environ.get("TMPDIR", "/var/tmp")
 
 
-def _need_room(machine: Machine) -> None:
-    """BedError where the host has no memory for it: the kernel would kill QEMU, or another, in the middle."""
+def need_room(memory_mib: int) -> None:
+    """BedError where the host has no memory for such a machine: the kernel would kill QEMU, or another, in the middle."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(lines["MemAvailable"].split()[0]) >> 10
-    if available < machine.memory_mib + _SPARE_MIB:
+    available_mib = int(lines["MemAvailable"].split()[0]) >> 10
+    if available_mib < memory_mib + _SPARE_MIB:
         raise BedError(
-            f"the machine needs {machine.memory_mib} MiB of memory and {_SPARE_MIB} MiB beside it: this host has {available} MiB"
+            f"the machine needs {memory_mib} MiB of memory and {_SPARE_MIB} MiB beside it: this host has {available_mib} MiB"
         )
 
 
@@ -395,7 +370,7 @@ def run(
 
 def _main(command: list[str]) -> int:
     """By hand: run a command. Without one, only see to the kernel (tools/setup)."""
-    with tempfile.TemporaryDirectory(dir=_scratch_directory()) as results:
+    with tempfile.TemporaryDirectory(dir=scratch_directory()) as results:
         try:
             code, said = run(command, Path(results)) if command else (0, f"{kernel()}\n")
         except (BedError, RundctlError) as error:

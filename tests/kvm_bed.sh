@@ -10,9 +10,11 @@ in_initramfs() {
     set -e  # an init that ends is a panic, and that the machine's end
     share=trans=virtio,version=9p2000.L,msize=512000
     mount -t 9p -o $share,cache=loose,ro host /host
-    if [ "$paths" ]; then root_in_memory; else root_of_host; fi
+    mount -t tmpfs -o size=60% overlay /overlay
+    mkdir /overlay/upper /overlay/work
+    mount -t overlay -o lowerdir=/host,upperdir=/overlay/upper,workdir=/overlay/work overlay /new
     mkdir -p /new/proc /new/sys /new/dev /new/run /new/tmp /new/root /new/var/tmp "/new$disk" "/new$results"
-    if [ "$paths" ]; then mount -t tmpfs disk "/new$disk"; else mount -t xfs /dev/vda "/new$disk"; fi
+    mount -t xfs /dev/vda "/new$disk"
     for each in proc sys dev; do mount -o move /$each /new/$each; done
     mkdir -p /new/dev/shm /new/dev/pts
     mount -t tmpfs -o mode=1777 shm /new/dev/shm
@@ -27,7 +29,6 @@ in_initramfs() {
     # For callers that give rundctl no environment.
     mkdir -p /new/etc/rundctl
     printf 'home = "%s"\npatience = %s\n' "$home" "$patience" >/new/etc/rundctl/config.toml
-    [ -z "$paths" ] || umount /host
     ifconfig lo up
     cd /new/sys/fs/cgroup
     mkdir init
@@ -39,29 +40,10 @@ in_initramfs() {
     exec switch_root /new /run/bed/busybox sh /run/bed/init main
 }
 
-root_in_memory() {
-    mount -t tmpfs -o size=80% root /new
-    cd /host
-    for path in $paths; do  # patterns
-        [ -e "$path" ] || [ -L "$path" ] || continue
-        parent=/new/$(dirname "$path")
-        mkdir -p "$parent"
-        cp -a "$path" "$parent/"
-    done
-    cd /
-}
-
-root_of_host() {
-    mount -t tmpfs -o size=60% overlay /overlay
-    mkdir /overlay/upper /overlay/work
-    mount -t overlay -o lowerdir=/host,upperdir=/overlay/upper,workdir=/overlay/work overlay /new
-}
-
 make_home() {
     mkdir "/new$home"
     for each in kernels qemu; do
-        [ -d "/host$host_home/$each" ] || continue
-        if [ "$paths" ]; then cp -a "/host$host_home/$each" "/new$home/"; else ln -s "$host_home/$each" "/new$home/$each"; fi
+        [ ! -d "/host$host_home/$each" ] || ln -s "$host_home/$each" "/new$home/$each"
     done
 }
 

@@ -80,16 +80,17 @@ def test_a_panic(tmp_path: Path) -> None:
 
 
 @outside
-def test_one_that_is_not_done_in_time(tmp_path: Path) -> None:
-    with pytest.raises(kvm_bed.BedError, match=r"not done after 0\.1 s"):
-        kvm_bed.run(["sleep", "1000"], tmp_path, machine=SMALL, timeout_s=0.1)
-
-
-@outside
 def test_a_qemu_that_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "code").write_text("0\n")  # of an earlier machine: no result of this one
     machine = kvm_bed.Machine(memory_mib=768, disk_mib=512, arguments=("-device", "no-such-device"))
     with pytest.raises(kvm_bed.BedError, match=r"(?s)no-such-device.*QEMU ended with 1"):
         kvm_bed.run(["true"], tmp_path, machine=machine, timeout_s=DEADLINE_S)
+
+
+@outside
+def test_one_that_is_not_done_in_time(tmp_path: Path) -> None:
+    with pytest.raises(kvm_bed.BedError, match=r"not done after 0\.1 s"):
+        kvm_bed.run(["sleep", "1000"], tmp_path, machine=SMALL, timeout_s=0.1)
 
 
 @outside
