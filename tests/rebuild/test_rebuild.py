@@ -18,3 +18,4 @@ def test_a_second_build_has_the_same_bytes(what: str) -> None:
     done = subprocess.run(argv, capture_output=True, timeout=BUILD_S, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.endswith(": a second build has the same bytes\n")
+    assert "left out" not in done.stderr

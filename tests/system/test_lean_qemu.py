@@ -72,6 +72,11 @@ def test_it_is_the_default(lean: str) -> None:
     assert binary.find(binary.Choice(HOME)) == lean
 
 
+def test_all_our_patches_are_in_it(lean: str) -> None:
+    manifest = json.loads((Path(lean).parent / binary.MANIFEST).read_text(encoding="utf-8"))
+    assert manifest["patches"] == [os.path.basename(path) for path in qemu_build.patches(manifest["version"])]
+
+
 def test_it_has_the_devices_of_the_list_and_no_other(lean: str) -> None:
     devices = _devices(lean)
     everything = [name for names in devices.values() for name in names]

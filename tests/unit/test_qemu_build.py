@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import re
+from pathlib import Path
 
 import pytest
 
 from rundctl.errors import HostError
 from rundctl.host import workshop
 from rundctl.vmm import binary, qemu_build
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +50,60 @@ def test_name_tells_the_version_and_depends_on_everything(monkeypatch: pytest.Mo
     names.add(qemu_build.Recipe("1:7.2-1", "gcc 12").name())
     assert len(names) == 5
     assert all(name.startswith(("7.2-1-lean-", "7.2-2-lean-")) for name in names)
+
+
+def test_the_name_depends_on_our_patches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe = qemu_build.Recipe("1:7.2-1", "gcc 12")
+    names = {recipe.name()}
+    monkeypatch.setattr(qemu_build, "_PATCHES", str(tmp_path))
+    names.add(recipe.name())
+    (tmp_path / "7.2").mkdir()
+    patch = tmp_path / "7.2" / "0001-one.patch"
+    for text in ("one", "another"):
+        patch.write_text(text)
+        names.add(recipe.name())
+    patch.rename(patch.with_name("0002-one.patch"))
+    names.add(recipe.name())
+    assert len(names) == 5
+
+
+def test_patches_are_for_one_series() -> None:
+    ours = qemu_build.patches("1:7.2+dfsg-7+deb12u18")
+    assert ours == sorted(ours) != []
+    assert qemu_build.patches("1:10.0.13+ds-0+deb13u1") == []
+
+
+@pytest.mark.parametrize("path", qemu_build.patches("1:7.2"), ids=os.path.basename)
+def test_a_patch_has_a_reason_a_licence_and_whole_hunks(path: str) -> None:
+    text = Path(path).read_text(encoding="utf-8")
+    head, _, body = text.partition("\n--- ")
+    reason, _, licence = head.rstrip().rpartition("\n")
+    assert licence == "SPDX-License-Identifier: GPL-2.0-or-later"
+    assert len(reason.split()) > 10
+    hunks = re.findall(
+        r"(?m)^@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@.*\n((?:[-+ ].*\n|\n)*)", f"--- {body}".replace("\n--- a/", "\n#")
+    )
+    assert hunks
+    for before, after, lines in hunks:
+        signs = [line[:1] or " " for line in lines.splitlines()]
+        assert (len(signs) - signs.count("+"), len(signs) - signs.count("-")) == (int(before or 1), int(after or 1))
+
+
+def test_a_patch_that_does_not_fit_is_told_and_left_out(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "one.c").write_text("a\nb\nc\n")
+    (tree / "two.c").write_text("other\n")
+    hunk = "reason\n\n--- a/{0}\n+++ b/{0}\n@@ -1,3 +1,3 @@\n a\n-b\n+B\n c\n"
+    for number, name in enumerate(("two.c", "one.c")):
+        (tmp_path / f"{number}.patch").write_text(hunk.format(name))
+    told: list[str] = []
+    fitting = qemu_build.apply([f"{tmp_path}/0.patch", f"{tmp_path}/1.patch"], str(tree), told.append)
+    assert fitting == ["1.patch"]
+    assert (tree / "one.c").read_text() == "a\nB\nc\n"
+    assert sorted(path.name for path in tree.iterdir()) == ["one.c", "two.c"]
+    assert (tree / "two.c").read_text() == "other\n"
+    assert told == ["0.patch does not fit this source, and is left out: QEMU will start slower"]
 
 
 def test_missing_libraries_are_named_with_their_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
