@@ -7,7 +7,6 @@ does not need: Typer is loaded to show help, to explain a wrong command line and
 from __future__ import annotations
 
 import errno
-import os
 import sys
 
 from rundctl.commands import table
@@ -16,7 +15,7 @@ from rundctl.commands.output import OutputClosed, write
 from rundctl.commands.parse import HelpAsked, Parser
 from rundctl.errors import RundctlError, UsageError
 from rundctl.host import patience, stdio
-from rundctl.lean import signal
+from rundctl.lean import os, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ _COMPLETION_FLAGS = ("--install-completion", "--show-completion")  # Typer's own
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the process' exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    if not words or words[0] in _COMPLETION_FLAGS or _COMPLETION in os.environ:
+    if not words or words[0] in _COMPLETION_FLAGS or os.getenv(_COMPLETION) is not None:
         return _interface(words)
     parser = Parser(words)
     log = Log("", "text", verbose=False)
@@ -67,7 +66,7 @@ def entry() -> NoReturn:
                 stream.flush()
             except OSError:  # everything that matters was flushed, and its failure told, when it was written
                 code = code or _EXIT_FAILURE
-    os._exit(code)
+    os._exit(code)  # noqa: SLF001 (of the standard module it is the public name)
 
 
 def _configured_patience() -> int:

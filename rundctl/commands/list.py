@@ -16,9 +16,9 @@ _COLUMNS = ("id", "pid", "status", "bundle", "created", "owner")
 
 def run(options: Options) -> int:
     """Print the containers of a root."""
-    from rundctl.engine.container import lifecycle
+    from rundctl.engine.container import states
 
-    containers = lifecycle.list_(engine.context(options))
+    containers = states.list_(engine.context(options))
     if options.on("quiet"):
         write("".join(f"{container['id']}\n" for container in containers))
     elif options.text("format") == "json":

@@ -5,11 +5,11 @@ podman and containerd read the last line of the file as ``{"level", "msg", "time
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 
 from rundctl.errors import HostError, printable
+from rundctl.lean import os
 
 
 class Log:

@@ -10,9 +10,9 @@ from rundctl.lean import json
 
 def run(options: Options) -> int:
     """Print the state as the runtime-spec defines it, indented by two as runc prints it."""
-    from rundctl.engine.container import lifecycle
+    from rundctl.engine.container import states
 
-    write(json.dumps(lifecycle.state(engine.context(options), options.text("ID")), indent=2) + "\n")
+    write(json.dumps(states.state(engine.context(options), options.text("ID")), indent=2) + "\n")
     return 0
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from rundctl.host import process
-from rundctl.lean import json
+from rundctl.lean import json, os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

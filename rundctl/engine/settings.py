@@ -5,10 +5,9 @@ They say where things are and how large a VM is, never what a container is: that
 
 from __future__ import annotations
 
-import os
-
 from rundctl.errors import ConfigError
 from rundctl.host import patience as host_patience
+from rundctl.lean import os
 from rundctl.oci.options import ROOTFS_MODES, TRANSPORTS
 
 TYPE_CHECKING = False
@@ -112,25 +111,27 @@ class Settings:
         setattr(self, key, _checked(key, value, where))
 
 
-def load(environment: Mapping[str, str] = os.environ) -> Settings:
-    """Defaults, then the file (``RUNDCTL_CONFIG``, else the usual one, which may be missing), then ``RUNDCTL_HOME``."""
+def load(environment: Mapping[str, str] | None = None) -> Settings:
+    """Defaults, then the file (``RUNDCTL_CONFIG``, else the usual one, which may be missing), then ``RUNDCTL_HOME``; of our environment, if none is given."""
+    variable = os.getenv if environment is None else environment.get
     settings = Settings()
-    asked = environment.get("RUNDCTL_CONFIG", "")
+    asked = variable("RUNDCTL_CONFIG", "")
     path = asked or CONFIG_PATH
     for key, value in _read(path, must_exist=bool(asked)).items():
         settings.set(key, value, path)
-    home = environment.get("RUNDCTL_HOME", "")
+    home = variable("RUNDCTL_HOME", "")
     if home:
         settings.set("home", home, "RUNDCTL_HOME")
     return settings
 
 
-def patience(environment: Mapping[str, str] = os.environ) -> int:
+def patience(environment: Mapping[str, str] | None = None) -> int:
     """The file's factor for deadlines, for verbs that need no other setting: 1 where the file says nothing of it, or cannot be read.
 
     Those verbs must work whatever is wrong with the file, and tomllib is loaded only where the word is in it.
     """
-    path = environment.get("RUNDCTL_CONFIG", "") or CONFIG_PATH
+    variable = os.getenv if environment is None else environment.get
+    path = variable("RUNDCTL_CONFIG", "") or CONFIG_PATH
     try:
         with open(path, "rb") as file:
             says_it = b"patience" in file.read()

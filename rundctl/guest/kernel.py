@@ -6,12 +6,10 @@ changes: its digest is that of its manifest, which lists the digests of all its 
 
 from __future__ import annotations
 
-import os
-
 from rundctl.errors import ConfigError, HostError, words
 from rundctl.host import files, memo
 from rundctl.host import manifest as manifests
-from rundctl.lean import json
+from rundctl.lean import json, os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ is on the path of every start: the same table as 32 dataclasses took 30 ms to im
 
 from __future__ import annotations
 
-import struct
+import _struct as struct
 
 from rundctl.guest.wire import MESSAGE_MAX, MOUNT_COPY_UP, MOUNT_NO_LINK
 from rundctl.lean import enum

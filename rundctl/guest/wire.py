@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import _socket as socket
+import _struct as struct
 import errno
-import os
 import select
-import struct
 import time
 
 from rundctl.errors import GuestError, printable
 from rundctl.host import interruption, patience
+from rundctl.lean import os
 
 VERSION = 2
 MAGIC = b"RUND"

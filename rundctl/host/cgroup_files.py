@@ -6,7 +6,7 @@ nothing to be reset. Sources: Documentation/admin-guide/cgroup-v1/, cgroup-v2.rs
 
 from __future__ import annotations
 
-import os
+from rundctl.lean import os
 
 _BUFFER = 1 << 16
 _LINES_MAX = 256  # of a file of numbers; Linux 6.18's memory.stat has some 60

@@ -7,10 +7,10 @@ one in all in v2, both on a hybrid host) the first that has such a file gets it.
 from __future__ import annotations
 
 import errno
-import os
 
 from rundctl.errors import HostError, words
 from rundctl.host.cgroup_files import read, write
+from rundctl.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

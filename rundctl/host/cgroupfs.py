@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 
 from rundctl.errors import HostError, words
 from rundctl.host import cgroup_files, mountinfo, patience
+from rundctl.lean import os
 from rundctl.lean.contextlib import suppress
 
 CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "pids")  # of v2, that limits and figures need

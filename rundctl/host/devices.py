@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from rundctl.lean import os
 
 
 def exists(kind: str, major: int, minor: int, path: str = "") -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 
 from rundctl.host import files
+from rundctl.lean import os
 
 _FICLONE = 0x40049409
 _SCRATCH_SIZE = 1 << 16  # bytes; more than one block of any file system

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 
 from rundctl.errors import HostError
 from rundctl.host import interruption
+from rundctl.lean import os
 from rundctl.lean.contextlib import suppress
 
 _CHUNK = 1 << 16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from rundctl.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _boot_id: list[str] = []
 def boot_id() -> str:
     """The host's boot id (random(4)), read once: pids and start times mean nothing after a reboot."""
     if not _boot_id:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
             _boot_id.append(file.read().strip())
     return _boot_id[0]
 

@@ -5,9 +5,7 @@ Templates, images and kernels are stored so. The manifest is written last: a dir
 
 from __future__ import annotations
 
-import os
-
-from rundctl.lean import json
+from rundctl.lean import json, os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

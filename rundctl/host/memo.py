@@ -7,12 +7,11 @@ is worth nothing goes, and of the rest the oldest beyond `MOST`, which is found 
 
 from __future__ import annotations
 
-import os
 import time
 
 from rundctl.host import files
 from rundctl.host.manifest import identity_here
-from rundctl.lean import json
+from rundctl.lean import json, os
 from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False

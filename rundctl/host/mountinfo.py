@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from rundctl.errors import HostError
+from rundctl.lean import os
 
 PATH = "/proc/self/mountinfo"
 # SELinux prints these in quotes, and commas inside them as they are (selinux_sb_show_options); all else has its commas escaped.

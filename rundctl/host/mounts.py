@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 
 from rundctl.errors import HostError
 from rundctl.host.mountinfo import ROOT_HINT, ROOT_IS_NO_MOUNT
+from rundctl.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

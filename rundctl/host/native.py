@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from rundctl.errors import HostError
+from rundctl.lean import os
 
 _DIRECTORY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "_native")
 

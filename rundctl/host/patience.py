@@ -6,9 +6,8 @@ that waits for nobody does not ask. Deadlines that a user gives, such as a hook'
 
 from __future__ import annotations
 
-import os
-
 from rundctl.errors import ConfigError
+from rundctl.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def configured_by(ask: Callable[[], int]) -> None:
 def factor() -> int:
     """The factor: the environment's, else the configured one. ConfigError if the environment has none from 1 to `MOST`."""
     if not _source.known:
-        said = os.environ.get(ENVIRONMENT, "")
+        said = os.getenv(ENVIRONMENT, "")
         _source.known = _parse(said) if said else _source.configured()
     return _source.known
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 import select
 import time
 
 from rundctl.errors import HostError, words
-from rundctl.lean import signal
+from rundctl.lean import os, signal
 
 _POLL_MAX_S = 1 << 20
 # The second and third say that the number is a thread's now, before Linux 6.9 and since.

@@ -5,12 +5,11 @@ Tools are found without PATH: podman and containerd call runtimes with an empty 
 
 from __future__ import annotations
 
-import os
 import select
 
 from rundctl.errors import HostError, printable, words
 from rundctl.host import interruption, patience
-from rundctl.lean import signal
+from rundctl.lean import os, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

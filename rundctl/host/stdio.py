@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import _stat as stat
 import fcntl
-import os
-import stat
+
+from rundctl.lean import os
 
 _LAST = 2
 _NULL = os.makedev(1, 3)

@@ -7,11 +7,11 @@ killed owner left, and anyone may remove it. Who finds it locked waits, and says
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import time
 
 from rundctl.host import files
+from rundctl.lean import os
 from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import stat
+import _stat as stat
 
 from rundctl.errors import ConfigError
 from rundctl.host import files
-from rundctl.lean import json
+from rundctl.lean import json, os
 from rundctl.oci import options, validate
 
 TYPE_CHECKING = False

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import select
 
 from rundctl.errors import GuestError, HostError, printable
 from rundctl.host import interruption, process
 from rundctl.host import pidfd as pidfds
-from rundctl.lean import json, signal
+from rundctl.lean import json, os, signal
 from rundctl.lean.contextlib import contextmanager, suppress
 
 TYPE_CHECKING = False

@@ -5,11 +5,9 @@ Lean QEMUs of our own (`qemu_build`) are in ``HOME/qemu/NAME``, and the symlink 
 
 from __future__ import annotations
 
-import os
-
 from rundctl.errors import HostError
 from rundctl.host import files, process
-from rundctl.lean import json
+from rundctl.lean import json, os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

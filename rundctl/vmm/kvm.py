@@ -9,11 +9,11 @@ It is asked once, and once more when the host has booted or /dev/kvm is another 
 from __future__ import annotations
 
 import errno
-import os
 import time
 
 from rundctl.errors import words
 from rundctl.host.machine import boot_id
+from rundctl.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -35,12 +35,15 @@ HEAVY = frozenset(
         "enum",
         "contextlib",
         "json",
+        "os",
+        "posixpath",
         "signal",
         # What they and others would bring: half of an interpreter's start, and more.
         "collections",
         "functools",
         "re",
         "selectors",
+        "struct",
         "socket",
         "types",
         "rundctl.engine.rootfs.disk",
@@ -49,7 +52,9 @@ HEAVY = frozenset(
     ]
 )
 # tomllib reads a settings file; nothing else may need it, and what it brings.
-OF_SETTINGS = frozenset(["tomllib", "typing", "collections", "contextlib", "enum", "functools", "re", "types"])
+OF_SETTINGS = frozenset(
+    ["tomllib", "typing", "collections", "contextlib", "enum", "functools", "os", "posixpath", "re", "types"]
+)
 SAY = """
 code, modules = locals().get("code", 0), sorted(sys.modules)
 import json

@@ -34,7 +34,7 @@ def test_hot_verbs_load_nothing_heavy(verb: str, settings: str, tmp_path: Path) 
     code, modules = loaded(PROBE, *words, RUNDCTL_CONFIG=str(file) if settings else "")
     assert code == 1
     assert f"rundctl.commands.{verb}" in modules
-    assert "rundctl.engine.container.lifecycle" in modules
+    assert f"rundctl.engine.container.{'states' if verb == 'state' else 'lifecycle'}" in modules
     assert not modules & (HEAVY - OF_SETTINGS if verb == "create" else HEAVY)
     if verb != "create":  # who makes cgroups, or has found some to give back, needs their modules
         assert not [name for name in modules if "cgroup" in name]

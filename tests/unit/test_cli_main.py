@@ -20,6 +20,7 @@ from rundctl.commands import kill, output, spec, table
 from rundctl.commands import list as list_verb
 from rundctl.commands.declare import Options, Verb
 from rundctl.errors import ConfigError, GuestError, HostError, RundctlError, UsageError
+from rundctl.lean import os as lean_os
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -271,7 +272,7 @@ def test_who_is_not_root_is_told_so(
         except OSError:
             raise HostError("build it: permission denied") from None
 
-    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(lean_os, "geteuid", lambda: uid)
     monkeypatch.setattr(cli, "_dispatch", denied)
     assert cli.main(["template", "build"]) == 1
     said = "rundctl: build it: permission denied"

@@ -12,6 +12,7 @@ import pytest
 from rundctl.errors import HostError
 from rundctl.host import ficlone, files, process
 from rundctl.host.pidfd import Process, start_time
+from rundctl.lean import os as lean_os
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,7 @@ def test_replace_names_the_file_that_has_no_room(tmp_path: Path, monkeypatch: py
     def full(_fd: int, _data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(lean_os, "write", full)
     with pytest.raises(OSError, match="No space left") as caught:
         files.replace(str(tmp_path / "file"), b"new")
     assert caught.value.filename == str(tmp_path / "file")
@@ -83,7 +84,7 @@ def _without(flag: int, error: int) -> Callable[..., int]:
 @pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EISDIR])
 def test_a_nameless_file_where_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     (tmp_path / f".nameless.{os.getpid()}").write_text("of an earlier process, which was killed")
-    monkeypatch.setattr(os, "open", _without(os.O_TMPFILE, error))
+    monkeypatch.setattr(lean_os, "open", _without(os.O_TMPFILE, error))
     fd = files.nameless(str(tmp_path))
     try:
         assert os.listdir(tmp_path) == []
@@ -99,7 +100,7 @@ def test_a_nameless_file_where_there_are_none(tmp_path: Path, monkeypatch: pytes
 def test_a_directory_that_takes_no_file_has_no_nameless_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError):
         files.nameless(f"{tmp_path}/missing")
-    monkeypatch.setattr(os, "open", _without(os.O_TMPFILE, errno.EROFS))
+    monkeypatch.setattr(lean_os, "open", _without(os.O_TMPFILE, errno.EROFS))
     with pytest.raises(OSError, match="Read-only"):
         files.nameless(str(tmp_path))
 
@@ -123,7 +124,7 @@ def test_holes_that_cannot_be_asked_for_are_data(tmp_path: Path, monkeypatch: py
         raise OSError(errno.EINVAL, "Invalid argument")
 
     with _sparse(tmp_path / "source").open("rb") as file:
-        monkeypatch.setattr(os, "lseek", seek)
+        monkeypatch.setattr(lean_os, "lseek", seek)
         assert list(files.data_extents(file.fileno(), 8 * _MIB)) == [(0, 8 * _MIB)]
 
 
@@ -133,7 +134,7 @@ def test_a_copy_where_the_kernel_does_not_copy(tmp_path: Path, monkeypatch: pyte
         raise OSError(error, os.strerror(error))
 
     source = _sparse(tmp_path / "source")
-    monkeypatch.setattr(os, "copy_file_range", refuse)
+    monkeypatch.setattr(lean_os, "copy_file_range", refuse)
     with source.open("rb") as file, (tmp_path / "copy").open("xb") as copy:
         files.copy_sparse(file.fileno(), copy.fileno())
     assert (tmp_path / "copy").read_bytes() == source.read_bytes()

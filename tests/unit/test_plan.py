@@ -17,6 +17,7 @@ from rundctl.engine.plan import compiler
 from rundctl.engine.plan.mounts import Volume
 from rundctl.errors import ConfigError
 from rundctl.guest.ops import Opcode
+from rundctl.lean import os as lean_os
 from rundctl.oci import linux, validate
 from rundctl.oci.bundle import Bundle
 
@@ -306,6 +307,7 @@ def test_purity(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(socket, "socket", forbidden)
         for name in ("open", "stat", "lstat", "listdir", "readlink", "posix_spawn", "getrandom"):
             patch.setattr(os, name, forbidden)
+            patch.setattr(lean_os, name, forbidden)
         first = plan_of(config, **facts)
         second = plan_of(config, **facts)
     assert first.encode() == second.encode()

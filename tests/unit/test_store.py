@@ -16,6 +16,7 @@ import pytest
 
 from rundctl.engine.records import store
 from rundctl.errors import DamagedError, HostError, StateError
+from rundctl.lean import os as lean_os
 from rundctl.types import Status
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def _links() -> list[str]:
 
 
 _KILLED = """
-import os, sys
+import sys
+from rundctl.lean import os
 from rundctl.engine.records import store
 store._ELSEWHERE, root, call = sys.argv[1:]
 setattr(os, call, lambda *_: os._exit(9))
@@ -101,7 +103,7 @@ def test_the_link_of_who_has_the_id_next_stays(root: str, monkeypatch: pytest.Mo
     elsewhere = store._ELSEWHERE
     for name, function in (("rename", rename), ("unlink", unlink)):
         container = _claim(root)
-        monkeypatch.setattr(os, name, function)
+        monkeypatch.setattr(lean_os, name, function)
         store.remove(container)
         assert store.load(None, "c").directory == f"{root}/c", name
         store.remove(store.load(None, "c"))
@@ -115,11 +117,11 @@ def test_a_link_that_goes_while_it_is_looked_for(root: str, monkeypatch: pytest.
     def listdir(path: str) -> list[str]:
         names = real(path)
         if path == store._ELSEWHERE:
-            monkeypatch.setattr(os, "listdir", real)
+            monkeypatch.setattr(lean_os, "listdir", real)
             store.remove(container)
         return names
 
-    monkeypatch.setattr(os, "listdir", listdir)
+    monkeypatch.setattr(lean_os, "listdir", listdir)
     with pytest.raises(StateError, match="does not exist"):
         store.load(None, "c")
 

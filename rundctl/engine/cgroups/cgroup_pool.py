@@ -30,8 +30,6 @@ Beside it: `ownership` is leases and hints on disk; `slot` a slot as the kernel 
 
 from __future__ import annotations
 
-import os
-
 from rundctl.engine.cgroups import ownership
 from rundctl.engine.cgroups.lease import Lease, places
 from rundctl.engine.cgroups.ownership import Pool
@@ -39,6 +37,7 @@ from rundctl.engine.cgroups.plain import PlainLease
 from rundctl.engine.cgroups.slot import Slot
 from rundctl.errors import words
 from rundctl.host.cgroupfs import Hierarchy, Place
+from rundctl.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

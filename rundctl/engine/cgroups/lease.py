@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from rundctl.host import machine
 from rundctl.host.cgroupfs import Hierarchy, Place
+from rundctl.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

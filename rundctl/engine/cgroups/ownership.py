@@ -13,7 +13,6 @@ and only if it still is the one that was judged.
 
 from __future__ import annotations
 
-import os
 import time
 
 from rundctl.engine.records import store
@@ -21,7 +20,7 @@ from rundctl.errors import HostError, StateError
 from rundctl.host import files
 from rundctl.host.machine import boot_id
 from rundctl.host.pidfd import start_time
-from rundctl.lean import json
+from rundctl.lean import json, os
 from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False
@@ -81,7 +80,7 @@ class Pool:
 
     def size(self) -> int:
         """How many slots shall be free; 0 once it is drained."""
-        with suppress(FileNotFoundError, ValueError), open(f"{self.directory}/size", encoding="ascii") as file:
+        with suppress(FileNotFoundError, ValueError), open(f"{self.directory}/size", encoding="utf-8") as file:
             return int(file.read()) if self.is_open() else 0
         return 0
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from rundctl.errors import ConfigError
+from rundctl.lean import os
 from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False

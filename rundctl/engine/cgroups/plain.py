@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from rundctl.engine.cgroups import paths
 from rundctl.engine.cgroups.lease import Lease
 from rundctl.host import cgroupfs
+from rundctl.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

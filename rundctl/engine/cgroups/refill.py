@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 from rundctl.engine import background
 from rundctl.engine.cgroups.ownership import STATE, Pool
 from rundctl.errors import HostError
 from rundctl.host import files
+from rundctl.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ other end is here.
 
 from __future__ import annotations
 
-import os
 from string import ascii_letters, digits
 
 from rundctl.engine.cgroups.lease import Lease
@@ -15,6 +14,7 @@ from rundctl.errors import ConfigError, HostError
 from rundctl.host import cgroupfs, process, systemd
 from rundctl.host.cgroup_settings import PERIOD_US, UNLIMITED, io_weight_of, weight_of_shares
 from rundctl.host.cgroupfs import Place
+from rundctl.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,9 +5,8 @@ Settings and their defaults are the table of host/cgroup_files.py, which also th
 
 from __future__ import annotations
 
-import os
-
 from rundctl.host import cgroup_files
+from rundctl.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ All of it works on slots whose lease it has taken first, so it may run beside an
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 
@@ -15,6 +14,7 @@ from rundctl.engine.cgroups.ownership import Pool
 from rundctl.engine.cgroups.slot import Slot
 from rundctl.errors import ConfigError, HostError, StateError, words
 from rundctl.host import files
+from rundctl.lean import os
 from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False

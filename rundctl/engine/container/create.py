@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 
 from rundctl.engine.cgroups import kinds, limits
@@ -19,6 +18,7 @@ from rundctl.guest import wire
 from rundctl.guest.ops import Op, Opcode, Plan
 from rundctl.host import cgroup_settings, cgroupfs, interruption, mountinfo, patience, rlimits, stdio
 from rundctl.host import devices as host_devices
+from rundctl.lean import os
 from rundctl.lean.contextlib import ExitStack
 from rundctl.oci import bundle as bundles
 from rundctl.oci import hooks, identity

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import _struct as struct
 import errno
-import os
-import struct
 
 from rundctl.engine.container import vm
 from rundctl.errors import GuestError, StateError
 from rundctl.guest import wire
 from rundctl.host import patience
+from rundctl.lean import os
 from rundctl.lean.contextlib import ExitStack
 from rundctl.types import Status
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 
-from rundctl.engine.container import pid_file, poststop, vm
-from rundctl.engine.container.stages import Stages
+from rundctl.engine.container import vm
 from rundctl.engine.records import store
 from rundctl.errors import (
     ConfigError,
@@ -22,18 +20,16 @@ from rundctl.errors import (
 from rundctl.guest import wire
 from rundctl.host import interruption, patience
 from rundctl.host.pidfd import Process, reap
-from rundctl.lean import signal
+from rundctl.lean import os, signal
 from rundctl.lean.contextlib import ExitStack, contextmanager, suppress
-from rundctl.oci import hooks
-from rundctl.oci.state import state_json
 from rundctl.types import Status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
     from rundctl.engine.container.context import Context, CreateOptions
+    from rundctl.engine.container.stages import Stages
     from rundctl.engine.records.store import Container
 
 KILL_TIMEOUT_S = 2.0  # until a SIGKILL is not the guest's business any more, but the host's
@@ -47,7 +43,8 @@ def create(ctx: Context, options: CreateOptions) -> None:
 
     Raises any error of ``rundctl.errors``; then nothing of it is left.
     """
-    from rundctl.engine.container import create as launch  # 13 ms that the other verbs need not pay
+    from rundctl.engine.container import create as launch  # which the other verbs need not pay for
+    from rundctl.engine.container.stages import Stages
 
     stages = Stages()
     with interruption.Held():
@@ -91,20 +88,6 @@ def _start_locked(container: Container) -> None:
     if result.error:
         argv0 = container.record["argv0"]
         raise ProcessError(f'exec: "{argv0}": {os.strerror(result.error).lower()}')
-
-
-def state(ctx: Context, container_id: str) -> dict[str, Any]:
-    """The state of runtime-spec, "State", with runc's additions. StateError if the container does not exist."""
-    return _state(store.load(ctx.root, container_id))
-
-
-def _state(container: Container) -> dict[str, Any]:
-    return state_json(container.record, *container.seen())
-
-
-def list_(ctx: Context) -> list[dict[str, Any]]:
-    """The state of every container of the root, by id; damaged ones are told of."""
-    return [_state(container) for container in store.list_all(ctx.root, ctx.warn)]
 
 
 def kill(ctx: Context, container_id: str, signo: int, *, everyone: bool = False) -> None:
@@ -167,7 +150,7 @@ def _thaw(container: Container, shim: Process) -> None:
     from rundctl.engine.cgroups import kinds
 
     for directory in kinds.recorded(container.record["cgroups"]).directories:
-        with suppress(OSError), open(f"{directory}/freezer.state", "w", encoding="ascii") as state:
+        with suppress(OSError), open(f"{directory}/freezer.state", "w", encoding="utf-8") as state:
             state.write("THAWED")
     if not shim.wait(patience.seconds(vm.END_TIMEOUT_S)):
         raise HostError(
@@ -246,7 +229,8 @@ def _delete_damaged(ctx: Context, container_id: str, damage: DamagedError) -> No
 
 
 def _delete_ended(ctx: Context, container: Container, *, force: bool, directory: str) -> None:
-    from rundctl.engine.cgroups import kinds, refill  # 2 ms that state, start and kill need not pay
+    from rundctl.engine.cgroups import kinds, refill  # which start and kill need not pay for
+    from rundctl.engine.container import pid_file, poststop
 
     with ExitStack() as held:
         try:
@@ -304,6 +288,8 @@ def run(ctx: Context, options: CreateOptions) -> int:
     GuestError with that exit code if the VM ended before the container did.
     """
     from rundctl.engine.container import create as launch
+    from rundctl.engine.container import pid_file
+    from rundctl.engine.container.stages import Stages
 
     stages = Stages()
     with interruption.Held() as held:
@@ -379,8 +365,11 @@ def _poststart(container: Container) -> None:
     wanted = container.record["hooks"]["poststart"]
     if not wanted:
         return
+    from rundctl.engine.container import states
+    from rundctl.oci import hooks
+
     try:
-        hooks.run("poststart", wanted, _state(container), container.record["bundle"])
+        hooks.run("poststart", wanted, states.of(container), container.record["bundle"])
     except (HostError, KeyboardInterrupt):
         _end(container)
         raise

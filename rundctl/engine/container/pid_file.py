@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from rundctl.errors import HostError, words
 from rundctl.host import files
+from rundctl.lean import os
 from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False

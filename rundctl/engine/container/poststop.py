@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from rundctl.oci import hooks
-from rundctl.oci.state import state_json
-from rundctl.types import Status
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rundctl.engine.container.context import Context
@@ -16,5 +12,9 @@ def run(ctx: Context, container: Container, directory: str) -> None:
     """Nothing is left that a failure could stop: it is told, and the others run all the same."""
     wanted = container.record["hooks"]["poststop"]
     if wanted:
+        from rundctl.oci import hooks  # which most containers have none of
+        from rundctl.oci.state import state_json
+        from rundctl.types import Status
+
         for problem in hooks.run_all("poststop", wanted, state_json(container.record, Status.STOPPED, 0), directory):
             ctx.warn(problem)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from rundctl.host import native
+from rundctl.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

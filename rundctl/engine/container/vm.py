@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import _socket as socket
-import os
-import struct
+import _struct as struct
 import time
 
 from rundctl.errors import GuestError, words
 from rundctl.guest import wire
-from rundctl.host import interruption, patience, process
+from rundctl.host import interruption, patience
 from rundctl.host.pidfd import Process, reap
+from rundctl.lean import os
 from rundctl.lean.contextlib import ExitStack
-from rundctl.vmm.qmp import Qmp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,6 +82,8 @@ class Vm:
 
     def __init__(self, argv: Sequence[str], keep: Sequence[int], sockets: Sockets) -> None:
         self.pid = self.join_us = self.clone_us = 0
+        from rundctl.host import process  # which who asks a VM that there is need not pay for
+
         self._launcher = process.spawn(argv, keep)
         # From here on only shim and QEMU may hold the far ends, or their death would go unseen.
         for _, far in (sockets.creator, sockets.agent, sockets.qmp):
@@ -102,6 +103,8 @@ class Vm:
 
     def restore(self, uri: str, devices: list[dict[str, str]]) -> None:
         """Load the template's device state and add what it cannot have; the guest runs when this returns. GuestError with QEMU's words."""
+        from rundctl.vmm.qmp import Qmp
+
         monitor = Qmp(self._qmp)
         if not devices:
             monitor.restore(uri)

@@ -10,7 +10,7 @@ Sources: linux/bpf.h (struct bpf_cgroup_dev_ctx), Documentation/bpf/standardizat
 
 from __future__ import annotations
 
-import struct
+import _struct as struct
 
 from rundctl.oci.support import invalid
 

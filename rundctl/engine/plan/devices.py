@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import posixpath
-import stat
+import _stat as stat
 
 from rundctl.errors import ConfigError
 from rundctl.guest import ops
+from rundctl.lean import path as paths
 from rundctl.oci.support import invalid, refused
 
 TYPE_CHECKING = False
@@ -72,7 +72,7 @@ class _Device:
         self.entry = entry
         self.where = where
         self.kind: str = entry["type"]
-        self.path = posixpath.normpath("/" + entry["path"].lstrip("/"))
+        self.path = paths.normpath("/" + entry["path"].lstrip("/"))
         self.number: tuple[int, int] = entry.get("major", 0), entry.get("minor", 0)
 
     @property

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import posixpath
-
 from rundctl.guest import ops
+from rundctl.lean import path as paths
 from rundctl.oci.linux import (
     MOUNT_OPTIONS,
     MS_BIND,
@@ -128,7 +127,7 @@ def binds(bundle: Bundle) -> list[Mount]:
     """The bind mounts, their sources as absolute paths of the host (a relative one counts from the bundle)."""
     found = [mount for mount in parse(bundle.spec) if mount.is_bind]
     for mount in found:
-        mount.source = posixpath.join(bundle.path, mount.source)
+        mount.source = paths.join(bundle.path, mount.source)
     return found
 
 
@@ -139,7 +138,7 @@ def _parse(index: int, entry: dict[str, Any]) -> Mount:
         if name in REFUSED_OPTIONS:
             raise refused(f"{where}.options", f"{name}: {REFUSED_OPTIONS[name]}")
     # Lexically, as runc does; a link in the image is resolved by the agent, and never leads out of the root.
-    destination = posixpath.normpath("/" + entry["destination"].lstrip("/"))
+    destination = paths.normpath("/" + entry["destination"].lstrip("/"))
     mount = Mount(index, destination, entry.get("type", ""), entry.get("source", ""), parse_options(names))
     _check_destination(mount, where)
     _check_source(mount, where)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import posixpath
-
 from rundctl.guest import ops
+from rundctl.lean import path as paths
 from rundctl.oci.linux import CAPABILITIES, RLIMITS
 from rundctl.oci.support import invalid
 
@@ -89,7 +88,7 @@ def working_directory(process: dict[str, Any]) -> str:
     cwd: str = process["cwd"]
     if not cwd.startswith("/"):
         raise invalid("process.cwd", f"expected an absolute path, got {cwd!r}")
-    return posixpath.normpath("/" + cwd.lstrip("/"))
+    return paths.normpath("/" + cwd.lstrip("/"))
 
 
 def oom_score(process: dict[str, Any]) -> list[ops.Op]:

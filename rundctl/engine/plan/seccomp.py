@@ -9,13 +9,12 @@ identity of its file, so a hit costs one stat for it. The host's kernel is no in
 
 from __future__ import annotations
 
-import os
 import time
 from _blake2 import blake2b  # the C module itself: hashlib loads OpenSSL, for 5 ms
 
 from rundctl.errors import HostError
 from rundctl.host import files
-from rundctl.lean import json
+from rundctl.lean import json, os
 from rundctl.lean.contextlib import suppress
 from rundctl.oci.linux import SECCOMP_ACTIONS
 from rundctl.oci.support import invalid, refused

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import os
-import posixpath
-import stat
 
 from rundctl.engine.plan import mounts as plan_mounts
 from rundctl.engine.plan.mounts import Volume
 from rundctl.errors import ConfigError, HostError, words
 from rundctl.host import mountinfo, rlimits
+from rundctl.lean import os
+from rundctl.lean import path as paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Volumes:
         """Have a source assembled, and if ``recursive`` what is mounted below it; its path in the guest."""
         kind = "file" if is_file else "tree" if recursive else "dir"
         source = os.readlink(f"/proc/self/fd/{fd}")
-        name = posixpath.basename(source) or "root"  # of a bind, mountinfo tells the name of its source
+        name = paths.basename(source) or "root"  # of a bind, mountinfo tells the name of its source
         path = f"{_GUEST_DIRECTORY}/{len(self.descriptors)}/{name}"
         self.arguments += ["--volume", f"{fd},{'ro' if read_only else 'rw'},{kind},{name}"]
         self.descriptors.append(fd)
@@ -169,9 +169,7 @@ def _check_rootfs(path: str, table: list[bytes]) -> None:
 def _check_source(where: str, fd: int, under: mountinfo.Mount) -> None:
     """The shim sees to all else that concerns a procfs: one that is whole is shown without processes (native/shim/procfs.c)."""
     if under.type == "proc":
-        inside = (
-            posixpath.normpath(f"{under.root}/{posixpath.relpath(_path(fd), under.target)}").strip("/").split("/")[0]
-        )
+        inside = paths.normpath(f"{under.root}/{paths.relpath(_path(fd), under.target)}").strip("/").split("/")[0]
         if inside.isdigit() or inside in ("self", "thread-self"):
             message = f"{where}: shows a process of the host; QEMU serves it, and may read more than the container may"
             raise ConfigError(message, hint="bind /proc itself (it shows no processes), or files such as /proc/stat")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import time
 
 from rundctl.engine.records import trust
@@ -13,7 +12,7 @@ from rundctl.host import interruption, patience
 from rundctl.host.files import is_path_of, replace, unlink
 from rundctl.host.machine import boot_id
 from rundctl.host.pidfd import Process, start_time
-from rundctl.lean import json
+from rundctl.lean import json, os
 from rundctl.lean.contextlib import ExitStack, contextmanager, suppress
 from rundctl.oci import identity
 from rundctl.types import Status
@@ -242,7 +241,7 @@ def _elsewhere_link(root: str, container_id: str) -> str:
 
 
 def _is_default(root: str) -> bool:
-    return os.path.realpath(root) == os.path.realpath(DEFAULT_ROOT)
+    return root == DEFAULT_ROOT or os.path.realpath(root) == os.path.realpath(DEFAULT_ROOT)
 
 
 def _link_elsewhere(root: str, container_id: str) -> None:

@@ -5,11 +5,11 @@ Asked of descriptors, never of paths: what was looked at is what is read. Believ
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import os
-import stat
 
 from rundctl.errors import HostError
+from rundctl.lean import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

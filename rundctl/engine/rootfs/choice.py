@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import os
-
 from rundctl.engine.rootfs import combinations, transport
 from rundctl.engine.rootfs.images import content as images
 from rundctl.engine.rootfs.images import overlay, overlay_marks
 from rundctl.engine.rootfs.images.content import Content
 from rundctl.errors import ConfigError, HostError, words
 from rundctl.host import mountinfo
+from rundctl.lean import os
 from rundctl.oci import options
 
 TYPE_CHECKING = False

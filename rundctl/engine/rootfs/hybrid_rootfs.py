@@ -31,14 +31,13 @@ Measured by
 
 from __future__ import annotations
 
-import os
-
 from rundctl.engine.rootfs import combinations, transport
 from rundctl.engine.rootfs.choice import Choice, immutable_content, reader_of
 from rundctl.engine.rootfs.images import content as images
 from rundctl.engine.rootfs.transport import LOWER, ROOT
 from rundctl.engine.template import upper
 from rundctl.guest import ops
+from rundctl.lean import os
 from rundctl.vmm import qemu
 
 TYPE_CHECKING = False

@@ -5,12 +5,11 @@ One class, and one constructor for each way; `hybrid_rootfs` and `rootfs.choice`
 
 from __future__ import annotations
 
-import os
-
 from rundctl.engine.rootfs.images import content as images
 from rundctl.engine.template import upper
 from rundctl.errors import HostError, words
 from rundctl.guest import ops
+from rundctl.lean import os
 from rundctl.vmm import qemu
 
 TYPE_CHECKING = False

@@ -6,12 +6,11 @@ the path of every start); `discover` finds out what is not remembered, and remem
 
 from __future__ import annotations
 
-import os
-
 import rundctl
 from rundctl.errors import HostError, words
 from rundctl.guest import kernel as kernels
 from rundctl.host import machine
+from rundctl.lean import os
 from rundctl.types import Accelerator
 from rundctl.vmm import accelerator, binary, kvm, qemu
 from rundctl.vmm.cmdline import cmdline

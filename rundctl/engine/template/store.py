@@ -6,10 +6,9 @@ that were written is never used.
 
 from __future__ import annotations
 
-import os
-
 from rundctl.errors import HostError, words
 from rundctl.host import manifest as manifests
+from rundctl.lean import os
 from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False

@@ -5,11 +5,10 @@ Template builder and hybrid rootfs both stand on it.
 
 from __future__ import annotations
 
-import os
-
 from rundctl.errors import HostError, words
 from rundctl.guest import ops
 from rundctl.host import ficlone, files
+from rundctl.lean import os
 from rundctl.vmm import qemu
 
 MOUNT_POINT = "/upper"
@@ -42,7 +41,7 @@ def format_image(path: str, size_mib: int) -> None:
         for directory in (DIRECTORY, WORK):
             made = f"{skeleton}/{os.path.relpath(directory, MOUNT_POINT)}"
             os.makedirs(made)
-            os.chmod(made, 0o755)  # noqa: S103 (DIRECTORY's is the mode of the container's root)
+            os.chmod(made, 0o755)  # DIRECTORY's is the mode of the container's root
         ext4.make(path, size_mib, "-d", skeleton, what="format the upper layer")
     finally:
         shutil.rmtree(skeleton, ignore_errors=True)

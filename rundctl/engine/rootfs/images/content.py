@@ -8,7 +8,6 @@ open, to have made in the background. `rootfs.images.build` makes them, `rootfs.
 from __future__ import annotations
 
 import fcntl
-import os
 import time
 from _blake2 import blake2b  # the C module itself: hashlib loads OpenSSL, for 5 ms
 
@@ -16,6 +15,7 @@ from rundctl.engine import background
 from rundctl.errors import ConfigError, HostError, words
 from rundctl.host import files
 from rundctl.host import manifest as manifests
+from rundctl.lean import os
 from rundctl.lean.contextlib import suppress
 from rundctl.oci.options import IMMUTABLE
 

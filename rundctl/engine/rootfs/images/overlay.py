@@ -6,10 +6,9 @@ for each layer (since 6.5, verbatim), perhaps relative to what was the mounter's
 
 from __future__ import annotations
 
-import os
-
 from rundctl.errors import words
 from rundctl.host import mountinfo
+from rundctl.lean import os
 from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False
@@ -107,7 +106,7 @@ def _defaults(parameters: str = "/sys/module/overlay/parameters") -> dict[str, s
     """The merging options that are on unless said otherwise; mountinfo does not show what is as the module's parameters have it."""
     found: dict[str, str] = {}
     for name in ("metacopy", "redirect_dir"):
-        with suppress(FileNotFoundError), open(f"{parameters}/{name}", encoding="ascii") as file:
+        with suppress(FileNotFoundError), open(f"{parameters}/{name}", encoding="utf-8") as file:
             if file.read(1) == "Y":
                 found[name] = "on"
     return found

@@ -7,9 +7,8 @@ one. Whiteouts that are devices come through. ``security.capability`` does not, 
 
 from __future__ import annotations
 
-import os
-
 from rundctl.errors import words
+from rundctl.lean import os
 from rundctl.lean.contextlib import suppress
 
 TYPE_CHECKING = False
