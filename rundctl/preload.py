@@ -74,7 +74,7 @@ def load(words: Sequence[str]) -> None:
         return
     pack = f"{_DIRECTORY}/__pycache__/{verb}.{sys.implementation.cache_tag}.pack"
     entries = _read(pack)
-    if not entries and posix.geteuid() == 0:
+    if not entries and posix.geteuid() == 0 and posix.access(pack.rpartition("/")[0], posix.W_OK):
         _write(pack, _record(VERBS[verb]))
     for entry in entries:
         if entry[0] not in sys.modules:
