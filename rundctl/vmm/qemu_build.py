@@ -86,8 +86,7 @@ _CFLAGS = "-O2 -g0"  # debugging information would be thrown away
 _NEEDS = workshop.needs(
     workshop.COMPILERS,
     (
-        ("dpkg-source", "dpkg-dev", "unpacks the source"),
-        ("patch", "patch", "makes it start faster"),
+        ("dpkg-source", "dpkg-dev", "unpacks the source"),  # and has `patch` with it
         ("ninja", "ninja-build", "runs the build"),
         ("meson", "meson", "configures the build"),
         ("pkg-config", "pkg-config", "finds libraries"),
