@@ -12,7 +12,7 @@
  * The entropy is wiped from `payload`, so that it does not stay in memory that the container's child inherits. */
 int machine_identity(uint8_t *payload, size_t size, const char **what);
 /* Sets the clock after the machine stood still. Nobody could do anything about an error: it goes into the log. */
-void machine_clock(uint64_t realtime_ns);
+void machine_date(const struct wire_date *date);
 /* What time it is. Whether the kernel still measures the clock it tells the time by: then its rate is not the one that it will have. */
 bool machine_tell_clock(struct wire_clock *told);
 /* Before a snapshot: the clock is calibrated, timers are on time, a spare waits for its container, what is dirty is written,

@@ -151,17 +151,17 @@ static void tell_clock(const struct message *message)
 	send_message(&agent.conn, &head, answer, sizeof(answer));
 }
 
-/* The machine was paused; without an answer, since the time would be old by then. */
+/* The machine was paused, or the host's date was set; without an answer, since the time would be old by then. */
 static void set_clock(const struct message *message)
 {
-	uint64_t realtime_ns;
+	struct wire_date date;
 
-	if (message->head.container != 0 || message->size != sizeof(realtime_ns)) {
+	if (message->head.container != 0 || message->size != sizeof(date)) {
 		send_violation(&agent.conn, "bad clock");
 		return;
 	}
-	memcpy(&realtime_ns, message->payload, sizeof(realtime_ns));
-	machine_clock(realtime_ns);
+	memcpy(&date, message->payload, sizeof(date));
+	machine_date(&date);
 }
 
 static void send_figures(const struct message *message, const uint8_t *answer, ssize_t size)

@@ -55,7 +55,7 @@ enum wire_type {
 	WIRE_STOP = 14,	     /* empty; request client -> shim: end the VM now, without asking the guest */
 	WIRE_PAUSE = 15,     /* empty; request client -> shim: RESULT when QEMU has stopped the machine */
 	WIRE_RESUME = 16,    /* empty; request client -> shim: RESULT when it runs again */
-	WIRE_CLOCK = 17,     /* tag 0: uint64_t CLOCK_REALTIME of the host in ns, shim -> agent after RESUME or a step; request: RESULT has wire_clock */
+	WIRE_CLOCK = 17,     /* tag 0: struct wire_date, shim -> agent after a RESUME, or if the date was set; request: RESULT has struct wire_clock */
 	WIRE_READ = 18,	     /* names of files, each with its NUL; request: RESULT has them, read in the container's cgroup */
 	WIRE_PROCESSES = 19, /* uint64_t where to begin, 0 at first; request: RESULT has some of the container's processes */
 };
@@ -87,6 +87,13 @@ struct wire_processes {
 	uint64_t uptime_ns; /* CLOCK_BOOTTIME of the guest */
 };
 _Static_assert(sizeof(struct wire_processes) == 16, "processes");
+
+struct wire_date {
+	uint64_t realtime_ns; /* CLOCK_REALTIME of the host when sent */
+	uint32_t back;	      /* 1: it was set back. Else a guest that is ahead has it late, and goes on */
+	uint32_t reserved;
+};
+_Static_assert(sizeof(struct wire_date) == 16, "date");
 
 /* In the RESULT of a CLOCK. `index` of the RESULT: 1 as long as the guest's kernel still measures its clock, else 0. */
 struct wire_clock {

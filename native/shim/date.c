@@ -10,24 +10,35 @@
 #include "clock.h"
 #include "peers.h"
 
-int date_watch(void)
+/* How far the date is from the clock that cannot be set, at most and at least: we may be interrupted between two looks. */
+static struct wire_date date_look(struct shim *shim)
+{
+	int64_t before = clock_ns(CLOCK_BOOTTIME), now = clock_ns(CLOCK_REALTIME), after = clock_ns(CLOCK_BOOTTIME);
+	struct wire_date date = {.realtime_ns = (uint64_t)now, .back = now - before < shim->date_offset_ns};
+
+	shim->date_offset_ns = now - after;
+	return date;
+}
+
+void date_watch(struct shim *shim)
 {
 	const struct itimerspec never = {.it_value.tv_sec = INT64_MAX / NS_PER_S};
-	int fd = timerfd_create(CLOCK_REALTIME, TFD_NONBLOCK | TFD_CLOEXEC);
 
-	if (fd >= 0 && timerfd_settime(fd, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &never, NULL) < 0) {
-		close(fd);
-		return -1;
+	shim->date_offset_ns = INT64_MIN;
+	shim->date = timerfd_create(CLOCK_REALTIME, TFD_NONBLOCK | TFD_CLOEXEC);
+	if (shim->date >= 0 && timerfd_settime(shim->date, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &never, NULL) < 0) {
+		close(shim->date);
+		shim->date = -1;
 	}
-	return fd;
+	(void)date_look(shim);
 }
 
 void date_tell(struct shim *shim)
 {
 	struct wire_header head = {.type = WIRE_CLOCK};
-	uint64_t realtime_ns = (uint64_t)clock_ns(CLOCK_REALTIME);
+	struct wire_date date = date_look(shim);
 
-	send_agent(shim, &head, &realtime_ns, sizeof(realtime_ns));
+	send_agent(shim, &head, &date, sizeof(date));
 }
 
 /* Who is paused is told when it goes on, and who has not begun by its IDENTITY. */

@@ -4,8 +4,8 @@
 
 #include "shim.h"
 
-/* A descriptor that can be read once the host's date was set; -1 if there is none, and then the guest is not told. */
-int date_watch(void);
+/* `shim->date` can be read once the host's date was set; -1 if there is no such descriptor, and then the guest is not told. */
+void date_watch(struct shim *shim);
 void date_serve(struct shim *shim);
 void date_tell(struct shim *shim);
 

@@ -414,12 +414,12 @@ void serve(const struct options *options, pid_t qemu, int signals, int words)
 			    .words = words,
 			    .agent.fd = -1,
 			    .monitor.fd = options->qmp,
-			    .date = date_watch(),
 			    .oom_kills = oom_kills(options->oom_events)};
 	int error;
 
 	/* Without this glibc raises the bound with the first large plan, and keeps the memory for the container's life. */
 	(void)mallopt(M_MMAP_THRESHOLD, 64 * 1024);
+	date_watch(&shim);
 	error = set_up(&shim, options);
 	if (error) {
 		char detail[96];

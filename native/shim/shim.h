@@ -42,8 +42,9 @@ struct shim {
 	bool control_rests; /* a connection could not be accepted: the next turn does not try again */
 	int words;	    /* of QEMU and the helpers, -1: none of them lives */
 	struct monitor monitor;
-	int date;    /* -1: none */
-	bool paused; /* QEMU has confirmed that the machine stands still */
+	int date;		/* -1: none */
+	int64_t date_offset_ns; /* how far the date was from CLOCK_BOOTTIME, at least, when the guest was told last */
+	bool paused;		/* QEMU has confirmed that the machine stands still */
 	struct conn agent;
 	bool agent_active; /* HELLO was sent: not before the guest is restored */
 	bool set_up;	   /* the container's plan has reached its WAIT: its process can be signalled and fed */

@@ -1,4 +1,4 @@
-/* The agent linked with calls that fail or wait, by the word in FAULT (`-Wl,--wrap`): what no host does when a test asks for it. Two others are only
+/* The agent linked with calls that fail or wait, by the word in FAULT (`-Wl,--wrap`): what no host does when a test asks for it. Three others are only
  * told, on stderr: what no test may do to its host. */
 #include <errno.h>
 #include <signal.h>
@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/timex.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -16,6 +17,7 @@ ssize_t __wrap_write(int fd, const void *bytes, size_t size);
 void __real_cgroup_remove(uint16_t container, int cgroup);
 void __wrap_cgroup_remove(uint16_t container, int cgroup);
 int __wrap_clock_settime(clockid_t clock, const struct timespec *now);
+int __wrap_clock_adjtime(clockid_t clock, struct timex *change);
 int __real_nanosleep(const struct timespec *wanted, struct timespec *left);
 int __wrap_nanosleep(const struct timespec *wanted, struct timespec *left);
 void __wrap_sync(void);
@@ -58,6 +60,17 @@ void __wrap_cgroup_remove(uint16_t container, int cgroup)
 int __wrap_clock_settime(clockid_t clock, const struct timespec *now)
 {
 	dprintf(2, "clock %d: %lld.%09ld\n", (int)clock, (long long)now->tv_sec, now->tv_nsec);
+	return 0;
+}
+
+/* Where it would be moved to, to the second. */
+int __wrap_clock_adjtime(clockid_t clock, struct timex *change)
+{
+	struct timespec now;
+
+	clock_gettime(clock, &now);
+	dprintf(2, "clock %d moved: %lld\n", (int)clock,
+		(long long)(now.tv_sec + change->time.tv_sec + (now.tv_nsec + change->time.tv_usec + 500000000) / 1000000000));
 	return 0;
 }
 

@@ -16,7 +16,7 @@ from shim_rig import Shim
 
 from rundctl.host.mounts import PrivateMounts
 
-WRAPPED = ("write", "cgroup_remove", "clock_settime", "nanosleep", "sync")
+WRAPPED = ("write", "cgroup_remove", "clock_settime", "clock_adjtime", "nanosleep", "sync")
 
 
 @pytest.fixture(scope="session")

@@ -308,7 +308,10 @@ def test_machine_plan(rig, tmp_path):
 
 
 def test_identity_and_settle(faulty, tmp_path):
-    """In namespaces of its own, with a file in the place of drop_caches; what it does to the clock and the disks is only told."""
+    """In namespaces of its own, with a file in the place of drop_caches; what it does to the clock and the disks is only told.
+
+    The clock goes back if it is told so. A time that has gone by is a message that came late.
+    """
     drop = tmp_path / "drop_caches"
     drop.write_text("")
     script = f'mount --bind {drop} /proc/sys/vm/drop_caches && exec "$@"'
@@ -321,14 +324,15 @@ def test_identity_and_settle(faulty, tmp_path):
         assert subprocess.check_output(in_namespace, text=True) == "told-apart\n"
         assert _memory_holds(int(inner), secret[8:56]) is False
         assert rig.ask(wire.IDENTITY, b"short").error == errno.EPROTO
-        rig.channel.notify(wire.CLOCK, struct.pack("<Q", 56_000_000_078))
+        for realtime_ns, back in ((56_000_000_078, 1), (78_000_000_090, 0), (9_000_000_000_000_000_001, 0)):
+            rig.channel.notify(wire.CLOCK, struct.pack("<QII", realtime_ns, back, 0))
         assert rig.ask(wire.SETTLE, container=1).error == errno.EPROTO
         assert rig.ask(wire.SETTLE).error == 0
         assert drop.read_text() == "3"
         rig.channel.hello(wire.ROLE_SHIM)  # a clone's first words
         assert rig.signal(signal.SIGTERM).error == errno.ESRCH
     told = [line for line in rig.words.splitlines() if line.startswith(("clock ", "sync"))]
-    assert told == ["clock 0: 12.000000034", "clock 0: 56.000000078", "sync"]
+    assert told == ["clock 0: 12.000000034", "clock 0 moved: 56", "clock 0 moved: 9000000000", "sync"]
 
 
 def test_what_time_it_is(faulty):
