@@ -37,11 +37,11 @@ from rundctl.errors import RundctlError
 from rundctl.guest import kernel_fetch, modules
 from rundctl.guest.cpio import Archive
 from rundctl.host import apt, files
+from rundctl.vmm import binary
 
 if TYPE_CHECKING:
     from typing import Self
 
-QEMU = "qemu-system-x86_64"
 RESULTS = "/results"
 DISK = "/bed"
 HOME = f"{DISK}/home"
@@ -82,11 +82,19 @@ class Machine:
     arguments: tuple[str, ...] = ()
 
 
-def missing(qemu: str = QEMU, features: str = "+svm,+npt") -> str:
+def qemu() -> str:
+    """The program that is the machine: the lean QEMU, whose SVM delivers an injected interrupt once (rundctl/vmm/patches/7.2/0009); else the host's."""
+    home = settings.load().home
+    lean = binary.current(home)
+    return binary.program(home, lean) if lean else binary.NAME
+
+
+def missing(program: str = "", features: str = "+svm,+npt") -> str:
     """Why there can be no such machine on this host; "" if there can."""
-    path = shutil.which(qemu)
+    wanted = program or qemu()
+    path = shutil.which(wanted)
     if path is None:
-        return f"{qemu} is missing: apt-get install qemu-system-x86"
+        return f"{wanted} is missing: apt-get install qemu-system-x86"
     argv = [path, "-machine", "q35", "-accel", "tcg", "-m", "32", "-cpu", f"qemu64,{features},enforce", *_BARE]
     done = subprocess.run(
         [*argv, "-S", "-monitor", "stdio"], input="quit\n", capture_output=True, text=True, timeout=60, check=False
@@ -256,7 +264,7 @@ class Bed:
         machine, found = self._machine, kernel()
         (self._scratch / "initramfs").write_bytes(self._initramfs(found))
         return [
-            "setpriv", "--pdeathsig", "KILL", QEMU, "-machine", "q35", "-cpu", f"{machine.cpu},+svm,+npt", "-smp", str(machine.processors), "-m", str(machine.memory_mib),
+            "setpriv", "--pdeathsig", "KILL", qemu(), "-machine", "q35", "-cpu", f"{machine.cpu},+svm,+npt", "-smp", str(machine.processors), "-m", str(machine.memory_mib),
             "-accel", "tcg,tb-size=1024",
             *_BARE, "-serial", f"file:{self._scratch}/console", "-no-reboot",
             "-kernel", f"{found}/vmlinuz", "-initrd", f"{self._scratch}/initramfs",

@@ -78,7 +78,7 @@ def test_a_patch_has_a_reason_a_licence_and_whole_hunks(path: str) -> None:
     text = Path(path).read_text(encoding="utf-8")
     head, _, body = text.partition("\n--- ")
     reason, _, licence = head.rstrip().rpartition("\n")
-    assert licence == "SPDX-License-Identifier: GPL-2.0-or-later"
+    assert licence.removeprefix("SPDX-License-Identifier: ") in ("GPL-2.0-or-later", "LGPL-2.1-or-later")  # its file's
     assert len(reason.split()) > 10
     hunks = re.findall(
         r"(?m)^@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@.*\n((?:[-+ ].*\n|\n)*)", f"--- {body}".replace("\n--- a/", "\n#")
