@@ -81,3 +81,8 @@ def words(error: OSError) -> str:
     if error.errno == errno.ENOENT:
         return "is missing"
     return (error.strerror or str(error)).lower()
+
+
+def cause(error: OSError) -> str:
+    """`words`, behind the file that the error is about if it names one."""
+    return f"{error.filename}: {words(error)}" if error.filename else words(error)

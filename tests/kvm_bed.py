@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,14 +110,13 @@ def kernel() -> Path:
 
     RundctlError if it cannot be: apt's own words.
     """
-    store = Path(settings.load().home) / "kvm-bed"
+    # By the list of modules: another checkout may have another one, and a machine that runs.
+    store = Path(settings.load().home) / "kvm-bed" / f"{zlib.crc32(_MODULES.encode()):08x}"
     store.mkdir(parents=True, exist_ok=True)
     with files.Lock(str(store / ".lock")):
-        for there in sorted(store.glob("*/modules.list")):
-            if there.read_text() == _MODULES:
-                return there.parent
-        for old in store.glob("[!.]*"):
-            shutil.rmtree(old)
+        there = sorted(store.glob("[!.]*"))
+        if there:
+            return there[-1]
         return _fetch(store)
 
 
@@ -133,7 +133,6 @@ def _fetch(store: Path) -> Path:
         found = modules.resolve(kernel_fetch._modules_directory(root, version), tuple(_MODULES.split()))
         for number, module in enumerate(found):
             (made / "modules" / f"{number:03}-{module.name}.ko").write_bytes(module.data)
-        (made / "modules.list").write_text(_MODULES)
         made.rename(store / version)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

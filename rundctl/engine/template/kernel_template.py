@@ -29,7 +29,7 @@ import time
 
 from rundctl.engine.template import inputs, store
 from rundctl.engine.template.inputs import Request
-from rundctl.errors import GuestError, HostError, words
+from rundctl.errors import GuestError, HostError, cause
 from rundctl.types import Accelerator
 from rundctl.vmm import qemu
 
@@ -196,7 +196,7 @@ def _build(work: _Work, memo: Memo, progress: Progress, *, publish_it: bool) -> 
             place = f"{store.root(ingredients.settings.home)}/{inputs.key_of(shape)}"
             publish.publish(directory, place, shape, {**facts, **took})
     except OSError as error:
-        raise HostError(f"build the template in {directory}: {words(error)}") from error
+        raise HostError(f"build the template in {directory}: {cause(error)}") from error
     clock.remember(memo, figures)
     memo.save()
     prune.forget(ingredients.settings)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rundctl.engine.template import builders, store
-from rundctl.errors import HostError, words
+from rundctl.errors import HostError, cause, words
 from rundctl.host import ficlone, files, loop, mounts, process, workspace
 from rundctl.host import manifest as manifests
 from rundctl.lean import json
@@ -157,8 +157,7 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise HostError(f"{what}: {where}{words(error)}") from error
+        raise HostError(f"{what}: {cause(error)}") from error
 
 
 def _need_image(home: str) -> None:
