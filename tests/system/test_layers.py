@@ -29,9 +29,9 @@ from rundctl import cli
 from rundctl.engine.template import kernel_template
 image, find = sys.argv.pop(), kernel_template.find
 
-def after_the_choice(*arguments):
+def after_the_choice(*arguments, **named):
     shutil.rmtree(image)
-    return find(*arguments)
+    return find(*arguments, **named)
 
 kernel_template.find = after_the_choice
 sys.exit(cli.main(sys.argv[1:]))
