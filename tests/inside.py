@@ -118,10 +118,12 @@ class Reader:
         return item.path.is_relative_to(self._directory) and item.get_closest_marker(OUTSIDE) is None
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         """Report what happened instead of making it happen."""
         if not self._is_ours(item):
             return None
+        # Of one that ran before: pytest has kept for this one what the two would share.
+        item.session._setupstate.teardown_exact(nextitem)
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self._of(item):
             item.ihook.pytest_runtest_logreport(report=report)

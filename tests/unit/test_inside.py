@@ -87,6 +87,28 @@ def test_each_is_reported_as_it_was(tmp_path: Path) -> None:
         assert words in done.stdout
 
 
+def test_what_ran_on_the_host_before_is_torn_down(tmp_path: Path) -> None:
+    """A directory's test on the host, then one of its VM, then one of another directory."""
+    place = "inside.install(config, Path(__file__).resolve().parent"
+    once = _CONFTEST.partition("    if not inside.INSIDE:")[0]
+    (tmp_path / "conftest.py").write_text(once.replace(place, f'{place} / "inner"'))
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = outside\n")
+    (tmp_path / "mode").write_text("whole")
+    for name, test in (
+        ("inner/test_a.py", "import pytest\n@pytest.mark.outside\ndef test_on_the_host():\n    pass\n"),
+        ("inner/test_b.py", "def test_in_the_vm():\n    pass\n"),
+        ("other/test_c.py", "def test_after_them():\n    pass\n"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(test)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, "3 passed" in done.stdout) == (0, True), done.stdout
+    assert (tmp_path / "given").read_text() == "inner/test_b.py::test_in_the_vm\n"
+
+
 def test_only_what_was_chosen_runs(tmp_path: Path) -> None:
     done = outcome(tmp_path, "whole", "-k", "good")
     assert done.returncode == 0, done.stdout
