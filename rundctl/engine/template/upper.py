@@ -5,7 +5,7 @@ Template builder and hybrid rootfs both stand on it.
 
 from __future__ import annotations
 
-from rundctl.errors import HostError, cause
+from rundctl.errors import HostError, words
 from rundctl.guest import ops
 from rundctl.host import ficlone, files
 from rundctl.lean import os
@@ -27,7 +27,7 @@ def clone(image: str, directory: str, what: str = "the upper layer", extents: fi
     try:
         return _clone(image, directory, extents)
     except OSError as error:
-        raise HostError(f"make {what} in {directory}: {cause(error)}") from error
+        raise HostError(f"make {what} in {directory}: {words(error)}") from error
 
 
 def format_image(path: str, size_mib: int) -> None:
